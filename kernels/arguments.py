@@ -1,0 +1,65 @@
+"""Argument checks shared by the operators: what was given, what is accepted."""
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels import runtime
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """An argument that the operator does not take.
+
+    A ``ValueError``, as Python has it, and a ``RuntimeError``, which is what ``torch.nn.functional`` raises.
+    """
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises :class:`ArgumentError` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ArgumentError(message)
+
+
+def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | None = None) -> None:
+    """Checks that ``value`` is a tensor that the kernels can read: its type, dtype and device.
+
+    ``like`` is the operator's first tensor; the others must have its dtype and device.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{operator}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    check(value.dtype in DTYPES, f"{operator}: {name} must be float32, float16 or bfloat16, got {value.dtype}")
+    if like is None:
+        check(
+            runtime.INTERPRETED or value.is_cuda,
+            f"{operator}: {name} is on {value.device}, but the kernels are compiled for the GPU here; "
+            "move it with .to('cuda'), or set TRITON_INTERPRET=1 to run on the CPU",
+        )
+        return
+    check(value.dtype == like.dtype, f"{operator}: {name} must be {like.dtype} as input is, got {value.dtype}")
+    check(value.device == like.device, f"{operator}: {name} must be on {like.device} as input is, got {value.device}")
+
+
+def integer(operator: str, name: str, value: object) -> int:
+    """``value`` as an int; a bool or a float is a TypeError, as in PyTorch."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
+    return value
+
+
+def number(operator: str, name: str, value: object) -> float:
+    """``value`` as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
+def pair(operator: str, name: str, value: int | Sequence[int]) -> list[int]:
+    """``value`` as [vertical, horizontal]: an int stands for both, and so does a sequence of one."""
+    values = [value] if isinstance(value, (int, float)) else value
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
+    values = [integer(operator, name, v) for v in values]
+    check(len(values) in (1, 2), f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
+    return values * 2 if len(values) == 1 else values

@@ -1,0 +1,267 @@
+"""Convolution as an implicit GEMM, with groups, and bias and ReLU in the epilogue.
+
+    y[n, k, p, q] = relu(bias[k] + sum over c, r, s of x[n, c, h, w] * w[k, c, r, s])
+    h = p * stride - padding + r * dilation,   w = q * stride - padding + s * dilation
+
+is a matrix product once (n, p, q) is read as one row index and (r, s, c) as one reduction index:
+
+    y[M, N] = A[M, K] @ B[K, N],   M = N * P * Q pixels,   N = filters of a group,   K = R * S * C taps
+
+A is never stored: each program computes the address of every element of its tile of A in the input itself.
+
+| here       | PyTorch                  | here | PyTorch                        |
+|------------|--------------------------|------|--------------------------------|
+| N, C, H, W | input's shape            | K    | out_channels (per group)       |
+| R, S       | kernel_size              | C    | in_channels (per group)        |
+| P, Q       | the output's height and width | x, w, y | input, weight, output  |
+
+Names as in cuDNN (Chetlur et al. 2014, https://arxiv.org/abs/1410.0759) and CUTLASS's implicit GEMM.
+Memory is NHWC, so that the C channels of a tap are contiguous: `channels_last` in PyTorch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import runtime, tiles
+from kernels.arguments import ArgumentError, check, check_tensor, integer, pair
+
+
+@triton.jit
+def _conv2d_kernel(
+    x_ptr,  # [N, H, W, GROUPS * C]
+    w_ptr,  # [GROUPS * K, R, S, C]
+    bias_ptr,  # [GROUPS * K]
+    y_ptr,  # [N, P, Q, GROUPS * K]
+    M,  # N * P * Q
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    K: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PADDED: tl.constexpr,  # whether any tap can fall outside the input
+    HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    PRECISION: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's output.
+    group = tl.program_id(1)
+    pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
+    offs_m = pid_m.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] pixels
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] filters
+    mask_m = offs_m < M
+    mask_n = offs_n < K
+
+    # The input pixel under tap (0, 0) of every output pixel; it may lie in the padding.
+    n = offs_m // (P * Q)
+    h0 = (offs_m // Q) % P * STRIDE_H - PAD_H
+    w0 = offs_m % Q * STRIDE_W - PAD_W
+    x_ptrs = x_ptr + group * C + (((n * H + h0) * W + w0) * (GROUPS * C))[:, None]  # [BLOCK_M, 1]
+    w_ptrs = w_ptr + ((group * K + offs_n).to(INDEX) * (R * S * C))[:, None]  # [BLOCK_N, 1]
+
+    TAPS: tl.constexpr = R * S * C
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k0 in range(0, TAPS, BLOCK_K):
+        offs_k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K], channels fastest
+        # The tap (r, s) and channel c of each. A block that lies within one tap has one r and one s: a mask
+        # per pixel then does for the whole block.
+        if C % BLOCK_K == 0:
+            r = k0 // (S * C)
+            s = k0 // C % S
+            c = k0 % C + tl.arange(0, BLOCK_K)[None, :]
+        else:
+            r = (offs_k // (S * C))[None, :]
+            s = (offs_k // C % S)[None, :]
+            c = (offs_k % C)[None, :]
+        mask_a = mask_m[:, None]
+        if PADDED:
+            h = h0[:, None] + r * DILATION_H
+            w = w0[:, None] + s * DILATION_W
+            mask_a = mask_a & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        mask_b = mask_n[:, None]
+        if TAPS % BLOCK_K != 0:
+            mask_a = mask_a & (offs_k < TAPS)[None, :]
+            mask_b = mask_b & (offs_k < TAPS)[None, :]
+        a = tl.load(x_ptrs + (r * (DILATION_H * W) + s * DILATION_W) * (GROUPS * C) + c, mask=mask_a, other=0.0)
+        b = tl.load(w_ptrs + offs_k[None, :], mask=mask_b, other=0.0)
+        acc = runtime.dot(a, tl.trans(b), acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
+
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + group * K + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    y_ptrs = y_ptr + (offs_m * (GROUPS * K))[:, None] + group * K + offs_n[None, :]
+    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Output pixels along one axis; ``padding`` counts both ends together."""
+    return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def launch_conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],  # top, bottom, left, right
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> torch.Tensor:
+    output = _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
+    if output.numel() == 0:
+        return output
+    x = input.contiguous(memory_format=torch.channels_last)
+    w = weight.contiguous(memory_format=torch.channels_last)
+    N, K, P, Q = output.shape
+    _, _, H, W = x.shape
+    _, C, R, S = w.shape
+    K //= groups
+    M = N * P * Q
+    tile = tiles.lookup("conv2d", x, M, K, R * S * C)
+    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(K, META["BLOCK_N"]), groups)
+    runtime.launch(
+        _conv2d_kernel,
+        grid,
+        x,
+        w,
+        w if bias is None else bias.contiguous(),  # the kernel does not read it without a bias
+        output,
+        M,
+        C=C,
+        H=H,
+        W=W,
+        K=K,
+        P=P,
+        Q=Q,
+        R=R,
+        S=S,
+        STRIDE_H=stride[0],
+        STRIDE_W=stride[1],
+        PAD_H=padding[0],
+        PAD_W=padding[2],
+        DILATION_H=dilation[0],
+        DILATION_W=dilation[1],
+        GROUPS=groups,
+        PADDED=any(padding),
+        HAS_BIAS=bias is not None,
+        RELU=relu,
+        PRECISION=runtime.dot_precision(x.dtype),
+        INDEX=runtime.index_type(x, w, output),
+        **tile,
+    )
+    return output
+
+
+_conv2d = torch.library.custom_op("alexnet::conv2d", launch_conv2d, mutates_args=())
+
+
+@_conv2d.register_fake
+def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu):
+    N, channels, H, W = input.shape
+    K, _, R, S = weight.shape
+    P = output_size(H, R, stride[0], padding[0] + padding[1], dilation[0])
+    Q = output_size(W, S, stride[1], padding[2] + padding[3], dilation[1])
+    K = K if channels else 0  # as PyTorch has it: no channels in, no channels out
+    return torch.empty((N, K, P, Q), dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+def _both_ends(padding, stride, dilation, kernel_size) -> list[int]:
+    """``padding`` as [top, bottom, left, right]."""
+    if padding == "valid":
+        return [0, 0, 0, 0]
+    if padding == "same":
+        check(stride == [1, 1], f"conv2d: padding='same' takes stride 1, got stride={tuple(stride)}")
+        ends = []
+        for d, k in zip(dilation, kernel_size, strict=True):
+            ends += [d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2]  # the odd one goes to the end
+        return ends
+    if isinstance(padding, str):
+        raise ArgumentError(f"conv2d: padding must be 'same', 'valid', an int or a pair, got {padding!r}")
+    vertical, horizontal = pair("conv2d", "padding", padding)
+    check(min(vertical, horizontal) >= 0, f"conv2d: padding must not be negative, got {padding}")
+    return [vertical, vertical, horizontal, horizontal]
+
+
+def conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    relu: bool = False,
+) -> torch.Tensor:
+    """2-D convolution, as :func:`torch.nn.functional.conv2d`, with an optional ReLU in the same kernel.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W); float32, float16 or bfloat16. Any strides; channels_last is not copied.
+        weight: (K, C / groups, R, S), dtype and device of ``input``. channels_last is not copied.
+        bias: (K,), or None.
+        stride, dilation: an int or a pair (vertical, horizontal), at least 1.
+        padding: an int or a pair, at least 0; ``'valid'`` is none, ``'same'`` keeps H and W at stride 1.
+        groups: C and K are split into this many groups, each convolved on its own.
+        relu: max(0, y) before y is stored.
+
+    Returns:
+        (N, K, P, Q) or (K, P, Q) in channels_last memory; accumulated in float32.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ArgumentError: whatever else ``torch.nn.functional.conv2d`` refuses; also dtypes other than those above.
+    """
+    check_tensor("conv2d", "input", input)
+    check_tensor("conv2d", "weight", weight, like=input)
+    check(input.dim() in (3, 4), f"conv2d: input must be (N, C, H, W) or (C, H, W), got shape {tuple(input.shape)}")
+    check(weight.dim() == 4, f"conv2d: weight must be (K, C / groups, R, S), got shape {tuple(weight.shape)}")
+    stride = pair("conv2d", "stride", stride)
+    dilation = pair("conv2d", "dilation", dilation)
+    groups = integer("conv2d", "groups", groups)
+    check(min(stride) >= 1, f"conv2d: stride must be at least 1, got {tuple(stride)}")
+    check(min(dilation) >= 1, f"conv2d: dilation must be at least 1, got {tuple(dilation)}")
+    check(groups >= 1, f"conv2d: groups must be at least 1, got {groups}")
+
+    K, C, R, S = weight.shape
+    *_, channels, H, W = input.shape
+    padding = _both_ends(padding, stride, dilation, (R, S))
+    check(min(K, R, S) >= 1, f"conv2d: weight must have filters and taps, got shape {tuple(weight.shape)}")
+    check(K % groups == 0, f"conv2d: weight's {K} filters must be divisible by groups={groups}")
+    check(
+        channels == C * groups,
+        f"conv2d: weight of shape {tuple(weight.shape)} with groups={groups} takes input of {C * groups} channels, "
+        f"got {channels}",
+    )
+    padded = (H + padding[0] + padding[1], W + padding[2] + padding[3])
+    span = (dilation[0] * (R - 1) + 1, dilation[1] * (S - 1) + 1)
+    check(
+        padded[0] >= span[0] and padded[1] >= span[1],
+        f"conv2d: the filter spans {span[0]} x {span[1]}, more than the padded input's {padded[0]} x {padded[1]}",
+    )
+    check(min(H, W) >= 1, f"conv2d: input may be empty in N or C only, got shape {tuple(input.shape)}")
+    if bias is not None:
+        check_tensor("conv2d", "bias", bias, like=input)
+        check(bias.shape == (K,), f"conv2d: bias must be of shape ({K},), got {tuple(bias.shape)}")
+
+    batched = input if input.dim() == 4 else input.unsqueeze(0)
+    output = _conv2d(batched, weight, bias, stride, padding, dilation, groups, relu)
+    return output if input.dim() == 4 else output.squeeze(0)

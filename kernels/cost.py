@@ -1,0 +1,130 @@
+"""What each operator costs at the least: multiply-accumulates, FLOPs, and bytes to and from memory.
+
+The only place with such a formula. Conventions:
+
+- a multiply-accumulate is 2 FLOPs; bias and ReLU, in a product's epilogue, count none;
+- local response normalisation counts 2 FLOPs for each channel of the window and 4 for x / (k + scale * sum)^beta,
+  pooling one comparison for each tap but the first, softmax 4 for each element, dropout and bias_relu 2;
+- bytes: each input read once, weights included, and each output written once.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class Cost(NamedTuple):
+    """The least that an operator must do, and the shape of what it makes."""
+
+    output: Shape
+    macs: int
+    flops: int
+    bytes: int
+
+
+def conv2d(
+    input: Shape,
+    weight: Shape,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    *,
+    bias: bool = True,
+    itemsize: int = 4,
+) -> Cost:
+    """Shapes (N, C, H, W) and (K, C / groups, R, S); ``padding`` at each end; ``itemsize`` in bytes."""
+    N, _, H, W = input
+    K, C, R, S = weight
+    P = (H + 2 * padding[0] - dilation[0] * (R - 1) - 1) // stride[0] + 1
+    Q = (W + 2 * padding[1] - dilation[1] * (S - 1) - 1) // stride[1] + 1
+    output = (N, K, P, Q)
+    macs = math.prod(output) * C * R * S
+    elements = math.prod(input) + math.prod(weight) + K * bias + math.prod(output)
+    return Cost(output, macs, 2 * macs, elements * itemsize)
+
+
+def linear(input: Shape, weight: Shape, *, bias: bool = True, itemsize: int = 4) -> Cost:
+    """Shapes (M, K) and (N, K)."""
+    M, K = input
+    N, _ = weight
+    macs = M * N * K
+    return Cost((M, N), macs, 2 * macs, (M * K + N * K + N * bias + M * N) * itemsize)
+
+
+def local_response_norm(input: Shape, size: int, *, itemsize: int = 4) -> Cost:
+    """Shape (N, C, ...)."""
+    elements = math.prod(input)
+    return Cost(input, 0, elements * (2 * size + 4), 2 * elements * itemsize)
+
+
+def max_pool2d(input: Shape, kernel_size: Sequence[int], stride: Sequence[int], *, itemsize: int = 4) -> Cost:
+    """Shape (N, C, H, W); without padding, as AlexNet pools."""
+    N, C, H, W = input
+    output = (N, C, (H - kernel_size[0]) // stride[0] + 1, (W - kernel_size[1]) // stride[1] + 1)
+    flops = math.prod(output) * (math.prod(kernel_size) - 1)
+    return Cost(output, 0, flops, (math.prod(input) + math.prod(output)) * itemsize)
+
+
+def lrn_max_pool2d(
+    input: Shape, size: int, kernel_size: Sequence[int], stride: Sequence[int], *, itemsize: int = 4
+) -> Cost:
+    """Shape (N, C, H, W); each pixel normalised once, and the normalised map neither written nor read."""
+    norm = local_response_norm(input, size)
+    pool = max_pool2d(input, kernel_size, stride, itemsize=itemsize)
+    return Cost(pool.output, 0, norm.flops + pool.flops, pool.bytes)
+
+
+def bias_relu(input: Shape, bias: Shape, *, itemsize: int = 4) -> Cost:
+    """Any shapes that broadcast to ``input``'s."""
+    elements = math.prod(input)
+    return Cost(input, 0, 2 * elements, (2 * elements + math.prod(bias)) * itemsize)
+
+
+def dropout(input: Shape, *, itemsize: int = 4) -> Cost:
+    """Any shape."""
+    elements = math.prod(input)
+    return Cost(input, 0, 2 * elements, 2 * elements * itemsize)
+
+
+def softmax(input: Shape, *, itemsize: int = 4) -> Cost:
+    """Any shape."""
+    elements = math.prod(input)
+    return Cost(input, 0, 4 * elements, 2 * elements * itemsize)
+
+
+class Layer(NamedTuple):
+    """One operator of AlexNet: ``arguments`` are its geometry, as its function here and its kernel take them."""
+
+    name: str
+    operator: str
+    input: Shape  # of one image, without N
+    weight: Shape | None
+    arguments: dict
+
+    def cost(self, batch: int = 1, itemsize: int = 4) -> Cost:
+        """What the layer costs for a batch of images."""
+        shapes = [(batch, *self.input)] + ([self.weight] if self.weight else [])
+        arguments = {name: value for name, value in self.arguments.items() if name != "groups"}
+        return globals()[self.operator](*shapes, **arguments, itemsize=itemsize)
+
+
+def _pool(**arguments) -> dict:
+    return {**arguments, "kernel_size": (3, 3), "stride": (2, 2)}
+
+
+ALEXNET = (
+    Layer("conv1", "conv2d", (3, 227, 227), (96, 3, 11, 11), {"stride": (4, 4)}),
+    Layer("pool1", "lrn_max_pool2d", (96, 55, 55), None, _pool(size=5)),
+    Layer("conv2", "conv2d", (96, 27, 27), (256, 48, 5, 5), {"padding": (2, 2), "groups": 2}),
+    Layer("pool2", "lrn_max_pool2d", (256, 27, 27), None, _pool(size=5)),
+    Layer("conv3", "conv2d", (256, 13, 13), (384, 256, 3, 3), {"padding": (1, 1)}),
+    Layer("conv4", "conv2d", (384, 13, 13), (384, 192, 3, 3), {"padding": (1, 1), "groups": 2}),
+    Layer("conv5", "conv2d", (384, 13, 13), (256, 192, 3, 3), {"padding": (1, 1), "groups": 2}),
+    Layer("pool5", "max_pool2d", (256, 13, 13), None, _pool()),
+    Layer("fc6", "linear", (9216,), (4096, 9216), {}),
+    Layer("fc7", "linear", (4096,), (4096, 4096), {}),
+    Layer("fc8", "linear", (4096,), (1000, 4096), {}),
+)
+"""AlexNet's operators in order (BVLC's deploy.prototxt); ReLU in the products' epilogues, but for fc8."""

@@ -1,0 +1,90 @@
+"""Dropout whose mask is computed from a seed, never stored.
+
+    y[i] = x[i] / (1 - p) if u[i] >= p else 0,   u[i] uniform in [0, 1) from Philox(seed, i)
+
+Philox (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405) is a counter-based generator: the number of
+element i depends on the seed and on i alone, so the mask is the same whatever the tile, and can be made again.
+Dropout as in Srivastava et al. 2014, scaled in training so that evaluation is the identity.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels import runtime, tiles
+from kernels.arguments import check, check_tensor, integer, number
+
+
+@triton.jit
+def _dropout_kernel(
+    x_ptr,  # [elements]
+    y_ptr,  # [elements]
+    elements,
+    p,
+    seed,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = offs < elements
+    x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    kept = tl.rand(seed, offs) >= p
+    tl.store(y_ptr + offs, tl.where(kept, x / (1.0 - p), 0.0).to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+    x = input.contiguous()
+    output = torch.empty_like(x)
+    elements = x.numel()
+    if elements == 0:
+        return output
+    tile = tiles.lookup("dropout", x, elements, 1, 1)
+    runtime.launch(
+        _dropout_kernel,
+        lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
+        x,
+        output,
+        elements,
+        p,
+        seed,
+        INDEX=runtime.index_type(x),
+        **tile,
+    )
+    return output
+
+
+_dropout = torch.library.custom_op("alexnet::dropout", launch_dropout, mutates_args=())
+
+
+@_dropout.register_fake
+def _(input, p, seed):
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:
+    """Dropout, as :func:`torch.nn.functional.dropout`, reproducible from ``seed``.
+
+    Args:
+        input: any shape; float32, float16 or bfloat16.
+        p: the probability that an element becomes zero, from 0 to 1.
+        training: where false, ``input`` is returned as it is.
+        seed: a non-negative 63-bit integer; drawn from PyTorch's CPU generator where it is not given. Element i,
+            in row-major order, is kept or dropped by (seed, i) alone.
+
+    Returns:
+        A tensor of ``input``'s shape and dtype, contiguous; kept elements divided by 1 - p.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ArgumentError: ``p`` outside [0, 1], a negative ``seed``, another dtype.
+    """
+    check_tensor("dropout", "input", input)
+    p = number("dropout", "p", p)
+    check(0.0 <= p <= 1.0, f"dropout: p must be from 0 to 1, got {p}")
+    if seed is not None:
+        check(0 <= integer("dropout", "seed", seed) < 2**63, f"dropout: seed must be from 0 to 2^63 - 1, got {seed}")
+    if not training:
+        return input
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ()))
+    return _dropout(input, p, seed)

@@ -1,0 +1,121 @@
+"""Where the kernels run: compiled on a GPU, or interpreted on the CPU.
+
+Triton reads ``TRITON_INTERPRET`` when a function is decorated with ``@triton.jit``. This module sets it from whether
+a GPU is there, and every operator imports this module before it decorates a kernel. A value that the user has set is
+kept: ``TRITON_INTERPRET=1`` steps through the kernels on a machine with a GPU.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+if "TRITON_INTERPRET" not in os.environ:
+    os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
+
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+if INTERPRETED and not isinstance(tl.sum, InterpretedFunction):
+    # Somebody imported triton first, as torchvision does: its own library functions (tl.sum, tl.zeros) were
+    # decorated for a GPU and cannot be interpreted. Decorating them again is all that it takes.
+    for module in (tl.standard, tl.random, tl):
+        importlib.reload(module)
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+def mode() -> str:
+    """``"compiled"`` or ``"interpreted"``."""
+    return "interpreted" if INTERPRETED else "compiled"
+
+
+def default_device() -> torch.device:
+    """The device that the kernels run on: the current GPU when compiled, the CPU when interpreted."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel: ``grid`` is a function of the tile, which is among ``constants``."""
+
+    kernel: triton.JITFunction
+    grid: Callable[[dict], tuple[int, ...]]
+    args: tuple
+    constants: dict
+
+
+_recorded: list[Launch] | None = None
+
+
+def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], *args, **constants) -> None:
+    """``kernel[grid](*args, **constants)`` on the GPU of the first argument, or noted by :func:`recording`."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, args, constants))
+        return
+    # Triton launches on the current GPU, wherever the tensors are.
+    device = args[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*args, **constants)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collects the launches made inside instead of running them; tensors may be on PyTorch's meta device."""
+    global _recorded
+    _recorded = launches = []
+    try:
+        yield launches
+    finally:
+        _recorded = None
+
+
+def architecture(device: torch.device | None = None) -> str:
+    """The name of the device's architecture: ``"sm_90"``, ``"gfx942"``, or ``"interpreter"``."""
+    if INTERPRETED:
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How ``tl.dot`` multiplies: float32 as IEEE, or as TF32 where PyTorch's own matmul would."""
+    # Also set by the older torch.backends.cuda.matmul.allow_tf32, which torch refuses to read
+    # once somebody has used the newer name.
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if dtype is torch.float32 and tf32 else "ieee"
+
+
+def index_type(*tensors: torch.Tensor) -> tl.dtype:
+    """The integer type of offsets into ``tensors``: 32 bits are faster, and enough below 2^31 elements."""
+    return tl.int64 if any(tensor.numel() >= 2**31 for tensor in tensors) else tl.int32
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``acc + a @ b`` in fp32: [M, K] x [K, N] -> [M, N]."""
+    if _INTERPRETED:  # tl.dot multiplies the bit patterns of bfloat16 there, silently
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def tile_order(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """The tile (pid_m, pid_n) of program ``pid``: GROUP_M rows of tiles at a time, column by column.
+
+    Programs that run together then share rows of A and columns of B in L2, instead of one row and all of B.
+    """
+    per_group = GROUP_M * tiles_n
+    first_m = (pid // per_group) * GROUP_M
+    rows = tl.minimum(tiles_m - first_m, GROUP_M)
+    pid_m = first_m + (pid % per_group) % rows
+    pid_n = (pid % per_group) // rows
+    return pid_m, pid_n

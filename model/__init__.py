@@ -1,0 +1,1 @@
+"""AlexNet on the kernels: the network, its weights, and the commands."""

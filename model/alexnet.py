@@ -1,0 +1,133 @@
+"""AlexNet: Krizhevsky, Sutskever and Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks".
+
+The layers, their order and their groups are those of BVLC's Caffe model
+(https://github.com/BVLC/caffe/tree/master/models/bvlc_alexnet): normalise, then pool. ``groups=2`` is what is left
+of the paper's two GPUs, each of which held half of the filters of conv2, conv4 and conv5.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from kernels import ArgumentError
+from model import weights
+from model.layers import Conv2d, Dropout, Linear, LRNMaxPool2d, MaxPool2d
+
+# Arguments of kernels.local_response_norm, whose alpha is divided by the window's size as in Caffe.
+LRN = {
+    "bvlc": {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
+    "tensorflow": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 1.0},
+    "paper": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0},
+}
+
+
+class LayerSummary(NamedTuple):
+    """One row of :meth:`AlexNet.layers`."""
+
+    name: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    flops: int
+    bytes: int
+
+
+class AlexNet(nn.Module):
+    """AlexNet for images of 227 x 227 pixels.
+
+    Args:
+        num_classes: outputs of fc8.
+        keep_prob: the probability that dropout keeps an output of fc6 or fc7 in training.
+        lrn: the formula of local response normalisation. ``"bvlc"``, for BVLC's weights in any format, divides
+            alpha by the window's size, as Caffe does. ``"tensorflow"`` is what a TensorFlow tutorial's
+            ``lrn(x, 2, 1e-04, 0.75)`` computes, alpha on the plain sum: five times too much for BVLC's weights,
+            which were not trained with it. ``"paper"`` is that with k = 2, as in 2012.
+
+    Raises:
+        ArgumentError: ``num_classes`` under 1, ``keep_prob`` outside [0, 1], another ``lrn``.
+    """
+
+    def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: str = "bvlc"):
+        super().__init__()
+        if num_classes < 1:
+            raise ArgumentError(f"AlexNet: num_classes must be at least 1, got {num_classes}")
+        if not 0.0 <= keep_prob <= 1.0:
+            raise ArgumentError(f"AlexNet: keep_prob must be from 0 to 1, got {keep_prob}")
+        if lrn not in LRN:
+            raise ArgumentError(f"AlexNet: lrn must be one of {', '.join(map(repr, LRN))}, got {lrn!r}")
+        self.lrn = lrn
+        self.conv1 = Conv2d(3, 96, kernel_size=11, stride=4)
+        self.pool1 = LRNMaxPool2d(**LRN[lrn])
+        self.conv2 = Conv2d(96, 256, kernel_size=5, padding=2, groups=2)
+        self.pool2 = LRNMaxPool2d(**LRN[lrn])
+        self.conv3 = Conv2d(256, 384, kernel_size=3, padding=1)
+        self.conv4 = Conv2d(384, 384, kernel_size=3, padding=1, groups=2)
+        self.conv5 = Conv2d(384, 256, kernel_size=3, padding=1, groups=2)
+        self.pool5 = MaxPool2d(kernel_size=3, stride=2)
+        self.fc6 = Linear(256 * 6 * 6, 4096, relu=True)
+        self.drop6 = Dropout(1.0 - keep_prob)
+        self.fc7 = Linear(4096, 4096, relu=True)
+        self.drop7 = Dropout(1.0 - keep_prob)
+        self.fc8 = Linear(4096, num_classes, relu=False)
+        self.initialise()
+        self.to(memory_format=torch.channels_last)  # filters as the kernels read them, so that no call copies
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """The paper's section 5: weights from N(0, 0.01), biases 1 where they keep ReLU alive early on, else 0."""
+        for name, layer in self.named_children():
+            if hasattr(layer, "weight"):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.constant_(layer.bias, 1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, (N, num_classes), for images (N, 3, 227, 227) in the colours the weights were trained on."""
+        if x.dim() != 4 or x.shape[1:] != (3, 227, 227):
+            raise ArgumentError(f"AlexNet: input must be (N, 3, 227, 227), got shape {tuple(x.shape)}")
+        #                      N x   3 x 227 x 227
+        x = self.conv1(x)  #   N x  96 x  55 x  55    11 x 11, stride 4, ReLU
+        x = self.pool1(x)  #   N x  96 x  27 x  27    LRN over 5 channels, max of 3 x 3 at stride 2
+        x = self.conv2(x)  #   N x 256 x  27 x  27    5 x 5 in 2 groups, ReLU
+        x = self.pool2(x)  #   N x 256 x  13 x  13    LRN and pooling again
+        x = self.conv3(x)  #   N x 384 x  13 x  13    3 x 3 across both groups, ReLU
+        x = self.conv4(x)  #   N x 384 x  13 x  13    3 x 3 in 2 groups, ReLU
+        x = self.conv5(x)  #   N x 256 x  13 x  13    3 x 3 in 2 groups, ReLU
+        x = self.pool5(x)  #   N x 256 x   6 x   6
+        x = x.flatten(1)  #    N x 9216               in the order C, H, W
+        x = self.drop6(self.fc6(x))  # N x 4096       ReLU
+        x = self.drop7(self.fc7(x))  # N x 4096       ReLU
+        return self.fc8(x)  #  N x num_classes
+
+    def layers(self, batch: int = 1) -> list[LayerSummary]:
+        """The walk 227 -> 55 -> 27 -> 13 -> 6 -> num_classes: each layer's output shape, parameters and cost."""
+        rows, shape = [], (batch, 3, 227, 227)
+        for name, layer in self.named_children():
+            if isinstance(layer, Dropout):
+                continue
+            least = layer.cost(shape, next(self.parameters()).element_size())
+            parameters = sum(p.numel() for p in layer.parameters())
+            rows.append(LayerSummary(name, least.output, parameters, least.macs, least.flops, least.bytes))
+            shape = least.output
+        return rows
+
+    @torch.no_grad()
+    def load_initial_weights(self, weights_path: str | os.PathLike, skip_layer: Iterable[str] = ()) -> None:
+        """Loads ``bvlc_alexnet.npy``, or another file that :func:`model.weights.load` reads.
+
+        Args:
+            weights_path: the file.
+            skip_layer: names of layers to leave as they are, such as ``("fc8",)`` to train it for other classes.
+
+        Raises:
+            model.weights.WeightsError: the file cannot be read, lacks a layer, or has one of another shape; the
+                message names the layer. Nothing has been loaded then.
+        """
+        names = [name for name, layer in self.named_children() if hasattr(layer, "weight")]
+        skipped = [skip_layer] if isinstance(skip_layer, str) else list(skip_layer)
+        for name in skipped:
+            if name not in names:
+                raise ArgumentError(f"skip_layer must name layers among {', '.join(names)}, got {name!r}")
+        self.assign(weights.load(weights_path), skipped)

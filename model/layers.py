@@ -1,0 +1,73 @@
+"""The network's layers: PyTorch's own modules with the kernels underneath.
+
+Parameters, names and initialisation are those of ``torch.nn``; only ``forward`` differs. Each layer also tells
+its cost for an input of a given shape.
+"""
+
+import torch
+from torch import nn
+
+import kernels
+from kernels import cost
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution, bias and ReLU in one kernel."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, relu=True
+        )
+
+    def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
+        shape = tuple(self.weight.shape)
+        return cost.conv2d(input, shape, self.stride, self.padding, self.dilation, itemsize=itemsize)
+
+
+class Linear(nn.Linear):
+    """Fully connected layer, with ReLU in the same kernel but for the last."""
+
+    def __init__(self, in_features: int, out_features: int, *, relu: bool):
+        super().__init__(in_features, out_features)
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.linear(x, self.weight, self.bias, relu=self.relu)
+
+    def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
+        rows = (input[0], self.in_features)
+        return cost.linear(rows, tuple(self.weight.shape), itemsize=itemsize)
+
+
+class LRNMaxPool2d(nn.Module):
+    """Local response normalisation, then 3 x 3 max pooling at stride 2, in one pass over memory."""
+
+    def __init__(self, size: int, alpha: float, beta: float, k: float):
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.lrn_max_pool2d(x, self.size, self.alpha, self.beta, self.k, kernel_size=3, stride=2)
+
+    def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
+        return cost.lrn_max_pool2d(input, self.size, (3, 3), (2, 2), itemsize=itemsize)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, kernel_size=3, stride=2"
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """Max pooling."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.max_pool2d(x, self.kernel_size, self.stride)
+
+    def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
+        return cost.max_pool2d(input, (self.kernel_size,) * 2, (self.stride,) * 2, itemsize=itemsize)
+
+
+class Dropout(nn.Dropout):
+    """Dropout in training, the identity in evaluation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.dropout(x, self.p, self.training)
