@@ -32,7 +32,7 @@ def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | N
     check(value.dtype in DTYPES, f"{operator}: {name} must be float32, float16 or bfloat16, got {value.dtype}")
     if like is None:
         check(
-            runtime.INTERPRETED or value.is_cuda,
+            runtime.runs_on(value.device),
             f"{operator}: {name} is on {value.device}, but the kernels are compiled for the GPU here; "
             "move it with .to('cuda'), or set TRITON_INTERPRET=1 to run on the CPU",
         )

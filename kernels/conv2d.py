@@ -27,6 +27,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import ArgumentError, check, check_tensor, integer, pair
+from kernels.space_to_depth import launch_space_to_depth
 
 
 @triton.jit
@@ -85,7 +86,7 @@ def _conv2d_kernel(
         if C % BLOCK_K == 0:
             r = k0 // (S * C)
             s = k0 // C % S
-            c = k0 % C + tl.arange(0, BLOCK_K)[None, :]
+            c = tl.multiple_of(k0 % C, BLOCK_K) + tl.arange(0, BLOCK_K)[None, :]
         else:
             r = (offs_k // (S * C))[None, :]
             s = (offs_k // C % S)[None, :]
@@ -116,6 +117,32 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def folds(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
+    """Whether the convolution runs folded by space to depth: where that makes a tap 16 bytes long or a multiple.
+
+    So it is for conv1. A filter smaller than its stride would be folded into zeros for the most part.
+    """
+    _, C, R, S = weight.shape
+    step = stride[0]
+    square = stride[0] == stride[1] > 1 and tuple(dilation) == (1, 1) and min(R, S) >= step
+    return groups == 1 and square and C % 8 != 0 and C * step * step % 8 == 0
+
+
+def fold_input(
+    input: torch.Tensor, weight: torch.Tensor, step: int, padding: Sequence[int], P: int, Q: int
+) -> torch.Tensor:
+    """The input as a folded convolution reads it, padding included: (N, C, H, W) -> (N, step^2 * C, H', W')."""
+    _, _, R, S = weight.shape
+    height, width = P - 1 + triton.cdiv(R, step), Q - 1 + triton.cdiv(S, step)
+    return launch_space_to_depth(input, step, padding[0], padding[2], height, width)
+
+
+def fold_weight(weight: torch.Tensor, step: int) -> torch.Tensor:
+    """The filters likewise: (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step))."""
+    _, _, R, S = weight.shape
+    return launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
+
+
 def launch_conv2d(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -129,9 +156,14 @@ def launch_conv2d(
     output = _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
     if output.numel() == 0:
         return output
-    x = input.contiguous(memory_format=torch.channels_last)
-    w = weight.contiguous(memory_format=torch.channels_last)
     N, K, P, Q = output.shape
+    if folds(weight, stride, dilation, groups):
+        x = fold_input(input, weight, stride[0], padding, P, Q)
+        w = fold_weight(weight, stride[0])
+        stride, padding = (1, 1), (0, 0, 0, 0)
+    else:
+        x = input.contiguous(memory_format=torch.channels_last)
+        w = weight.contiguous(memory_format=torch.channels_last)
     _, _, H, W = x.shape
     _, C, R, S = w.shape
     K //= groups

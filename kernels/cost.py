@@ -92,39 +92,3 @@ def softmax(input: Shape, *, itemsize: int = 4) -> Cost:
     """Any shape."""
     elements = math.prod(input)
     return Cost(input, 0, 4 * elements, 2 * elements * itemsize)
-
-
-class Layer(NamedTuple):
-    """One operator of AlexNet: ``arguments`` are its geometry, as its function here and its kernel take them."""
-
-    name: str
-    operator: str
-    input: Shape  # of one image, without N
-    weight: Shape | None
-    arguments: dict
-
-    def cost(self, batch: int = 1, itemsize: int = 4) -> Cost:
-        """What the layer costs for a batch of images."""
-        shapes = [(batch, *self.input)] + ([self.weight] if self.weight else [])
-        arguments = {name: value for name, value in self.arguments.items() if name != "groups"}
-        return globals()[self.operator](*shapes, **arguments, itemsize=itemsize)
-
-
-def _pool(**arguments) -> dict:
-    return {**arguments, "kernel_size": (3, 3), "stride": (2, 2)}
-
-
-ALEXNET = (
-    Layer("conv1", "conv2d", (3, 227, 227), (96, 3, 11, 11), {"stride": (4, 4)}),
-    Layer("pool1", "lrn_max_pool2d", (96, 55, 55), None, _pool(size=5)),
-    Layer("conv2", "conv2d", (96, 27, 27), (256, 48, 5, 5), {"padding": (2, 2), "groups": 2}),
-    Layer("pool2", "lrn_max_pool2d", (256, 27, 27), None, _pool(size=5)),
-    Layer("conv3", "conv2d", (256, 13, 13), (384, 256, 3, 3), {"padding": (1, 1)}),
-    Layer("conv4", "conv2d", (384, 13, 13), (384, 192, 3, 3), {"padding": (1, 1), "groups": 2}),
-    Layer("conv5", "conv2d", (384, 13, 13), (256, 192, 3, 3), {"padding": (1, 1), "groups": 2}),
-    Layer("pool5", "max_pool2d", (256, 13, 13), None, _pool()),
-    Layer("fc6", "linear", (9216,), (4096, 9216), {}),
-    Layer("fc7", "linear", (4096,), (4096, 4096), {}),
-    Layer("fc8", "linear", (4096,), (1000, 4096), {}),
-)
-"""AlexNet's operators in order (BVLC's deploy.prototxt); ReLU in the products' epilogues, but for fc8."""

@@ -50,10 +50,10 @@ def _lrn_max_pool2d_kernel(
     x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c[None, :]  # [BLOCK_M, BLOCK_N]
 
     best = tl.full((BLOCK_M, BLOCK_N), float("-inf"), dtype=tl.float32)
-    for r in tl.static_range(R):
-        for s in tl.static_range(S):
-            y = normalise(x_ptrs + (r * W + s) * C, offs_c[None, :], mask, scale, beta, k, C, SIZE)
-            best = tl.maximum(best, y, propagate_nan=tl.PropagateNan.ALL)
+    for tap in range(R * S):  # not unrolled: R * S windows of SIZE loads each would spill
+        offset = ((tap // S) * W + tap % S) * C
+        y = normalise(x_ptrs + offset, offs_c[None, :], mask, scale, beta, k, C, SIZE)
+        best = tl.maximum(best, y, propagate_nan=tl.PropagateNan.ALL)
 
     offs = (offs_m * C)[:, None] + offs_c[None, :]
     tl.store(y_ptr + offs, best.to(y_ptr.dtype.element_ty), mask=mask)

@@ -30,6 +30,8 @@ if INTERPRETED and not isinstance(tl.sum, InterpretedFunction):
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
+_recorded: "list[Launch] | None" = None  # set inside recording()
+
 
 def mode() -> str:
     """``"compiled"`` or ``"interpreted"``."""
@@ -50,9 +52,6 @@ class Launch(NamedTuple):
     constants: dict
 
 
-_recorded: list[Launch] | None = None
-
-
 def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], *args, **constants) -> None:
     """``kernel[grid](*args, **constants)`` on the GPU of the first argument, or noted by :func:`recording`."""
     if _recorded is not None:
@@ -66,13 +65,18 @@ def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Collects the launches made inside instead of running them; tensors may be on PyTorch's meta device."""
+    """Collects the launches made inside instead of running them: for any GPU, with or without one here."""
     global _recorded
     _recorded = launches = []
     try:
         yield launches
     finally:
         _recorded = None
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether a launch on ``device`` would work: anywhere when interpreted, and where it is only recorded."""
+    return INTERPRETED or device.type == "cuda" or _recorded is not None
 
 
 def architecture(device: torch.device | None = None) -> str:

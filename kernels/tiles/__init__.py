@@ -1,4 +1,15 @@
-"""Which tile a kernel runs with: tuned where a table has it, a default everywhere else."""
+"""Which tile a kernel runs with: tuned where a table has it, a good default everywhere else.
+
+A table, ``<architecture>.json`` beside this file, is made on that GPU by ``python -m kernels.tiles``. It has one row
+for each operator, dtype and problem that was tuned: M x N outputs (pixels or rows x channels), each from K terms.
+"""
+
+import contextlib
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import triton
@@ -7,12 +18,83 @@ from kernels import runtime
 
 Tile = dict[str, int]
 
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+"""What the kernels are compiled for in the tests: A100, H100 and H200, B200, MI300X."""
+
+_architecture: str | None = None  # set inside target()
+_used: dict[str, Tile] = {}  # set inside use()
+
 
 def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Tile:
-    """The tile for one launch: M x N outputs (pixels or rows x channels), K terms reduced for each."""
-    if runtime.INTERPRETED:
+    """The tile for one launch on ``tensor``'s device, for its dtype."""
+    if operator in _used:
+        return _used[operator]
+    architecture = _architecture or runtime.architecture(tensor.device)
+    if architecture == "interpreter":
         return _interpreter(operator, M, N, K)
-    return _default(operator, M, N, K)
+    return _tuned(architecture, operator, tensor.dtype, M, N, K) or default(operator, tensor.dtype, M, N, K)
+
+
+@contextlib.contextmanager
+def use(operator: str, tile: Tile) -> Iterator[None]:
+    """Every launch of ``operator`` inside runs with ``tile``: for the tuner and the tests."""
+    _used[operator] = tile
+    try:
+        yield
+    finally:
+        del _used[operator]
+
+
+@contextlib.contextmanager
+def target(architecture: str) -> Iterator[None]:
+    """Every look-up inside is for ``architecture``, whatever GPU is here."""
+    global _architecture
+    _architecture = architecture
+    try:
+        yield
+    finally:
+        _architecture = None
+
+
+def table(architecture: str) -> list[dict]:
+    """The rows that were tuned on ``architecture``; none for a GPU that nobody has tuned for."""
+    path = Path(__file__).parent / f"{architecture}.json"
+    return json.loads(path.read_text())["tiles"] if path.exists() else []
+
+
+@functools.lru_cache(maxsize=None)
+def _tuned(architecture: str, operator: str, dtype: torch.dtype, M: int, N: int, K: int) -> Tile | None:
+    """The row of the same operator, dtype, N and K, at the M nearest by ratio: layers keep N and K, batches vary."""
+    rows = [
+        row
+        for row in table(architecture)
+        if (row["operator"], row["dtype"], row["N"], row["K"]) == (operator, str(dtype).removeprefix("torch."), N, K)
+    ]
+    return min(rows, key=lambda row: abs(math.log(row["M"] / M)))["tile"] if rows else None
+
+
+def default(operator: str, dtype: torch.dtype, M: int, N: int, K: int) -> Tile:
+    """A good tile for a GPU that nobody has tuned for."""
+    if operator in ("conv2d", "linear"):
+        return _matmul(_power(M, 16, 128), _power(N, 16, 128), 128 // dtype.itemsize)
+    if operator in ("bias_relu", "dropout"):
+        return {"BLOCK_M": 1024, "num_warps": 4}
+    if operator == "softmax":
+        return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
+    block_n = _power(N, 1, 128)
+    return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
+
+
+def _matmul(block_m: int, block_n: int, block_k: int) -> Tile:
+    large = block_m * block_n >= 128 * 128
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+        "GROUP_M": 8,
+        "num_warps": 8 if large else 4,
+        "num_stages": 3 if large else 4,
+    }
 
 
 def _interpreter(operator: str, M: int, N: int, K: int) -> Tile:
@@ -27,29 +109,6 @@ def _interpreter(operator: str, M: int, N: int, K: int) -> Tile:
         return {"BLOCK_M": _power(M, 1, 2**18)}
     block_n = _power(N, 1, 2**18)
     return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n}
-
-
-def _default(operator: str, M: int, N: int, K: int) -> Tile:
-    """A good tile for any GPU."""
-    if operator in ("conv2d", "linear"):
-        block_m = _power(M, 16, 128)
-        block_n = _power(N, 16, 128)
-        warps = 8 if block_m * block_n >= 128 * 128 else 4
-        stages = 3 if warps == 8 else 4
-        return {
-            "BLOCK_M": block_m,
-            "BLOCK_N": block_n,
-            "BLOCK_K": 64,
-            "GROUP_M": 8,
-            "num_warps": warps,
-            "num_stages": stages,
-        }
-    if operator in ("bias_relu", "dropout"):
-        return {"BLOCK_M": 1024, "num_warps": 4}
-    if operator == "softmax":
-        return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
-    block_n = _power(N, 1, 128)
-    return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
 
 
 def _power(size: int, low: int, high: int) -> int:

@@ -1,0 +1,93 @@
+"""AlexNet's layers as calls of the operators: what is tuned, timed and disassembled.
+
+Shapes are those of BVLC's deploy.prototxt (https://github.com/BVLC/caffe/tree/master/models/bvlc_alexnet).
+"""
+
+import inspect
+import math
+from typing import NamedTuple
+
+import torch
+
+import kernels
+from kernels import cost
+
+
+class Layer(NamedTuple):
+    """One call of an operator."""
+
+    name: str
+    operator: str
+    input: cost.Shape  # of one image, without N
+    parameters: tuple[cost.Shape, ...]  # weight and bias
+    arguments: dict  # the operator's other arguments
+
+    def cost(self, batch: int = 1, itemsize: int = 4) -> cost.Cost:
+        """What the layer costs for a batch of images, with elements of ``itemsize`` bytes."""
+        formula = getattr(cost, self.operator)
+        counted = inspect.signature(formula).parameters
+        arguments = {name: value for name, value in self.arguments.items() if name in counted}
+        return formula((batch, *self.input), *self.parameters[:1], **arguments, itemsize=itemsize)
+
+    def operands(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> list[torch.Tensor]:
+        """Input and parameters in the memory order that the kernels read, not yet filled."""
+        return [
+            torch.empty(
+                shape,
+                dtype=dtype,
+                device=device,
+                memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format,
+            )
+            for shape in ((batch, *self.input), *self.parameters)
+        ]
+
+    def random_operands(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> list[torch.Tensor]:
+        """The same with normally distributed values, weights scaled to keep the input's variance."""
+        input, *parameters = self.operands(batch, dtype, device)
+        input.normal_()
+        for tensor in parameters:
+            tensor.normal_(std=1.0 / math.sqrt(math.prod(tensor.shape[1:])))
+        return [input, *parameters]
+
+    def run(self, *operands: torch.Tensor) -> torch.Tensor:
+        """The layer on our kernels."""
+        return getattr(kernels, self.operator)(*operands, **self.arguments)
+
+
+def _conv(name: str, input: cost.Shape, weight: cost.Shape, **geometry) -> Layer:
+    return Layer(name, "conv2d", input, (weight, weight[:1]), {**geometry, "relu": True})
+
+
+def _fc(name: str, features: int, outputs: int, *, relu: bool) -> Layer:
+    return Layer(name, "linear", (features,), ((outputs, features), (outputs,)), {"relu": relu})
+
+
+LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
+POOL = {"kernel_size": (3, 3), "stride": (2, 2)}
+
+ALEXNET = (
+    _conv("conv1", (3, 227, 227), (96, 3, 11, 11), stride=(4, 4)),
+    Layer("pool1", "lrn_max_pool2d", (96, 55, 55), (), {**LRN, **POOL}),
+    _conv("conv2", (96, 27, 27), (256, 48, 5, 5), padding=(2, 2), groups=2),
+    Layer("pool2", "lrn_max_pool2d", (256, 27, 27), (), {**LRN, **POOL}),
+    _conv("conv3", (256, 13, 13), (384, 256, 3, 3), padding=(1, 1)),
+    _conv("conv4", (384, 13, 13), (384, 192, 3, 3), padding=(1, 1), groups=2),
+    _conv("conv5", (384, 13, 13), (256, 192, 3, 3), padding=(1, 1), groups=2),
+    Layer("pool5", "max_pool2d", (256, 13, 13), (), POOL),
+    _fc("fc6", 9216, 4096, relu=True),
+    _fc("fc7", 4096, 4096, relu=True),
+    _fc("fc8", 4096, 1000, relu=False),
+)
+"""The network in evaluation, in order."""
+
+UNFUSED = (
+    Layer("relu1", "bias_relu", (96, 55, 55), ((96, 1, 1),), {}),
+    Layer("norm1", "local_response_norm", (96, 55, 55), (), LRN),
+    Layer("norm2", "local_response_norm", (256, 27, 27), (), LRN),
+    Layer("drop6", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
+    Layer("drop7", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
+    Layer("prob", "softmax", (1000,), (), {"dim": 1}),
+)
+"""What the network fuses into other layers, needs in training, or leaves to who reads its logits."""
+
+LAYERS = {layer.name: layer for layer in ALEXNET + UNFUSED}
