@@ -4,13 +4,9 @@ Triton compiles for a named target on any machine. The launches are those that t
 AlexNet's layers, noted instead of run.
 """
 
-import argparse
-import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import runtime, tiles
-from kernels.layers import LAYERS, Layer
+from kernels.layers import Layer
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -101,7 +97,9 @@ def _count_nvidia(asm: dict) -> dict:
         "registers": registers,
         "spills": stack,
         "copies": copies,
-        "tensor_cores": len(re.findall(r"^\s*(?:@\S+\s+)?(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", asm["ptx"], re.M)),
+        "tensor_cores": len(
+            re.findall(r"^\s*(?:@\S+\s+)?(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", asm["ptx"], re.M)
+        ),
         "text": {"ptx": asm["ptx"], "sass": sass},
     }
 
@@ -113,10 +111,9 @@ def _tool(name: str, *arguments: object) -> str:
 
 def _count_amd(asm: dict) -> dict:
     text = asm["amdgcn"]
-    vgpr, sgpr, agpr = (_field(text, name) for name in ("vgpr_count", "sgpr_spill_count", "agpr_count"))
     return {
-        "registers": vgpr,
-        "spills": _field(text, "vgpr_spill_count") + sgpr,
+        "registers": _field(text, "vgpr_count"),
+        "spills": _field(text, "vgpr_spill_count") + _field(text, "sgpr_spill_count"),
         "copies": {},
         "tensor_cores": len(re.findall(r"^\s*v_mfma", text, re.M)),
         "text": {"amdgcn": text},

@@ -3,8 +3,9 @@
     y[m, n] = relu(bias[n] + sum over k of x[m, k] * w[n, k])
 
 x is [M, K], one row an example; w is [N, K], one row an output, as ``torch.nn.Linear`` keeps it; y is [M, N].
-A tile of y is the sum over K of products [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]: 2 * M * N * K FLOPs for
-M * K + N * K + M * N elements, so a large batch is bound by arithmetic and a small one by reading the weights.
+That is 2 * M * N * K FLOPs for M * K + N * K + M * N elements: a large batch is bound by arithmetic, a small one by
+reading the weights. Many rows go through tiles, [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N] on the tensor cores; a single
+row streams the weights past the vector units, where tensor cores would multiply 15 rows of nothing.
 """
 
 import math
@@ -63,32 +64,66 @@ def _linear_kernel(
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
 
 
+@triton.jit
+def _linear_row_kernel(
+    x_ptr,  # [K]
+    w_ptr,  # [N, K]
+    bias_ptr,  # [N]
+    y_ptr,  # [N]
+    N: tl.constexpr,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    offs_n = tl.program_id(0).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    mask_n = offs_n < N
+    x_ptrs = x_ptr + offs_k
+    w_ptrs = w_ptr + (offs_n * K)[:, None] + offs_k[None, :]  # [BLOCK_N, BLOCK_K]
+
+    # Each thread adds up its own columns; the threads' sums meet once, after the loop.
+    acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    for k0 in range(0, K, BLOCK_K):
+        mask_w = mask_n[:, None]
+        if K % BLOCK_K != 0:
+            mask_w = mask_w & (k0 + offs_k < K)[None, :]
+            x = tl.load(x_ptrs + k0, mask=k0 + offs_k < K, other=0.0)
+        else:
+            x = tl.load(x_ptrs + k0)
+        w = tl.load(w_ptrs + k0, mask=mask_w, other=0.0)
+        acc += w.to(tl.float32) * x.to(tl.float32)[None, :]
+    y = tl.sum(acc, 1)
+
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+    if RELU:
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(y_ptr + offs_n, y.to(y_ptr.dtype.element_ty), mask=mask_n)
+
+
 def launch_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torch.Tensor:
     output = _linear_output(input, weight, bias, relu)
     if output.numel() == 0:
         return output
     x = input.contiguous()
     w = weight.contiguous()
+    has_bias = bias is not None
     M, N = output.shape
     K = w.shape[1]
-    tile = tiles.lookup("linear", x, M, N, K)
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(N, META["BLOCK_N"]),)
-    runtime.launch(
-        _linear_kernel,
-        grid,
-        x,
-        w,
-        w if bias is None else bias.contiguous(),  # the kernel does not read it without a bias
-        output,
-        M,
-        N=N,
-        K=K,
-        HAS_BIAS=bias is not None,
-        RELU=relu,
-        PRECISION=runtime.dot_precision(x.dtype),
-        INDEX=runtime.index_type(x, w, output),
-        **tile,
-    )
+    bias = w if bias is None else bias.contiguous()  # the kernels do not read it without a bias
+    constants = {"N": N, "K": K, "HAS_BIAS": has_bias, "RELU": relu, "INDEX": runtime.index_type(x, w, output)}
+    if M == 1:
+        tile = tiles.lookup("linear_row", x, M, N, K)
+        grid = lambda META: (triton.cdiv(N, META["BLOCK_N"]),)
+        runtime.launch(_linear_row_kernel, grid, x, w, bias, output, **constants, **tile)
+    else:
+        tile = tiles.lookup("linear", x, M, N, K)
+        grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(N, META["BLOCK_N"]),)
+        precision = runtime.dot_precision(x.dtype)
+        runtime.launch(_linear_kernel, grid, x, w, bias, output, M, **constants, PRECISION=precision, **tile)
     return output
 
 

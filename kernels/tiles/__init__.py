@@ -62,21 +62,27 @@ def table(architecture: str) -> list[dict]:
     return json.loads(path.read_text())["tiles"] if path.exists() else []
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _tuned(architecture: str, operator: str, dtype: torch.dtype, M: int, N: int, K: int) -> Tile | None:
-    """The row of the same operator, dtype, N and K, at the M nearest by ratio: layers keep N and K, batches vary."""
+    """The row of the same operator, dtype, N and K, at the M nearest by ratio: layers keep N and K, batches vary.
+
+    None where the nearest M is more than four times off.
+    """
     rows = [
         row
         for row in table(architecture)
         if (row["operator"], row["dtype"], row["N"], row["K"]) == (operator, str(dtype).removeprefix("torch."), N, K)
     ]
-    return min(rows, key=lambda row: abs(math.log(row["M"] / M)))["tile"] if rows else None
+    nearest = min(rows, key=lambda row: abs(math.log(row["M"] / M)), default=None)
+    return nearest["tile"] if nearest and 1 / 4 <= nearest["M"] / M <= 4 else None
 
 
 def default(operator: str, dtype: torch.dtype, M: int, N: int, K: int) -> Tile:
     """A good tile for a GPU that nobody has tuned for."""
     if operator in ("conv2d", "linear"):
-        return _matmul(_power(M, 16, 128), _power(N, 16, 128), 128 // dtype.itemsize)
+        return _matmul(dtype, M, N)
+    if operator == "linear_row":
+        return {"BLOCK_N": 4, "BLOCK_K": 2048 // dtype.itemsize, "num_warps": 4}
     if operator in ("bias_relu", "dropout"):
         return {"BLOCK_M": 1024, "num_warps": 4}
     if operator == "softmax":
@@ -85,12 +91,22 @@ def default(operator: str, dtype: torch.dtype, M: int, N: int, K: int) -> Tile:
     return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
 
 
-def _matmul(block_m: int, block_n: int, block_k: int) -> Tile:
+def _matmul(dtype: torch.dtype, M: int, N: int) -> Tile:
+    # Columns: few beyond N, but narrow tiles reload A often and feed the tensor cores less well.
+    speed = {128: 1.0, 64: 0.85, 32: 0.55, 16: 0.3}
+    block_n = min(speed, key=lambda block: triton.cdiv(N, block) * block / speed[block])
+    block_m = _power(M, 16, 128)
+    # Enough programs to occupy some hundred multiprocessors; Hopper's products take 64 rows at least.
+    while triton.cdiv(M, block_m) * triton.cdiv(N, block_n) < 128 and (block_m > 64 or block_n > 32):
+        if block_m > 64:
+            block_m //= 2
+        else:
+            block_n //= 2
     large = block_m * block_n >= 128 * 128
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
-        "BLOCK_K": block_k,
+        "BLOCK_K": 128 // dtype.itemsize,
         "GROUP_M": 8,
         "num_warps": 8 if large else 4,
         "num_stages": 3 if large else 4,
@@ -105,6 +121,9 @@ def _interpreter(operator: str, M: int, N: int, K: int) -> Tile:
         block_k = _power(K, 16, 512)
         block_m = _power(M, 16, 2**19 // max(block_n, block_k))
         return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 1}
+    if operator == "linear_row":
+        block_k = _power(K, 1, 1024)
+        return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
     if operator in ("bias_relu", "dropout"):
         return {"BLOCK_M": _power(M, 1, 2**18)}
     block_n = _power(N, 1, 2**18)
