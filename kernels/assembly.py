@@ -1,12 +1,19 @@
 """What the compiler makes of each kernel, for any GPU, without one: ``python -m kernels.assembly``.
 
 Triton compiles for a named target on any machine. The launches are those that the operators themselves make for
-AlexNet's layers, noted instead of run.
+AlexNet's layers, noted instead of run; each is compiled with the tile that it would run with on that GPU, and with the
+others that the tuner tries.
 """
 
+import argparse
+import multiprocessing
+import os
 import re
 import subprocess
+import sys
 import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import runtime, tiles
-from kernels.layers import Layer
+from kernels.layers import LAYERS
+from kernels.tiles import Problem, choices
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -38,6 +46,7 @@ class Assembly(NamedTuple):
 
     kernel: str
     tile: tiles.Tile
+    chosen: bool  # whether the layer runs with this tile on that GPU
     registers: int  # per thread
     spills: int  # bytes of stack on NVIDIA, registers on AMD
     shared: int  # bytes of shared memory (LDS on AMD) per program
@@ -46,15 +55,57 @@ class Assembly(NamedTuple):
     text: dict[str, str]  # "ptx" and "sass", or "amdgcn"
 
 
-def launches(layer: Layer, dtype: torch.dtype, batch: int, architecture: str) -> list[runtime.Launch]:
-    """What the operator would launch for a layer on ``architecture``."""
-    with runtime.recording() as recorded, tiles.target(architecture):
-        layer.run(*layer.operands(batch, dtype, "cpu"))
-    return recorded
+class Task(NamedTuple):
+    """What to compile: one layer's kernels, with the tile that each runs with or with every tile that is tried."""
+
+    layer: str
+    architecture: str
+    dtype: str = "fp16"
+    batch: int = 128
+    every_tile: bool = False
 
 
-def compile_launch(launch: runtime.Launch, architecture: str) -> Assembly:
-    """Compiles a launch for ``architecture`` as Triton would on that GPU, and counts what came out."""
+def assemble(tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Assembly]]]:
+    """Compiles each task, on all cores; results in order, of each kernel the tile that it runs with first.
+
+    In processes of their own, where triton compiles: in this one it may have been told to interpret.
+    """
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "0"
+    try:
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            tasks = list(tasks)
+            yield from zip(tasks, pool.map(_assemble, tasks), strict=True)
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+def _assemble(task: Task) -> list[Assembly]:
+    assemblies = []
+    for index, (problem, tile, launch) in enumerate(_launches(task)):
+        assemblies.append(_compile(launch, tile, True, task.architecture))
+        others = choices.candidates(task.architecture, problem) if task.every_tile else []
+        for other in others:
+            if other != tile:
+                with tiles.use(problem.operator, other):
+                    *_, launch = _launches(task)[index]
+                assemblies.append(_compile(launch, other, False, task.architecture))
+    return assemblies
+
+
+def _launches(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
+    """What the operator would launch for the layer on that architecture."""
+    layer, dtype = LAYERS[task.layer], DTYPES[task.dtype]
+    with runtime.recording() as launches, tiles.noting() as noted, tiles.target(task.architecture):
+        layer.run(*layer.operands(task.batch, dtype, "cpu"))
+    return [(problem, tile, launch) for (problem, tile), launch in zip(noted, launches, strict=True)]
+
+
+def _compile(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, architecture: str) -> Assembly:
+    """Compiles a launch as Triton would on that GPU, and counts what came out."""
     kernel = launch.kernel
     given = dict(zip(kernel.arg_names, launch.args, strict=False)) | launch.constants
     signature, constants, attributes = {}, {}, {}
@@ -68,11 +119,9 @@ def compile_launch(launch: runtime.Launch, architecture: str) -> Assembly:
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {name: given[name] for name in ("num_warps", "num_stages") if name in given}
-    compiled = triton.compile(source, target=TARGETS[architecture], options=options)
-    tile = {name: launch.constants[name] for name in launch.constants if name.startswith(("BLOCK", "GROUP_M", "num_"))}
+    compiled = triton.compile(source, target=TARGETS[architecture], options=given)  # what is left: warps and stages
     count = _count_amd if architecture.startswith("gfx") else _count_nvidia
-    return Assembly(kernel.__name__, tile, shared=compiled.metadata.shared, **count(compiled.asm))
+    return Assembly(kernel.__name__, tile, chosen, shared=compiled.metadata.shared, **count(compiled.asm))
 
 
 def _type(value: object) -> str:
@@ -122,3 +171,63 @@ def _count_amd(asm: dict) -> dict:
 
 def _field(text: str, name: str) -> int:
     return int(re.search(rf"\.{name}:\s*(\d+)", text)[1])
+
+
+def _print_table(results: Iterable[tuple[Task, list[Assembly]]]) -> None:
+    """One line a kernel and tile."""
+    row = "{:5}  {:19} {}{:56} {:>9} {:>6} {:>6}  {:15} {:>6}"
+    print(row.format("layer", "kernel", " ", "tile", "registers", "spills", "shared", "copies", "matrix"))
+    for task, assemblies in results:
+        for a in assemblies:
+            name = a.kernel.removeprefix("_").removesuffix("_kernel")
+            tile = " ".join(f"{key.removeprefix('BLOCK_').removeprefix('num_')}={size}" for key, size in a.tile.items())
+            copies = " ".join(f"{count}x{width}B" for width, count in sorted(a.copies.items())) or "-"
+            mark, matrix = "*" if a.chosen else " ", a.tensor_cores or "-"
+            print(row.format(task.layer, name, mark, tile, a.registers, a.spills, a.shared, copies, matrix), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.assembly",
+        description="Compile AlexNet's kernels for a GPU that need not be here: registers per thread, spills (bytes of "
+        "stack on NVIDIA, registers on AMD), bytes of shared memory, asynchronous copies to shared memory "
+        "(how many in the code x bytes each), matrix instructions in the code. * marks the tile a layer runs with; the "
+        "others are those that the tuner tries.",
+    )
+    operators = sorted({layer.operator for layer in LAYERS.values()})
+    parser.add_argument("operator", nargs="?", choices=operators, metavar="OPERATOR", help=", ".join(operators))
+    parser.add_argument("--arch", choices=tiles.ARCHITECTURES, default="sm_90", help="default: %(default)s")
+    parser.add_argument("--layer", choices=LAYERS, metavar="LAYER", help=", ".join(LAYERS))
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=128, help="images, which decide the tile; default: %(default)s")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--ptx", action="store_true", help="print the PTX of the tiles that the layers run with")
+    text.add_argument("--sass", action="store_true", help="print the machine code of those tiles")
+    options = parser.parse_args(argv)
+    if options.batch < 1:
+        parser.error(f"argument --batch: must be at least 1, got {options.batch}")
+    if options.arch.startswith("gfx") and (options.ptx or options.sass):
+        parser.error("argument --ptx/--sass: NVIDIA's; for AMD's assembly see kernels.assembly.Assembly.text")
+    layers = [
+        name
+        for name, layer in LAYERS.items()
+        if options.operator in (None, layer.operator) and options.layer in (None, name)
+    ]
+    if not layers:
+        operator = LAYERS[options.layer].operator
+        parser.error(f"argument --layer: {options.layer} is a layer of {operator}, not of {options.operator}")
+
+    code = "ptx" if options.ptx else "sass" if options.sass else None
+    tasks = [Task(layer, options.arch, options.dtype, options.batch, every_tile=not code) for layer in layers]
+    results = assemble(tasks)
+    if code:
+        for _, assemblies in results:
+            for assembly in assemblies:
+                print(f"// {assembly.kernel} {assembly.tile}\n{assembly.text[code]}")
+    else:
+        _print_table(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,7 +35,7 @@ def _conv2d_kernel(
     x_ptr,  # [N, H, W, GROUPS * C]
     w_ptr,  # [GROUPS * K, R, S, C]
     bias_ptr,  # [GROUPS * K]
-    y_ptr,  # [N, P, Q, GROUPS * K]
+    y_ptr,  # [N, P, Q, GROUPS * K], or with SPLIT_K > 1 float32 sums [SPLIT_K, N, P, Q, GROUPS * K]
     M,  # N * P * Q
     C: tl.constexpr,
     H: tl.constexpr,
@@ -61,9 +61,11 @@ def _conv2d_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr,
 ):
-    # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's output.
+    # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's output, from one of SPLIT_K shares of the taps.
     group = tl.program_id(1)
+    split = tl.program_id(2) if SPLIT_K > 1 else 0
     pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
     offs_m = pid_m.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] pixels
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] filters
@@ -79,7 +81,7 @@ def _conv2d_kernel(
 
     TAPS: tl.constexpr = R * S * C
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k0 in range(0, TAPS, BLOCK_K):
+    for k0 in range(split * BLOCK_K, TAPS, SPLIT_K * BLOCK_K):
         offs_k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K], channels fastest
         # The tap (r, s) and channel c of each. A block that lies within one tap has one r and one s: a mask
         # per pixel then does for the whole block.
@@ -104,12 +106,41 @@ def _conv2d_kernel(
         b = tl.load(w_ptrs + offs_k[None, :], mask=mask_b, other=0.0)
         acc = runtime.dot(a, tl.trans(b), acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
 
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + group * K + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if SPLIT_K > 1:
+        y_ptr += split.to(INDEX) * M * (GROUPS * K)  # bias and ReLU wait until the shares are added
+    else:
+        if HAS_BIAS:
+            acc += tl.load(bias_ptr + group * K + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        if RELU:
+            acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y_ptrs = y_ptr + (offs_m * (GROUPS * K))[:, None] + group * K + offs_n[None, :]
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+
+
+@triton.jit
+def _add_shares_kernel(
+    sums_ptr,  # [SPLIT_K, elements]
+    bias_ptr,  # [K]
+    y_ptr,  # [elements], K channels fastest
+    elements,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    INDEX: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    # In the same order every time: split-K with atomics would round differently from run to run.
+    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = offs < elements
+    y = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for split in tl.static_range(SPLIT_K):
+        y += tl.load(sums_ptr + split * elements.to(INDEX) + offs, mask=mask, other=0.0)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + offs % K, mask=mask, other=0.0).to(tl.float32)
+    if RELU:
+        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -169,14 +200,17 @@ def launch_conv2d(
     K //= groups
     M = N * P * Q
     tile = tiles.lookup("conv2d", x, M, K, R * S * C)
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(K, META["BLOCK_N"]), groups)
+    shares = tile["SPLIT_K"]
+    sums = output if shares == 1 else torch.empty((shares, *output.shape), dtype=torch.float32, device=x.device)
+    epilogue = {"HAS_BIAS": bias is not None, "RELU": relu, "INDEX": runtime.index_type(x, w, sums)}
+    bias = w if bias is None else bias.contiguous()  # the kernels do not read it without a bias
     runtime.launch(
         _conv2d_kernel,
-        grid,
+        lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(K, META["BLOCK_N"]), groups, shares),
         x,
         w,
-        w if bias is None else bias.contiguous(),  # the kernel does not read it without a bias
-        output,
+        bias,
+        sums,
         M,
         C=C,
         H=H,
@@ -194,12 +228,17 @@ def launch_conv2d(
         DILATION_W=dilation[1],
         GROUPS=groups,
         PADDED=any(padding),
-        HAS_BIAS=bias is not None,
-        RELU=relu,
         PRECISION=runtime.dot_precision(x.dtype),
-        INDEX=runtime.index_type(x, w, output),
+        **epilogue,
         **tile,
     )
+    if shares > 1:
+        elements = output.numel()
+        tile = tiles.lookup("add_shares", x, elements, 1, shares)
+        grid = lambda META: (triton.cdiv(elements, META["BLOCK_M"]),)
+        runtime.launch(
+            _add_shares_kernel, grid, sums, bias, output, elements, K=K * groups, SPLIT_K=shares, **epilogue, **tile
+        )
     return output
 
 

@@ -1,0 +1,167 @@
+"""The tiles there are to choose from: a default, those that the tuner tries, and the interpreter's.
+
+What makes a product's tile good:
+
+- large tiles read less: a BLOCK_M x BLOCK_N tile reads A and B (1 / BLOCK_N + 1 / BLOCK_M) times as often;
+- small ones fill the GPU where M x N is small, and waste less where it is no multiple;
+- more stages keep more loads in flight, in shared memory; more warps hold a larger accumulator in registers.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+Tile = dict[str, int]
+
+
+class Problem(NamedTuple):
+    """What a tile is chosen for: M x N outputs (pixels or rows x channels), each from K terms."""
+
+    operator: str
+    dtype: torch.dtype
+    M: int
+    N: int
+    K: int
+
+
+ELEMENTWISE = ("bias_relu", "dropout", "add_shares")
+
+
+def default(problem: Problem) -> Tile:
+    """A good tile for a GPU that nobody has tuned for."""
+    operator, dtype, _, N, _ = problem
+    if operator in ("conv2d", "linear"):
+        return _default_product(problem)
+    if operator == "linear_row":
+        return {"BLOCK_N": 4, "BLOCK_K": 2048 // dtype.itemsize, "num_warps": 4}
+    if operator in ELEMENTWISE:
+        return {"BLOCK_M": 1024, "num_warps": 4}
+    if operator == "softmax":
+        return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
+    block_n = _power(N, 1, 128)
+    return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
+
+
+def _default_product(problem: Problem) -> Tile:
+    operator, dtype, M, N, K = problem
+    # Columns: few beyond N, but narrow tiles reload A often and feed the tensor cores less well.
+    speed = {128: 1.0, 64: 0.85, 32: 0.55, 16: 0.3}
+    block_n = min(speed, key=lambda block: triton.cdiv(N, block) * block / speed[block])
+    block_m = _power(M, 16, 128)
+    # Enough programs to occupy some hundred multiprocessors; Hopper's products take 64 rows at least.
+    while triton.cdiv(M, block_m) * triton.cdiv(N, block_n) < 128 and (block_m > 64 or block_n > 32):
+        if block_m > 64:
+            block_m //= 2
+        else:
+            block_n //= 2
+    large = block_m * block_n * dtype.itemsize >= 128 * 128 * 2  # float32 products take twice the registers
+    tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=3 if large else 4)
+    if operator == "conv2d":
+        # Still too few: share out the taps, as long as each share keeps the pipeline busy.
+        programs, steps, tile["SPLIT_K"] = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // tile["BLOCK_K"], 1
+        while programs * tile["SPLIT_K"] < 128 and steps >= 8 * tile["SPLIT_K"] and tile["SPLIT_K"] < 8:
+            tile["SPLIT_K"] *= 2
+    return tile
+
+
+def _product(dtype: torch.dtype, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Tile:
+    """``run`` is the bytes of a row of A or B that a step reads: 128 are a line of cache and of shared memory."""
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": run // dtype.itemsize,
+        "GROUP_M": 8,
+        "num_warps": warps,
+        "num_stages": stages,
+    }
+
+
+# BLOCK_M, BLOCK_N, warps, stages, bytes of a row a step
+PRODUCTS = (
+    (128, 256, 8, 3, 128),
+    (128, 256, 8, 4, 128),
+    (256, 128, 8, 3, 128),
+    (128, 128, 8, 3, 128),
+    (128, 128, 8, 4, 128),
+    (128, 128, 4, 4, 64),
+    (256, 64, 8, 3, 128),
+    (128, 64, 4, 4, 128),
+    (64, 128, 4, 4, 128),
+    (64, 64, 4, 4, 128),
+    (64, 64, 4, 5, 128),
+    (64, 32, 4, 5, 128),
+    (128, 32, 4, 4, 128),
+    (256, 32, 4, 5, 32),
+    (128, 64, 4, 3, 64),
+    (64, 64, 4, 4, 64),
+    (32, 64, 4, 4, 128),
+    (32, 32, 4, 5, 256),
+    (16, 64, 4, 4, 256),
+    (16, 32, 4, 5, 256),
+    (16, 16, 2, 5, 512),
+)
+
+# Of the single-row kernel: BLOCK_N, bytes of a row a step, warps
+ROWS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 4096, 8), (8, 1024, 4), (8, 2048, 4))
+
+# Bytes of shared memory that a program may have (CUDA C++ Programming Guide, compute capabilities; CDNA3 ISA).
+SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+
+
+def shared_memory(tile: Tile, dtype: torch.dtype) -> int:
+    """Bytes that a product's pipeline takes: one tile of A and one of B for each stage."""
+    return (tile["BLOCK_M"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * dtype.itemsize * tile["num_stages"]
+
+
+def candidates(architecture: str, problem: Problem) -> list[Tile]:
+    """The tiles that the tuner tries for a problem on ``architecture``, the default first."""
+    operator, dtype, M, N, K = problem
+    first = default(problem)
+    if operator in ("conv2d", "linear"):
+        tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
+        # No tile that is mostly padding, and none that does not fit in shared memory.
+        tried = [t for t in tried if t["BLOCK_M"] < 2 * max(M, 16) and t["BLOCK_N"] < 2 * max(N, 16)]
+        tried = [t for t in tried if shared_memory(t, dtype) <= SHARED_MEMORY[architecture]]
+        if operator == "conv2d":
+            splits = [1]
+            if triton.cdiv(M, 64) * triton.cdiv(N, 64) < 128:
+                splits = [s for s in (1, 2, 4, 8) if s * 256 <= K]
+            tried = [tile | {"SPLIT_K": s} for tile in tried for s in splits]
+    elif operator == "linear_row":
+        tried = [
+            {"BLOCK_N": block_n, "BLOCK_K": run // dtype.itemsize, "num_warps": warps} for block_n, run, warps in ROWS
+        ]
+    elif operator in ELEMENTWISE:
+        tried = [{"BLOCK_M": m, "num_warps": w} for m in (512, 1024, 2048, 4096) for w in (4, 8)]
+    elif operator == "softmax":
+        tried = [first | {"num_warps": warps} for warps in (1, 2, 8)]
+    else:
+        block_n = first["BLOCK_N"]
+        tried = [{"BLOCK_M": m, "BLOCK_N": block_n, "num_warps": w} for m in (2, 4, 8, 16, 32) for w in (1, 2, 4, 8)]
+        tried = [t for t in tried if 4 <= t["BLOCK_M"] * block_n // (32 * t["num_warps"]) <= 32]  # elements a thread
+    return [first] + [tile for tile in tried if tile != first]
+
+
+def interpreter(problem: Problem) -> Tile:
+    """Large tiles: the interpreter's cost is per operation and per program, hardly per element."""
+    operator, _, M, N, K = problem
+    if operator in ("conv2d", "linear"):
+        # Everything at once where it fits; half of Triton's limit of 2^20 elements a tile was fastest.
+        block_n = _power(N, 16, 1024)
+        block_k = _power(K, 16, 512)
+        block_m = _power(M, 16, 2**19 // max(block_n, block_k))
+        tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 1}
+        return tile | {"SPLIT_K": 1} if operator == "conv2d" else tile
+    if operator == "linear_row":
+        block_k = _power(K, 1, 1024)
+        return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
+    if operator in ELEMENTWISE:
+        return {"BLOCK_M": _power(M, 1, 2**18)}
+    block_n = _power(N, 1, 2**18)
+    return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n}
+
+
+def _power(size: int, low: int, high: int) -> int:
+    """The power of two that holds ``size``, between ``low`` and ``high``."""
+    return max(low, min(high, triton.next_power_of_2(size)))

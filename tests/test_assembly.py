@@ -1,0 +1,110 @@
+"""What the compiler makes of the kernels, for GPUs that are not here."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kernels import tiles
+from kernels.assembly import DTYPES, Assembly, Task, assemble, main
+from kernels.layers import LAYERS
+from kernels.tiles.choices import SHARED_MEMORY
+
+PRODUCTS = ("_conv2d_kernel", "_linear_kernel")
+
+
+def check_chosen(task: Task, assembly: Assembly) -> None:
+    """No spills; a 16-bit product runs on the tensor cores, its operands copied 16 bytes at a time on NVIDIA."""
+    where = f"{task}: {assembly.kernel} {assembly.tile}"
+    assert assembly.spills == 0, where
+    assert assembly.shared <= SHARED_MEMORY[task.architecture], where
+    if assembly.kernel in PRODUCTS and task.dtype != "fp32":
+        assert assembly.tensor_cores > 0, where
+        if task.architecture.startswith("sm_"):
+            assert set(assembly.copies) == {16}, where
+
+
+def test_every_layer_compiles_well_for_an_h100():
+    tasks = [Task(layer, "sm_90") for layer in LAYERS]
+    tasks += [Task(layer, "sm_90", batch=1) for layer in ("conv1", "conv3", "fc6")]
+    for task, assemblies in assemble(tasks):
+        assert assemblies, task
+        for assembly in assemblies:
+            check_chosen(task, assembly)
+
+
+def test_other_architectures_and_dtypes_compile_well():
+    others = [architecture for architecture in tiles.ARCHITECTURES if architecture != "sm_90"]
+    tasks = [Task(layer, architecture) for architecture in others for layer in ("conv2", "pool2", "fc7")]
+    tasks += [Task("conv4", "sm_90", dtype) for dtype in ("bf16", "fp32")]
+    for task, assemblies in assemble(tasks):
+        for assembly in assemblies:
+            check_chosen(task, assembly)
+
+
+def test_conv1_is_folded_and_its_loads_pipelined():
+    ((_, (fold_input, fold_weight, conv)),) = assemble([Task("conv1", "sm_90")])
+    assert fold_input.kernel == fold_weight.kernel == "_space_to_depth_kernel"
+    assert conv.registers < 128  # unfolded it took all 255, spilled, and copied nothing asynchronously
+    assert conv.copies[16] >= 24
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
+def test_every_layer_dtype_and_batch_compiles_well(architecture):
+    tasks = [Task(layer, architecture, dtype, batch) for layer in LAYERS for dtype in DTYPES for batch in (1, 128)]
+    for task, assemblies in assemble(tasks):
+        for assembly in assemblies:
+            check_chosen(task, assembly)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
+def test_every_tile_compiles(architecture):
+    tasks = [
+        Task(layer, architecture, every_tile=True) for layer in ("conv1", "conv3", "fc7", "pool2", "pool5", "relu1")
+    ]
+    tasks += [Task("fc7", architecture, batch=1, every_tile=True)]
+    for task, assemblies in assemble(tasks):
+        assert len(assemblies) > len([a for a in assemblies if a.chosen]), task
+        for assembly in assemblies:
+            assert assembly.shared <= SHARED_MEMORY[architecture], (task, assembly.tile)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "kernels.assembly", *arguments], capture_output=True, text=True)
+
+
+def test_command_prints_a_table():
+    result = run("max_pool2d", "--arch", "sm_80")
+    assert result.returncode == 0, result.stderr
+    header, *rows = result.stdout.splitlines()
+    assert header.split()[:3] == ["layer", "kernel", "tile"]
+    assert rows and all(row.split()[0] == "pool5" for row in rows)
+    assert sum("*" in row for row in rows) == 1
+
+
+@pytest.mark.parametrize(("option", "text"), [("--ptx", ".visible .entry _max_pool2d_kernel"), ("--sass", "EXIT")])
+def test_command_prints_code(option, text):
+    result = run("--layer", "pool5", option)
+    assert result.returncode == 0, result.stderr
+    assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["pooling"], "pooling"),
+        (["--arch", "sm_70"], "sm_70"),
+        (["--layer", "conv6"], "conv6"),
+        (["linear", "--layer", "conv1"], "conv1 is a layer of conv2d"),
+        (["--batch", "0"], "--batch"),
+        (["--arch", "gfx942", "--sass"], "--sass"),
+    ],
+)
+def test_command_refuses(arguments, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert named in err and not out
