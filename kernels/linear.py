@@ -108,7 +108,7 @@ def linear(
     Args:
         input: (*, K), any number of leading dimensions, none included; float32, float16 or bfloat16.
         weight: (N, K), or (K,) without a bias; dtype and device of ``input``.
-        bias: (N,) or (1,) or (), or None.
+        bias: (N,), (1,), () or (1, N); or None.
         relu: max(0, y) before y is stored.
 
     Returns:
@@ -133,12 +133,12 @@ def linear(
         check(weight.dim() == 2, f"linear: a bias takes weight (N, K), got shape {tuple(weight.shape)}")
         N = weight.shape[0]
         check(
-            bias.shape in ((N,), (1,), ()),
-            f"linear: bias must be of shape ({N},), (1,) or (), got {tuple(bias.shape)}",
+            bias.shape in ((N,), (1,), (), (1, N)),
+            f"linear: bias must be of shape ({N},), (1,), () or (1, {N}), got {tuple(bias.shape)}",
         )
-        bias = bias.expand(N)
+        bias = bias.reshape(-1).expand(N)
 
     leading = input.shape[:-1]
     rows = input.reshape(math.prod(leading), input.shape[-1])
     output = _linear(rows, weight if weight.dim() == 2 else weight.unsqueeze(0), bias, relu)
-    return output.reshape(*leading, *weight.shape[:-1])
+    return output.reshape((*leading, *weight.shape[:-1]))

@@ -111,7 +111,11 @@ def assert_refused(ours: Callable, theirs: Callable, arguments: dict, words: Seq
         theirs(**arguments)
     with pytest.raises((ArgumentError, TypeError, IndexError)) as error:
         ours(**arguments)
-    family = next((f for f in (TypeError, IndexError) if isinstance(torchs.value, f)), ArgumentError)
+    family = ArgumentError
+    if isinstance(torchs.value, (TypeError, AttributeError)):
+        family = TypeError
+    elif isinstance(torchs.value, IndexError):
+        family = IndexError
     assert isinstance(error.value, family), f"{error.value!r} where PyTorch has {torchs.value!r}"
     message = str(error.value)
     for word in (f"{ours.__name__}: ", *words):
