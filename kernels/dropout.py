@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor, integer, number
+from kernels.arguments import boolean, check, check_tensor, integer, number
 
 
 @triton.jit
@@ -80,6 +80,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     """
     check_tensor("dropout", "input", input)
     p = number("dropout", "p", p)
+    training = boolean("dropout", "training", training)
     check(0.0 <= p <= 1.0, f"dropout: p must be from 0 to 1, got {p}")
     if seed is not None:
         check(0 <= integer("dropout", "seed", seed) < 2**63, f"dropout: seed must be from 0 to 2^63 - 1, got {seed}")

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor
+from kernels.arguments import boolean, check, check_tensor
 
 
 @triton.jit
@@ -121,6 +121,7 @@ def linear(
     """
     check_tensor("linear", "input", input)
     check_tensor("linear", "weight", weight, like=input)
+    relu = boolean("linear", "relu", relu)
     check(input.dim() >= 1, "linear: input must be (*, K), got a tensor without dimensions")
     check(weight.dim() in (1, 2), f"linear: weight must be (N, K) or (K,), got shape {tuple(weight.shape)}")
     check(

@@ -46,7 +46,9 @@ def max_pool2d(input, *args, **kwargs):
 
 
 def lrn_max_pool2d(input, size, alpha, beta, k, kernel_size, stride):
-    return F.max_pool2d(F.local_response_norm(exact(input), size, alpha, beta, k), kernel_size, stride)
+    x = exact(input) if input.dim() == 4 else exact(input).unsqueeze(0)  # (C, H, W), as max_pool2d has it
+    y = F.max_pool2d(F.local_response_norm(x, size, alpha, beta, k), kernel_size, stride)
+    return y if input.dim() == 4 else y.squeeze(0)
 
 
 def softmax(input, dim=-1):

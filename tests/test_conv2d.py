@@ -1,5 +1,6 @@
 """kernels.conv2d against torch.nn.functional.conv2d in float64."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,14 @@ CASES = {
     "empty-batch": {"input": (0, 3, 7, 7), "weight": (5, 3, 3, 3)},
     "no-channels": {"input": (2, 0, 7, 7), "weight": (5, 0, 3, 3)},
     "pair-of-one": {"input": (1, 3, 9, 9), "weight": (4, 3, 3, 3), "stride": (2,), "padding": (1,), "dilation": [2]},
+    "numpy-ints": {
+        "input": (1, 4, 9, 9),
+        "weight": (4, 2, 3, 3),
+        "stride": np.int64(2),
+        "padding": (np.int32(1), 0),
+        "dilation": np.int64(1),
+        "groups": np.int64(2),
+    },
     "padding-from-list": {"input": (1, 3, 9, 9), "weight": (4, 3, 3, 3), "stride": [2, 1], "padding": [1, 0]},
 }
 
@@ -172,6 +181,8 @@ REFUSED = {
     "stride-three": ({"stride": (1, 1, 1)}, ("stride", "(1, 1, 1)")),
     "stride-none": ({"stride": None}, ("stride", "None")),
     "stride-string": ({"stride": "1"}, ("stride", "'1'")),
+    "stride-range": ({"stride": range(1, 3)}, ("stride", "range(1, 3)")),
+    "padding-array": ({"padding": np.array([1, 1])}, ("padding", "array([1, 1])")),
     "padding-negative": ({"padding": -1}, ("padding", "-1")),
     "padding-three": ({"padding": (1, 1, 1)}, ("padding", "(1, 1, 1)")),
     "padding-float": ({"padding": 0.5}, ("padding", "0.5")),
@@ -203,3 +214,9 @@ def test_refused_as_in_pytorch(arguments, words):
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(kernels.ArgumentError, match=f"conv2d: input must be float32.*got {dtype}"):
         kernels.conv2d(T(1, 4, 7, 7, dtype=dtype), T(6, 4, 3, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("relu", [1, None, "yes"])
+def test_relu_is_a_bool(relu):
+    with pytest.raises(TypeError, match=f"conv2d: relu must be True or False, got {relu!r}"):
+        kernels.conv2d(T(2, 4, 7, 7), T(6, 4, 3, 3), relu=relu)

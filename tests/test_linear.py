@@ -152,3 +152,9 @@ def test_bias_that_varies_by_row_is_refused(shape):
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(kernels.ArgumentError, match=f"linear: input must be float32.*got {dtype}"):
         kernels.linear(T(3, 5, dtype=dtype), T(7, 5, dtype=dtype))
+
+
+@pytest.mark.parametrize("relu", [1, None, "yes"])
+def test_relu_is_a_bool(relu):
+    with pytest.raises(TypeError, match=f"linear: relu must be True or False, got {relu!r}"):
+        kernels.linear(T(3, 5), T(7, 5), relu=relu)

@@ -1,5 +1,6 @@
 """kernels.local_response_norm against torch.nn.functional.local_response_norm in float64."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def test_small_tiles(case, dtype, guarded, small_tiles):
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"alpha": 5e-4}, {"alpha": 5e-4, "k": 2.0}, {"alpha": 0.0}, {"beta": 0.0}, {"beta": -0.5}, {"k": 0.0},
-     {"alpha": 1, "beta": 1, "k": 1}],
+     {"alpha": 1, "beta": 1, "k": 1}, {"alpha": np.float32(0.5), "beta": np.float64(0.5), "k": np.int64(2)}],
     ids=str,
 )  # fmt: skip
 def test_formulas(arguments, dtype, guarded):
