@@ -1,5 +1,6 @@
 """Argument checks shared by the operators: what was given, what is accepted."""
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -42,23 +43,30 @@ def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | N
 
 
 def integer(operator: str, name: str, value: object) -> int:
-    """``value`` as an int; a bool or a float is a TypeError, as in PyTorch."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """``value`` as an int, NumPy's included; a bool or a float is a TypeError, as in PyTorch."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
-    return value
+    return int(value)
 
 
 def number(operator: str, name: str, value: object) -> float:
-    """``value`` as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """``value`` as a float; NumPy's numbers too."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
     return float(value)
 
 
+def boolean(operator: str, name: str, value: object) -> bool:
+    """``value``, if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{operator}: {name} must be True or False, got {value!r}")
+    return value
+
+
 def pair(operator: str, name: str, value: int | Sequence[int]) -> list[int]:
     """``value`` as [vertical, horizontal]: an int stands for both, and so does a sequence of one."""
-    values = [value] if isinstance(value, (int, float)) else value
-    if not isinstance(values, Sequence) or isinstance(values, str):
+    values = [value] if isinstance(value, numbers.Real) else value
+    if not isinstance(values, (tuple, list)):
         raise TypeError(f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
     values = [integer(operator, name, v) for v in values]
     check(len(values) in (1, 2), f"{operator}: {name} must be an int or a pair of ints, got {value!r}")

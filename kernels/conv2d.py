@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import ArgumentError, check, check_tensor, integer, pair
+from kernels.arguments import ArgumentError, boolean, check, check_tensor, integer, pair
 from kernels.space_to_depth import launch_space_to_depth
 
 
@@ -257,9 +257,9 @@ def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
 
 def _both_ends(padding, stride, dilation, kernel_size) -> list[int]:
     """``padding`` as [top, bottom, left, right]."""
-    if padding == "valid":
+    if isinstance(padding, str) and padding == "valid":
         return [0, 0, 0, 0]
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         check(stride == [1, 1], f"conv2d: padding='same' takes stride 1, got stride={tuple(stride)}")
         ends = []
         for d, k in zip(dilation, kernel_size, strict=True):
@@ -308,6 +308,7 @@ def conv2d(
     stride = pair("conv2d", "stride", stride)
     dilation = pair("conv2d", "dilation", dilation)
     groups = integer("conv2d", "groups", groups)
+    relu = boolean("conv2d", "relu", relu)
     check(min(stride) >= 1, f"conv2d: stride must be at least 1, got {tuple(stride)}")
     check(min(dilation) >= 1, f"conv2d: dilation must be at least 1, got {tuple(dilation)}")
     check(groups >= 1, f"conv2d: groups must be at least 1, got {groups}")

@@ -1,6 +1,6 @@
 """Dropout whose mask is computed from a seed, never stored.
 
-    y[i] = x[i] / (1 - p) if u[i] >= p else 0,   u[i] uniform in [0, 1) from Philox(seed, i)
+    y[i] = x[i] * (1 / (1 - p) if u[i] >= p else 0),   u[i] uniform in [0, 1) from Philox(seed, i)
 
 Philox (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405) is a counter-based generator: the number of
 element i depends on the seed and on i alone, so the mask is the same whatever the tile, and can be made again.
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor, integer, number
+from kernels.arguments import boolean, check, check_tensor, integer, number
 
 
 @triton.jit
@@ -21,6 +21,7 @@ def _dropout_kernel(
     y_ptr,  # [elements]
     elements,
     p,
+    scale,  # 1 / (1 - p)
     seed,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -28,8 +29,9 @@ def _dropout_kernel(
     offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask = offs < elements
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    kept = tl.rand(seed, offs) >= p
-    tl.store(y_ptr + offs, tl.where(kept, x / (1.0 - p), 0.0).to(y_ptr.dtype.element_ty), mask=mask)
+    # Multiplied, as PyTorch does it: a NaN that is dropped stays NaN instead of hiding.
+    y = x * tl.where(tl.rand(seed, offs) >= p, scale, 0.0)
+    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:
@@ -46,6 +48,7 @@ def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:
         output,
         elements,
         p,
+        1.0 / (1.0 - p) if p < 1.0 else 0.0,
         seed,
         INDEX=runtime.index_type(x),
         **tile,
@@ -80,6 +83,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     """
     check_tensor("dropout", "input", input)
     p = number("dropout", "p", p)
+    training = boolean("dropout", "training", training)
     check(0.0 <= p <= 1.0, f"dropout: p must be from 0 to 1, got {p}")
     if seed is not None:
         check(0 <= integer("dropout", "seed", seed) < 2**63, f"dropout: seed must be from 0 to 2^63 - 1, got {seed}")

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor
+from kernels.arguments import boolean, check, check_tensor
 
 
 @triton.jit
@@ -143,7 +143,7 @@ def linear(
     Args:
         input: (*, K), any number of leading dimensions, none included; float32, float16 or bfloat16.
         weight: (N, K), or (K,) without a bias; dtype and device of ``input``.
-        bias: (N,) or (1,) or (), or None.
+        bias: (N,), (1,), () or (1, N); or None.
         relu: max(0, y) before y is stored.
 
     Returns:
@@ -156,6 +156,7 @@ def linear(
     """
     check_tensor("linear", "input", input)
     check_tensor("linear", "weight", weight, like=input)
+    relu = boolean("linear", "relu", relu)
     check(input.dim() >= 1, "linear: input must be (*, K), got a tensor without dimensions")
     check(weight.dim() in (1, 2), f"linear: weight must be (N, K) or (K,), got shape {tuple(weight.shape)}")
     check(
@@ -168,12 +169,12 @@ def linear(
         check(weight.dim() == 2, f"linear: a bias takes weight (N, K), got shape {tuple(weight.shape)}")
         N = weight.shape[0]
         check(
-            bias.shape in ((N,), (1,), ()),
-            f"linear: bias must be of shape ({N},), (1,) or (), got {tuple(bias.shape)}",
+            bias.shape in ((N,), (1,), (), (1, N)),
+            f"linear: bias must be of shape ({N},), (1,), () or (1, {N}), got {tuple(bias.shape)}",
         )
-        bias = bias.expand(N)
+        bias = bias.reshape(-1).expand(N)
 
     leading = input.shape[:-1]
     rows = input.reshape(math.prod(leading), input.shape[-1])
     output = _linear(rows, weight if weight.dim() == 2 else weight.unsqueeze(0), bias, relu)
-    return output.reshape(*leading, *weight.shape[:-1])
+    return output.reshape((*leading, *weight.shape[:-1]))

@@ -128,7 +128,8 @@ def lrn_max_pool2d(
     the result is that of the two in sequence.
 
     Args:
-        input: (N, C, H, W) or (C, H, W); float32, float16 or bfloat16. Any strides; channels_last is not copied.
+        input: (N, C, H, W), or (C, H, W), which the two in sequence would not both read as one image; float32,
+            float16 or bfloat16. Any strides; channels_last is not copied.
         size, alpha, beta, k: as :func:`kernels.local_response_norm`.
         kernel_size, stride: as :func:`kernels.max_pool2d`, without padding.
 

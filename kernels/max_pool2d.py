@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor, pair
+from kernels.arguments import boolean, check, check_tensor, pair
 
 
 @triton.jit
@@ -169,7 +169,7 @@ def max_pool2d(
 
     Returns:
         (N, C, P, Q) or (C, P, Q) in channels_last memory; with ``return_indices`` a pair of it and an int64
-        tensor of its shape, h * W + w.
+        tensor of its shape, h * W + w; -1 for a window, possible with dilation, that lies in the padding alone.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -181,10 +181,12 @@ def max_pool2d(
         f"max_pool2d: input must be (N, C, H, W) or (C, H, W), empty in N only, got shape {tuple(input.shape)}",
     )
     kernel_size = pair("max_pool2d", "kernel_size", kernel_size)
-    given = stride is not None and stride != () and stride != []
-    stride = pair("max_pool2d", "stride", stride) if given else kernel_size
+    omitted = stride is None or (isinstance(stride, (tuple, list)) and not stride)
+    stride = kernel_size if omitted else pair("max_pool2d", "stride", stride)
     padding = pair("max_pool2d", "padding", padding)
     dilation = pair("max_pool2d", "dilation", dilation)
+    ceil_mode = boolean("max_pool2d", "ceil_mode", ceil_mode)
+    return_indices = bool(return_indices)  # PyTorch takes any object here
     for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
         check(min(value) >= 1, f"max_pool2d: {name} must be at least 1, got {tuple(value)}")
     check(

@@ -1,0 +1,61 @@
+"""Fixtures: every output poisoned and guarded, inputs on demand, and small tiles.
+
+The same tests run interpreted on a CPU and compiled where there is a GPU.
+"""
+
+import pytest
+import torch
+
+from kernels import runtime, tiles
+from tests.guards import Guards, poison_allocations
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run."""
+    return runtime.default_device()
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers in every test, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def guards(request, monkeypatch):
+    """Guards around what the operators allocate, checked after the test; not for tests marked ``large``."""
+    guards = Guards()
+    if not request.node.get_closest_marker("large"):
+        poison_allocations(monkeypatch, guards)
+    yield guards
+    guards.check()
+
+
+@pytest.fixture
+def guarded(guards, device):
+    """A function that puts a tensor on the device, in the middle of a buffer full of NaN; None stays None."""
+    return lambda tensor: None if tensor is None else guards.guarded(tensor.to(device))
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles far smaller than the interpreter's, so that small shapes have several, in every direction."""
+
+    def lookup(operator, tensor, M, N, K):
+        if operator in ("conv2d", "linear"):
+            return {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2}
+        if operator in ("bias_relu", "dropout"):
+            return {"BLOCK_M": 64}
+        return {"BLOCK_M": 4, "BLOCK_N": 16}
+
+    monkeypatch.setattr(tiles, "lookup", lookup)
+
+
+@pytest.fixture
+def fp32_precision():
+    """Sets ``torch.backends.cuda.matmul.fp32_precision`` for one test."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    yield lambda value: setattr(matmul, "fp32_precision", value)
+    matmul.fp32_precision = before

@@ -1,0 +1,124 @@
+"""The truth that the operators are compared with: PyTorch in float64 on the CPU, and how close is close."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import ArgumentError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of max|out - ref| / max|ref|
+TF32_BOUND = 2e-3
+
+
+def name(value: object) -> str:
+    """Test ids: ``float16`` for ``torch.float16``."""
+    return str(value).removeprefix("torch.")
+
+
+def exact(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """In float64 on the CPU."""
+    return None if tensor is None else tensor.detach().cpu().double()
+
+
+def conv2d(input, weight, bias=None, *args, relu=False, **kwargs):
+    y = F.conv2d(exact(input), exact(weight), exact(bias), *args, **kwargs)
+    return F.relu(y) if relu else y
+
+
+def linear(input, weight, bias=None, *, relu=False):
+    y = F.linear(exact(input), exact(weight), exact(bias))
+    return F.relu(y) if relu else y
+
+
+def bias_relu(input, bias):
+    return F.relu(exact(input) + exact(bias))
+
+
+def local_response_norm(input, *args, **kwargs):
+    return F.local_response_norm(exact(input), *args, **kwargs)
+
+
+def max_pool2d(input, *args, **kwargs):
+    return F.max_pool2d(exact(input), *args, **kwargs)
+
+
+def lrn_max_pool2d(input, size, alpha, beta, k, kernel_size, stride):
+    x = exact(input) if input.dim() == 4 else exact(input).unsqueeze(0)  # (C, H, W), as max_pool2d has it
+    y = F.max_pool2d(F.local_response_norm(x, size, alpha, beta, k), kernel_size, stride)
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def softmax(input, dim=-1):
+    return F.softmax(exact(input), dim)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The same numbers whatever the dtype, but for rounding."""
+    return torch.randn(shape).to(dtype)
+
+
+def _sliced(x: torch.Tensor) -> torch.Tensor:
+    view = x.new_zeros([2 * size + 1 for size in x.shape])[tuple(slice(1, None, 2) for _ in x.shape)]
+    return view.copy_(x)
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "sliced": _sliced,
+    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "batch_inside": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "expanded": lambda x: x[:, :1].expand_as(x),  # other numbers: one channel for all
+}
+"""A 4-D tensor with the same numbers in another order of memory."""
+
+
+def assert_close(
+    actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None = None, bound: float | None = None
+) -> None:
+    """Fails unless ``actual`` is ``expected``, a float64 tensor, within the bound of its dtype.
+
+    max|actual - expected| / max|expected|, over finite values, must not pass ``bound``; NaN and inf must stand in the
+    same places, counting as inf what overflows ``dtype``.
+    """
+    dtype = dtype or actual.dtype
+    if bound is None:
+        tf32 = dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        bound = TF32_BOUND if tf32 else BOUNDS[dtype]
+    assert actual.dtype == dtype, f"dtype is {actual.dtype}, expected {dtype}"
+    assert actual.shape == expected.shape, f"shape is {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if not actual.numel():
+        return
+    got, want = exact(actual), exact(expected)
+    want = torch.where(want.to(dtype).isinf(), want.to(dtype).double(), want)
+    finite = want.isfinite()
+    scale = want[finite].abs().max().item() if finite.any() else 0.0
+    same = (got == want) | (got.isnan() & want.isnan())
+    near = finite & ((got - want).abs() <= bound * scale)  # false for a NaN
+    wrong = (~(same | near)).nonzero()
+    if len(wrong):
+        at = tuple(wrong[0].tolist())
+        raise AssertionError(
+            f"{len(wrong)} of {got.numel()} elements are wrong; the first is [{', '.join(map(str, at))}]: "
+            f"got {got[at].item()!r}, expected {want[at].item()!r} (bound {bound:g} x {scale:g})"
+        )
+
+
+def assert_refused(ours: Callable, theirs: Callable, arguments: dict, words: Sequence[str]) -> None:
+    """Fails unless both raise, errors of one family, and ours names the operator and has each of ``words``."""
+    with pytest.raises(Exception) as torchs:
+        theirs(**arguments)
+    with pytest.raises((ArgumentError, TypeError, IndexError)) as error:
+        ours(**arguments)
+    family = ArgumentError
+    if isinstance(torchs.value, (TypeError, AttributeError)):
+        family = TypeError
+    elif isinstance(torchs.value, IndexError):
+        family = IndexError
+    assert isinstance(error.value, family), f"{error.value!r} where PyTorch has {torchs.value!r}"
+    message = str(error.value)
+    for word in (f"{ours.__name__}: ", *words):
+        assert word in message, f"{word!r} not in {message!r}"

@@ -1,0 +1,177 @@
+"""kernels.max_pool2d against torch.nn.functional.max_pool2d: exactly, for a maximum rounds nothing."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+from kernels.layers import ALEXNET
+from tests import reference
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
+
+CASES = {
+    "1x1": {"input": (1, 1, 1, 1), "kernel_size": 1},
+    "7-square": {"input": (2, 3, 7, 7), "kernel_size": 3, "stride": 2},
+    "31-not-square": {"input": (1, 5, 31, 7), "kernel_size": (2, 3), "stride": (3, 1), "padding": (1, 0)},
+    "227": {"input": (1, 3, 227, 5), "kernel_size": (5, 2), "stride": (4, 3)},
+    "channels-48": {"input": (1, 48, 7, 5), "kernel_size": 3, "stride": 2},
+    "stride-is-window": {"input": (3, 3, 7, 9), "kernel_size": (2, 3)},
+    "stride-over-window": {"input": (1, 3, 11, 13), "kernel_size": 2, "stride": (5, 4)},
+    "padding": {"input": (2, 3, 7, 5), "kernel_size": 3, "padding": 1, "stride": 2},
+    "padding-uneven": {"input": (2, 3, 7, 5), "kernel_size": (2, 5), "padding": (0, 2), "stride": 1},
+    "dilation": {"input": (2, 3, 9, 11), "kernel_size": (3, 2), "dilation": (2, 3), "padding": (1, 0), "stride": 2},
+    "ceil-mode": {"input": (2, 3, 8, 6), "kernel_size": 3, "stride": 2, "ceil_mode": True},
+    "ceil-mode-dropped-window": {"input": (1, 3, 3, 3), "kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True},
+    "ceil-mode-dilated": {"input": (1, 3, 9, 8), "kernel_size": 2, "stride": 3, "dilation": 2, "ceil_mode": True},
+    "whole-image": {"input": (2, 3, 7, 5), "kernel_size": (7, 5)},
+    "image-only": {"input": (3, 7, 5), "kernel_size": 3, "stride": 2},
+    "empty-batch": {"input": (0, 3, 7, 5), "kernel_size": 3},
+    "pair-of-one": {"input": (1, 2, 9, 9), "kernel_size": (3,), "stride": [2], "padding": (1,), "dilation": (2,)},
+    "numpy-ints": {"input": (1, 2, 9, 9), "kernel_size": np.int64(3), "stride": np.int64(2), "padding": np.int32(1)},
+    "stride-none": {"input": (1, 2, 9, 9), "kernel_size": (3, 2), "stride": None},
+    "stride-empty": {"input": (1, 2, 9, 9), "kernel_size": (3, 2), "stride": ()},
+}
+
+
+def check(guarded, x, indices=False, **arguments):
+    actual = kernels.max_pool2d(guarded(x), **arguments, return_indices=indices)
+    expected = reference.max_pool2d(x, **arguments, return_indices=indices)
+    if indices:
+        (actual, where), (expected, expected_where) = actual, expected
+        assert where.dtype == torch.int64
+        assert torch.equal(where.cpu(), expected_where)
+    assert_close(actual, expected, x.dtype, bound=0)
+    if actual.dim() == 4:
+        assert actual.is_contiguous(memory_format=torch.channels_last)
+
+
+def tensor(case, dtype):
+    case = dict(case)
+    x = randn(*case.pop("input"), dtype=dtype)
+    return (LAYOUTS["channels_last"](x) if x.dim() == 4 else x), case
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_shapes(case, indices, dtype, guarded):
+    x, arguments = tensor(case, dtype)
+    check(guarded, x - 5, indices, **arguments)  # negative: a zero from padding would win
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@pytest.mark.parametrize("case", [case for case in CASES if case != "227"])
+def test_small_tiles(case, indices, guarded, small_tiles):
+    x, arguments = tensor(CASES[case], torch.float32)
+    check(guarded, x, indices, **arguments)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True], ids=["", "ceil"])
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+@pytest.mark.parametrize("size", [3, 5, 8])
+def test_output_sizes(size, kernel, ceil_mode, guarded):
+    for stride, padding, dilation in itertools.product((1, 2, 3, 4), (0, 1), (1, 2)):
+        arguments = {"stride": (stride, 2), "padding": (padding, 0), "dilation": (dilation, 1), "ceil_mode": ceil_mode}
+        if padding <= kernel // 2 and dilation * (kernel - 1) < size:
+            check(guarded, randn(1, 1, size, 5), True, kernel_size=(kernel, 2), **arguments)
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, indices, guarded):
+    check(guarded, LAYOUTS[layout](randn(2, 5, 7, 9)), indices, kernel_size=3, stride=2, padding=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("layer", ["pool1", "pool2", "pool5"])
+def test_alexnet(layer, dtype, guarded):
+    (shape,) = (x.input for x in ALEXNET if x.name == layer)
+    check(guarded, LAYOUTS["channels_last"](randn(1, *shape, dtype=dtype)), True, kernel_size=3, stride=2)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("numbers", [1, 2, 3])
+def test_first_of_equals_wins(numbers, padding, guarded):
+    x = torch.randint(numbers, (2, 3, 9, 9)).float()
+    check(guarded, x, True, kernel_size=3, stride=2, padding=padding)
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_windows_of_nothing_but_minus_infinity(padding, indices, guarded):
+    x = randn(1, 2, 9, 9)
+    x[:, :, :5] = float("-inf")
+    check(guarded, x, indices, kernel_size=3, stride=2, padding=padding)
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_nan_wins_and_infinity_spreads(dtype, indices, guarded):
+    x = randn(1, 3, 9, 9, dtype=dtype)
+    x[0, 0, 2, 2] = x[0, 0, 3, 3] = x[0, 0, 4, 2] = float("nan")
+    x[0, 1, 2, 2], x[0, 1, 3, 3], x[0, 1, 6, 6] = float("inf"), float("nan"), float("-inf")
+    x[0, 2] = float("nan")
+    check(guarded, x, indices, kernel_size=3, stride=2, padding=1)
+
+
+def test_window_in_the_padding_alone(guarded):
+    """PyTorch gives such a window, possible with dilation, the index of a pixel that is not there; here it is -1."""
+    x = randn(1, 1, 1, 4)
+    arguments = {"kernel_size": (2, 1), "stride": 1, "padding": (1, 0), "dilation": (2, 1)}
+    check(guarded, x, **arguments)
+    y, where = kernels.max_pool2d(guarded(x), **arguments, return_indices=True)
+    assert y.isneginf().all()
+    assert where.flatten().tolist() == [-1] * 4
+
+
+def T(*shape, dtype=torch.float32):  # noqa: N802
+    return torch.ones(shape, dtype=dtype)
+
+
+BASE = {"input": T(2, 4, 7, 7), "kernel_size": 3}
+REFUSED = {
+    "input-list": ({"input": [1.0]}, ("input", "list")),
+    "input-2d": ({"input": T(7, 7)}, ("input", "(7, 7)")),
+    "input-5d": ({"input": T(1, 1, 1, 7, 7)}, ("input", "(1, 1, 1, 7, 7)")),
+    "no-channels": ({"input": T(2, 0, 7, 7)}, ("input", "(2, 0, 7, 7)")),
+    "no-channels-3d": ({"input": T(0, 7, 7)}, ("input", "(0, 7, 7)")),
+    "no-height": ({"input": T(2, 4, 0, 7)}, ("input", "(2, 4, 0, 7)")),
+    "kernel-0": ({"kernel_size": 0}, ("kernel_size", "0")),
+    "kernel-negative": ({"kernel_size": (2, -1)}, ("kernel_size", "-1")),
+    "kernel-float": ({"kernel_size": 2.0}, ("kernel_size", "2.0")),
+    "kernel-none": ({"kernel_size": None}, ("kernel_size", "None")),
+    "kernel-empty": ({"kernel_size": ()}, ("kernel_size", "()")),
+    "kernel-three": ({"kernel_size": (2, 2, 2)}, ("kernel_size", "(2, 2, 2)")),
+    "kernel-too-large": ({"kernel_size": (3, 8)}, ("kernel_size=(3, 8)", "(2, 4, 7, 7)")),
+    "kernel-too-large-dilated": ({"dilation": (1, 4)}, ("dilation=(1, 4)", "(2, 4, 7, 7)")),
+    "stride-0": ({"stride": 0}, ("stride", "0")),
+    "stride-negative": ({"stride": -2}, ("stride", "-2")),
+    "stride-float": ({"stride": 1.5}, ("stride", "1.5")),
+    "stride-three": ({"stride": (1, 1, 1)}, ("stride", "(1, 1, 1)")),
+    "stride-array": ({"stride": np.array([2, 2])}, ("stride", "array([2, 2])")),
+    "stride-range": ({"stride": range(1, 3)}, ("stride", "range(1, 3)")),
+    "padding-negative": ({"padding": -1}, ("padding", "-1")),
+    "padding-over-half": ({"padding": 2}, ("padding", "(2, 2)", "kernel_size=(3, 3)")),
+    "padding-over-half-dilated": ({"padding": 2, "dilation": 2}, ("padding", "(2, 2)", "kernel_size=(3, 3)")),
+    "padding-word": ({"padding": "same"}, ("padding", "'same'")),
+    "dilation-0": ({"dilation": 0}, ("dilation", "0")),
+    "dilation-negative": ({"dilation": -1}, ("dilation", "-1")),
+    "dilation-float": ({"dilation": 1.0}, ("dilation", "1.0")),
+    "ceil-mode-int": ({"ceil_mode": 1}, ("ceil_mode", "1")),
+    "ceil-mode-none": ({"ceil_mode": None}, ("ceil_mode", "None")),
+}
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@pytest.mark.parametrize("arguments, words", REFUSED.values(), ids=REFUSED)
+def test_refused_as_in_pytorch(arguments, words, indices):
+    assert_refused(kernels.max_pool2d, F.max_pool2d, {**BASE, **arguments, "return_indices": indices}, words)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.complex64], ids=name)
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(kernels.ArgumentError, match=f"max_pool2d: input must be float32.*got {dtype}"):
+        kernels.max_pool2d(T(2, 4, 7, 7, dtype=dtype), 3)

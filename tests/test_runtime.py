@@ -1,0 +1,173 @@
+"""kernels.runtime: how the mode is chosen, and what the kernels share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from kernels import runtime
+from tests.reference import DTYPES, assert_close, exact, name, randn
+
+ROOT = Path(__file__).parents[1]
+
+CHECK = """
+import torch, torch.nn.functional as F
+import kernels
+from kernels import runtime
+x, w = torch.randn(2, 3, 7, 7), torch.randn(5, 3, 3, 3)
+y = kernels.softmax(kernels.conv2d(x, w, padding=1))
+assert torch.allclose(y, F.softmax(F.conv2d(x, w, padding=1), -1), atol=1e-5), "wrong"
+print(runtime.mode(), runtime.default_device(), runtime.architecture())
+"""
+
+
+def python(code: str, **environment: str | None) -> str:
+    """What a fresh interpreter prints, without a GPU."""
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **environment}
+    env = {key: value for key, value in env.items() if value is not None}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize("first", ["", "import triton", "import triton.language", "import torchvision"])
+def test_interpreted_without_a_gpu_whatever_was_imported_first(first):
+    assert python(f"{first}\n{CHECK}", TRITON_INTERPRET=None) == "interpreted cpu interpreter"
+
+
+def test_users_choice_to_interpret_is_kept():
+    assert python(CHECK, TRITON_INTERPRET="1") == "interpreted cpu interpreter"
+
+
+def test_users_choice_to_compile_is_kept():
+    code = "from kernels import runtime; print(runtime.mode(), runtime.default_device())"
+    assert python(code, TRITON_INTERPRET="0") == "compiled cuda"
+
+
+def test_cpu_tensors_are_refused_where_kernels_are_compiled():
+    code = """
+import torch, kernels
+try:
+    kernels.softmax(torch.ones(3))
+except kernels.ArgumentError as error:
+    print(error)
+"""
+    printed = python(code, TRITON_INTERPRET="0")
+    assert "softmax: input is on cpu" in printed and "TRITON_INTERPRET=1" in printed
+
+
+def test_mode_is_that_of_the_machine():
+    assert (os.environ["TRITON_INTERPRET"] == "1") == runtime.INTERPRETED
+    assert runtime.mode() == ("interpreted" if runtime.INTERPRETED else "compiled")
+    assert runtime.default_device().type == ("cpu" if runtime.INTERPRETED else "cuda")
+
+
+@triton.jit
+def _order_kernel(order_ptr, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    pid = tl.program_id(0)
+    pid_m, pid_n = runtime.tile_order(pid, tiles_m, tiles_n, GROUP_M)
+    tl.store(order_ptr + 2 * pid, pid_m)
+    tl.store(order_ptr + 2 * pid + 1, pid_n)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 8])
+@pytest.mark.parametrize("tiles", [(1, 1), (1, 5), (7, 1), (4, 4), (7, 5), (5, 3), (9, 2)], ids=str)
+def test_tile_order_covers_every_tile_once(tiles, group, guards, device):
+    m, n = tiles
+    order = guards.empty((m * n, 2), (2, 1), torch.int64, device)
+    runtime.launch(_order_kernel, lambda META: (m * n,), order, m, n, GROUP_M=group)
+    pairs = [tuple(pair) for pair in order.tolist()]
+    assert sorted(pairs) == [(i, j) for i in range(m) for j in range(n)]
+    # Within a group of rows, column by column.
+    assert pairs == sorted(pairs, key=lambda t: (t[0] // group, t[1], t[0]))
+
+
+@triton.jit
+def _dot_kernel(a_ptr, b_ptr, c_ptr, PRECISION: tl.constexpr, SIZE: tl.constexpr):
+    offs = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    acc = tl.full((SIZE, SIZE), 1.0, dtype=tl.float32)
+    tl.store(c_ptr + offs, runtime.dot(tl.load(a_ptr + offs), tl.load(b_ptr + offs), acc, PRECISION))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_dot(dtype, guarded, guards, device):
+    """Triton's interpreter multiplies the bit patterns of bfloat16."""
+    a, b = randn(32, 32, dtype=dtype), randn(32, 32, dtype=dtype)
+    c = guards.empty((32, 32), (32, 1), torch.float32, device)
+    precision = runtime.dot_precision(dtype)
+    runtime.launch(_dot_kernel, lambda META: (1,), guarded(a), guarded(b), c, PRECISION=precision, SIZE=32)
+    assert_close(c, exact(a) @ exact(b) + 1)
+
+
+@pytest.mark.parametrize("value, precision", [("ieee", "ieee"), ("tf32", "tf32"), ("none", "ieee")])
+def test_dot_precision_follows_fp32_precision(value, precision, fp32_precision):
+    fp32_precision(value)
+    assert runtime.dot_precision(torch.float32) == precision
+    assert runtime.dot_precision(torch.float16) == runtime.dot_precision(torch.bfloat16) == "ieee"
+
+
+@pytest.mark.parametrize("allow, precision", [("True", "tf32"), ("False", "ieee")])
+def test_dot_precision_follows_allow_tf32(allow, precision):
+    code = f"""
+import torch
+from kernels import runtime
+torch.backends.cuda.matmul.allow_tf32 = {allow}
+print(runtime.dot_precision(torch.float32), runtime.dot_precision(torch.float16))
+"""
+    assert python(code) == f"{precision} ieee"
+
+
+@pytest.mark.parametrize("word, precision", [("highest", "ieee"), ("high", "tf32")])
+def test_dot_precision_follows_set_float32_matmul_precision(word, precision):
+    code = f"""
+import torch
+from kernels import runtime
+torch.set_float32_matmul_precision({word!r})
+print(runtime.dot_precision(torch.float32))
+"""
+    assert python(code) == precision
+
+
+@pytest.mark.parametrize("elements, index", [(2**31 - 1, tl.int32), (2**31, tl.int64), (2**31 + 1, tl.int64)])
+def test_index_type(elements, index):
+    small = torch.empty(1, device="meta")
+    large = torch.empty(elements, device="meta")
+    assert runtime.index_type(small) is tl.int32
+    assert runtime.index_type(large) is index
+    assert runtime.index_type(small, large) is runtime.index_type(large, small) is index
+
+
+def test_recording_notes_launches_without_running_them(guarded):
+    import kernels
+
+    x = guarded(torch.ones(3, 5))
+    with runtime.recording() as launches:
+        y = kernels.softmax(x)
+    assert [launch.kernel.__name__ for launch in launches] == ["_softmax_kernel"]
+    assert launches[0].grid(launches[0].constants) == (1,)
+    assert y.isnan().all()  # as it was allocated
+    assert not kernels.softmax(x).isnan().any()
+    assert len(launches) == 1
+
+
+def test_recording_takes_tensors_without_memory():
+    import kernels
+
+    x, w = torch.empty(256, 3, 227, 227, device="meta"), torch.empty(96, 3, 11, 11, device="meta")
+    with runtime.recording() as launches:
+        conv = sys.modules["kernels.conv2d"].launch_conv2d
+        y = conv(x, w, None, [4, 4], [0] * 4, [1, 1], 1, True)
+    assert y.shape == (256, 96, 55, 55)
+    assert launches[0].constants["RELU"] is True
+    assert kernels.conv2d is not None
+
+
+def test_recording_ends_with_an_error():
+    with pytest.raises(ZeroDivisionError), runtime.recording():
+        raise ZeroDivisionError
+    assert runtime._recorded is None
