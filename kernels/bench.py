@@ -1,0 +1,641 @@
+"""Each kernel's speed beside PyTorch's: ``python -m kernels.bench``.
+
+Method:
+
+- Correct first. What is timed is what is checked: the output of the replayed graph, filled with NaN before the
+  replay, against float64 on the same device, every element of it, 64 images at a time. Each provider is held to the
+  same bounds; a result outside them is reported as WRONG and has no time. Inputs are random.
+- The others at their best: PyTorch eager with ``cudnn.benchmark`` in NCHW and in channels_last memory, of which the
+  faster counts, and ``torch.compile`` with max-autotune in that one's memory order. One dtype for all, and one way of
+  multiplying float32: IEEE, or TF32 where the dtype is called tf32.
+- Every provider, ours included, is timed as replays of a CUDA graph, which leaves out the time Python takes to launch.
+  ``max-autotune-no-cudagraphs`` is max-autotune without Inductor's own graphs, which copy their inputs at each replay.
+- ``triton.testing.do_bench``: events around each replay, L2 flushed before it, the 20th, 50th and 80th percentiles.
+  A replay itself takes a few microseconds, which all providers pay.
+- The roofs, a large copy and a large matrix product, are measured in the same run.
+"""
+
+import argparse
+import contextlib
+import csv
+import datetime
+import gc
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from torch.nn import functional
+from tqdm import tqdm
+
+from kernels import runtime
+from kernels.cost import Cost
+from kernels.layers import ALEXNET, LAYERS, POOL, Layer
+from kernels.roofline import COLUMNS, MEASUREMENTS, PROVIDERS, Row, baseline, plot_all, roofs, share, slug
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
+BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|out - ref| / max|ref|
+CHUNK = 64  # images compared at once: float64 takes memory
+INTERPRETED = "interpreted on a CPU"  # what stands for the GPU's name without one
+
+Run = Callable[[], object]
+Times = tuple[float, float, float]  # 20th, 50th and 80th percentile, in ms
+
+
+class UsageError(Exception):
+    """Something asked for that cannot be done: one line on stderr, and exit status 2."""
+
+
+# What is timed
+
+
+def _relu(y: torch.Tensor, relu: bool) -> torch.Tensor:
+    return functional.relu(y, inplace=True) if relu else y
+
+
+TORCH: dict[str, Callable[..., torch.Tensor]] = {
+    "conv2d": lambda x, w, bias, *, relu=False, **geometry: _relu(functional.conv2d(x, w, bias, **geometry), relu),
+    "linear": lambda x, w, bias, *, relu=False: _relu(functional.linear(x, w, bias), relu),
+    "max_pool2d": functional.max_pool2d,
+    "lrn_max_pool2d": lambda x, size, alpha, beta, k, kernel_size, stride: functional.max_pool2d(
+        functional.local_response_norm(x, size, alpha, beta, k), kernel_size, stride
+    ),
+    "local_response_norm": functional.local_response_norm,
+    "bias_relu": lambda x, bias: _relu(x + bias, True),
+    "dropout": lambda x, p, seed: functional.dropout(x, p),
+    "softmax": functional.softmax,
+}
+"""The operators in PyTorch, with our arguments."""
+
+OPERATORS = tuple(TORCH)
+
+
+class Work(NamedTuple):
+    """Something to time: one layer, or several in a row."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def operator(self) -> str:
+        """Which operator; ``network`` for several."""
+        return self.layers[0].operator if len(self.layers) == 1 else "network"
+
+    def cost(self, batch: int, itemsize: int) -> Cost:
+        """Summed over the layers."""
+        costs = [layer.cost(batch, itemsize) for layer in self.layers]
+        return Cost(costs[-1].output, *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
+
+    def random_operands(self, batch: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+        """The first layer's input, and every layer's parameters."""
+        input, *parameters = self.layers[0].random_operands(batch, dtype, device)
+        for layer in self.layers[1:]:
+            parameters += layer.random_operands(1, dtype, device)[1:]
+        return [input, *parameters]
+
+    def ours(self, *operands: torch.Tensor) -> torch.Tensor:
+        """On our kernels."""
+        return self._chain(Layer.run, *operands)
+
+    def theirs(self, *operands: torch.Tensor) -> torch.Tensor:
+        """In PyTorch, in the operands' own dtype and memory order."""
+        return self._chain(lambda layer, *given: TORCH[layer.operator](*given, **layer.arguments), *operands)
+
+    def _chain(self, run: Callable[..., torch.Tensor], x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            count = len(layer.parameters)
+            mine, parameters = parameters[:count], parameters[count:]
+            x = run(layer, x.flatten(1) if layer.operator == "linear" else x, *mine)
+        return x
+
+
+NETWORK = Work("alexnet", ALEXNET)
+
+
+def _whole(name: str) -> Layer:
+    """A convolution of AlexNet's, not in groups."""
+    layer = LAYERS[name]
+    (K, C, R, S), bias = layer.parameters
+    arguments = {**layer.arguments}
+    groups = arguments.pop("groups", 1)
+    return layer._replace(parameters=((K, C * groups, R, S), bias), arguments=arguments)
+
+
+_CONV1 = LAYERS["conv1"]._replace(input=(3, 224, 224), arguments={"stride": (4, 4), "padding": (2, 2)})
+_RELU1 = _CONV1._replace(arguments={**_CONV1.arguments, "relu": True})
+_POOLS = [Layer(name, "max_pool2d", LAYERS[name].input, (), POOL) for name in ("pool1", "pool2", "pool5")]
+
+
+class Published(NamedTuple):
+    """A problem of KernelBench's, and its authors' times on an H100, in ms."""
+
+    work: Work
+    batch: int
+    eager_ms: float
+    compile_ms: float
+
+
+KERNELBENCH = (
+    Published(Work("kernelbench-1-50", (_CONV1,)), 256, 2.20, 1.74),
+    Published(
+        Work(
+            "kernelbench-3-5",
+            (_RELU1, _POOLS[0], _whole("conv2"), _POOLS[1], *map(_whole, ("conv3", "conv4", "conv5")), *ALEXNET[7:]),
+        ),
+        1024,
+        23.7,
+        16.7,
+    ),
+)
+"""Level 1 problem 50, conv1 without ReLU, and level 3 problem 5, AlexNet without LRN and groups.
+
+Times: https://github.com/ScalingIntelligence/KernelBench, results/timing. Their script leaves PyTorch's precision at
+its defaults, float32 with TF32 in cuDNN's convolutions alone: between our fp32 and our tf32.
+"""
+
+
+# Where it runs
+
+
+class Gpu:
+    """The current GPU: graphs, and their replays timed with events."""
+
+    matmul_size = 8192  # rows and columns of the roof's product
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise UsageError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it")
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.name = torch.cuda.get_device_name(self.device)
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        self.copy_size = min(2**30, memory // 32)  # floats in the roof's copy: far more than a cache holds
+
+    def prepare(self, function: Callable[..., torch.Tensor], operands: list[torch.Tensor]) -> tuple[Run, torch.Tensor]:
+        """What to time, ``function`` captured in a graph, and the output of one replay of it."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # compiles, chooses cuDNN's algorithms, allocates workspaces: none can be captured
+                function(*operands)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            output = function(*operands)
+        output.fill_(math.nan)
+        graph.replay()
+        torch.cuda.synchronize()
+        return graph.replay, output
+
+    def time(self, run: Run) -> Times:
+        """With L2 flushed before each run."""
+        return tuple(triton.testing.do_bench(run, warmup=50, rep=300, quantiles=[0.2, 0.5, 0.8]))
+
+    def release(self) -> None:
+        """Gives back what dropped tensors and graphs held."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+class Interpreter:
+    """The CPU, where Triton interprets the kernels: the same rows, none of them a kernel's speed."""
+
+    name = INTERPRETED
+    device = torch.device("cpu")
+    copy_size = 2**24
+    matmul_size = 512
+
+    def prepare(self, function: Callable[..., torch.Tensor], operands: list[torch.Tensor]) -> tuple[Run, torch.Tensor]:
+        """What to time, and the output of one run of it."""
+        return lambda: function(*operands), function(*operands)
+
+    def time(self, run: Run) -> Times:
+        """Three runs, or as many as begin within a second."""
+        times: list[float] = []
+        while len(times) < 3 and sum(times) < 1e3:
+            start = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - start) * 1e3)
+        return tuple(torch.tensor(times).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist())
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Products of float32 as TF32 inside where ``dtype`` is tf32, else as IEEE: ours, cuBLAS's and cuDNN's."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.fp32_precision
+
+    def use(matmul_tf32: bool, cudnn_tf32: bool, everything: str) -> None:
+        # PyTorch has an older and a newer name for each, and raises where one is read that disagrees with the other;
+        # Inductor reads both. The older setters set both, but for this one.
+        matmul.allow_tf32, cudnn.allow_tf32 = matmul_tf32, cudnn_tf32
+        cudnn.fp32_precision = everything
+
+    use(dtype == "tf32", dtype == "tf32", "tf32" if dtype == "tf32" else "ieee")
+    try:
+        yield
+    finally:
+        use(before[0] == "tf32", before[1] == "tf32", before[2])
+
+
+# Right, and how fast
+
+
+def deviation(work: Work, operands: list[torch.Tensor], output: torch.Tensor) -> float:
+    """max|output - reference| / max|reference| against float64 over every element; inf for NaN or another shape."""
+    input, *parameters = operands
+    parameters = [parameter.double() for parameter in parameters]
+    gap = scale = 0.0
+    kept = 0
+    # In float64 cuDNN would try out its algorithms at every shape, for a product that runs once.
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        for start in range(0, len(input), CHUNK):
+            x = input[start : start + CHUNK].double()
+            got = output[start : start + CHUNK].double()
+            if work.operator == "dropout":  # which elements are dropped is the operator's choice, how many is not
+                kept += got.count_nonzero().item()
+                want = torch.where(got == 0, 0.0, x / (1.0 - work.layers[0].arguments["p"]))
+            else:
+                want = work.theirs(x, *parameters)
+            if got.shape != want.shape:
+                return math.inf
+            difference = (got - want).abs().max().item()
+            if not math.isfinite(difference):
+                return math.inf
+            gap, scale = max(gap, difference), max(scale, want.abs().max().item())
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+    if len(output) != len(input) or scale == 0.0:
+        return math.inf
+    if work.operator == "dropout":
+        p, elements = work.layers[0].arguments["p"], output.numel()
+        if abs(kept - elements * (1.0 - p)) > 6.0 * math.sqrt(elements * p * (1.0 - p)):
+            return math.inf
+    return gap / scale
+
+
+class Result(NamedTuple):
+    """What came of one provider: its times, or none because of what ``problem`` says."""
+
+    variant: str  # "triton", "torch NCHW"
+    times: Times | None
+    error: float
+    problem: str = ""
+
+
+def judge(
+    device: Gpu | Interpreter,
+    variant: str,
+    dtype: str,
+    function: Callable[..., torch.Tensor],
+    operands: list[torch.Tensor],
+    deviate: Callable[[torch.Tensor], float],
+) -> Result:
+    """Runs, compares, and times what compares well; what fails is reported and the rest goes on."""
+    try:
+        run, output = device.prepare(function, operands)
+        error = deviate(output)
+        if not error <= BOUNDS[dtype]:
+            return Result(variant, None, error, f"WRONG: error {error:.1e}, allowed {BOUNDS[dtype]:.1e}")
+        del output
+        return Result(variant, device.time(run), error)
+    except Exception as error:  # a compiler's crash, or no memory left, of one provider at one size
+        reason = str(error).strip().splitlines() or [""]
+        return Result(variant, None, math.nan, f"FAILED: {type(error).__name__}: {reason[0]}")
+
+
+def provide(
+    device: Gpu | Interpreter, provider: str, work: Work, dtype: str, operands: list[torch.Tensor], layout: str
+) -> list[Result]:
+    """A provider's results: two of torch's for tensors that have two orders in memory."""
+    deviate = lambda output: deviation(work, operands, output)
+    if provider == "triton":
+        return [judge(device, provider, dtype, work.ours, operands, deviate)]
+    layouts = ("NCHW", "NHWC") if operands[0].dim() == 4 else ("",)
+    if provider == "compile":
+        layouts = (layout,)
+    results = []
+    for order in layouts:
+        function = work.theirs
+        if provider == "compile":
+            torch._dynamo.reset()
+            function = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+        given = [tensor.contiguous() for tensor in operands] if order == "NCHW" else operands
+        results.append(judge(device, f"{provider} {order}".strip(), dtype, function, given, deviate))
+        device.release()
+    return results
+
+
+class Roof(NamedTuple):
+    """A roof's row, before it is one."""
+
+    operator: str
+    dtype: str
+    flops: int
+    bytes: int
+    result: Result
+
+
+def roof_copy(device: Gpu | Interpreter) -> Roof:
+    """A large copy of random numbers, bytes read and written."""
+    source = torch.empty(device.copy_size, device=device.device).normal_()
+    target = torch.empty_like(source)
+    deviate = lambda output: 0.0 if torch.equal(output, source) else math.inf
+    result = judge(device, "torch", "fp32", target.copy_, [source], deviate)
+    return Roof("roof_copy", "fp32", 0, 2 * source.nbytes, result)
+
+
+def roof_matmul(device: Gpu | Interpreter, dtype: str) -> Roof:
+    """A large matrix product of random numbers; its first rows are compared with float64."""
+    n = device.matmul_size
+    a, b = (torch.empty(n, n, dtype=DTYPES[dtype], device=device.device).normal_() for _ in range(2))
+
+    def deviate(output: torch.Tensor) -> float:
+        want = a[:CHUNK].double() @ b.double()
+        gap = (output[:CHUNK].double() - want).abs().max() / want.abs().max()
+        return gap.item() if output.isfinite().all() else math.inf
+
+    result = judge(device, "torch", dtype, torch.mm, [a, b], deviate)
+    return Roof("roof_matmul", dtype, 2 * n**3, 3 * a.nbytes, result)
+
+
+# What is kept, and what is shown
+
+
+class Table:
+    """The CSV that rows are appended to as they come, so that an interrupted run keeps what it measured."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("a+", newline="", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"--out: cannot write {path}: {error.strerror}") from None
+        self.file.seek(0)
+        header = self.file.readline().strip()
+        if header and header != ",".join(COLUMNS):
+            raise UsageError(f"--out: {path} is not such a table: its first line is {header!r}")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        if not header:
+            self.writer.writerow(COLUMNS)
+
+    def append(self, row: Row) -> None:
+        """Writes one row, through to the disk."""
+        digits = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
+        self.writer.writerow(digits)
+        self.file.flush()
+
+
+def commit() -> str:
+    """The commit of the code that is measured, with ``-dirty`` where the kernels differ from it."""
+    here = Path(__file__).parent
+    git = lambda *arguments: subprocess.run(
+        ["git", "-C", here, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+LINE = "{:<20} {:>5}  {:<5} {:>10} {:>10}  {:<12} {:>6} {:>8} {:>9}"
+HEADER = LINE.format("layer", "batch", "dtype", "ours ms", "best ms", "best is", "ratio", "of roof", "error")
+
+
+class Bench:
+    """One run: what it measures goes to the screen line by line, and to the table where there is one."""
+
+    def __init__(self, device: Gpu | Interpreter, table: Table | None) -> None:
+        self.device = device
+        self.table = table
+        self.rows: list[Row] = []
+        self.problems: list[str] = []
+        self.commit = commit()
+
+    def show(self, line: str) -> None:
+        """One line on stdout, above the progress bar."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def record(
+        self, operator: str, layer: str, dtype: str, batch: int, provider: str, result: Result, flops: int, bytes: int
+    ) -> None:
+        """Keeps a timing, or the reason that there is none."""
+        if result.times is None:
+            self.problems.append(f"{layer}, batch {batch}, {dtype}: {result.variant} {result.problem}")
+            return
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        versions = self.commit, self.device.name, str(torch.__version__), triton.__version__
+        what = operator, layer, "forward", dtype, batch, provider
+        row = Row(now, *versions, *what, *result.times, flops, bytes, result.error)
+        self.rows.append(row)
+        if self.table:
+            self.table.append(row)
+
+    def roofs(self, dtype: str) -> None:
+        """Measures the roofs for one dtype."""
+        for measure in (roof_copy, lambda device: roof_matmul(device, dtype)):
+            roof = measure(self.device)
+            self.record(roof.operator, roof.operator, roof.dtype, 1, "torch", roof.result, roof.flops, roof.bytes)
+            self.device.release()
+        found = roofs(self.rows, dtype)
+        if found:
+            copy, rate = found.bandwidth * 1e-12, found.rate * 1e-12
+            self.show(f"roofs: copy {copy:.3g} TB/s, {dtype} matrix product {rate:.3g} TFLOP/s")
+
+    def work(self, work: Work, batch: int, dtype: str, providers: list[str], step: Callable[[], object]) -> None:
+        """Measures one thing by every provider, and shows the comparison."""
+        found: dict[str, Result] = {}
+        known = len(self.problems)
+        cost = work.cost(batch, DTYPES[dtype].itemsize)
+        operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
+        layout = "NHWC" if operands[0].dim() == 4 else ""
+        for provider in sorted(providers, key=list(PROVIDERS).index):  # torch before compile: it tells the layout
+            results = provide(self.device, provider, work, dtype, operands, layout)
+            timed = [result for result in results if result.times]
+            for result in results:
+                if not result.times:
+                    self.record(work.operator, work.name, dtype, batch, provider, result, *cost[2:])
+            if timed:
+                fastest = found[provider] = min(timed, key=lambda result: result.times[1])
+                self.record(work.operator, work.name, dtype, batch, provider, fastest, *cost[2:])
+                if provider == "torch":
+                    layout = fastest.variant.partition(" ")[2]
+            elif provider == "triton":
+                found[provider] = results[0]
+            step()
+        del operands
+        self.device.release()
+        self.show(self.line(work, batch, dtype, found))
+        for problem in self.problems[known:]:
+            self.show(f"  {problem}")
+
+    def line(self, work: Work, batch: int, dtype: str, found: dict[str, Result]) -> str:
+        """The comparison as a line of the table on the screen."""
+        rows = [row for row in self.rows if (row.layer, row.dtype, row.batch) == (work.name, dtype, batch)]
+        ours = next((row for row in rows if row.provider == "triton"), None)
+        best = baseline(rows)
+        limits = roofs(self.rows, dtype)
+        mine = found.get("triton")
+        return LINE.format(
+            work.name,
+            batch,
+            dtype,
+            f"{ours.p50_ms:.4g}" if ours else (mine.problem.split(":")[0] if mine else "-"),
+            f"{best.p50_ms:.4g}" if best else "-",
+            found[best.provider].variant if best else "-",
+            f"{best.p50_ms / ours.p50_ms:.2f}x" if ours and best else "-",
+            f"{share(ours, limits):.1%}" if ours and limits else "-",
+            f"{mine.error:.1e}" if mine else "-",
+        ).rstrip()
+
+
+# The command
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for an error instead of two."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def _batch(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of images, at least 1, got {text!r}")
+    return value
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m kernels.bench",
+        description="Times AlexNet's layers on the kernels beside PyTorch's, each checked against float64 first. "
+        "Without a GPU the kernels are interpreted, and the times are not speeds of the kernels.",
+    )
+    add = parser.add_argument
+    add(
+        "operators",
+        nargs="*",
+        metavar="OPERATOR",
+        help=f"which operators' layers: {', '.join(OPERATORS)} (those of the forward pass)",
+    )
+    add("--batch", nargs="+", type=_batch, metavar="N", help="images in one batch (1 128; without a GPU 1)")
+    add("--dtype", nargs="+", choices=tuple(DTYPES), help="tf32: fp32 multiplied as TF32 (fp16; without a GPU fp32)")
+    add("--providers", nargs="+", choices=tuple(PROVIDERS), help="whom to time (all; without a GPU not compile)")
+    add("--network", action="store_true", help="the whole forward pass; without an OPERATOR only that")
+    add("--preset", choices=("kernelbench",), help="KernelBench's two AlexNet problems, beside their published times")
+    add("--plot", action="store_true", help="draws the table as PNGs beside it")
+    add("--out", type=Path, metavar="DIR", help=f"folder of the table ({MEASUREMENTS.parent.name}/{MEASUREMENTS.name};"
+        " without a GPU none is written)")  # fmt: skip
+    args = parser.parse_args(argv)
+    for operator in args.operators:
+        if operator not in OPERATORS:
+            raise UsageError(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {operator!r}")
+    if args.preset and (args.operators or args.network):
+        raise UsageError("--preset chooses what to time: give neither OPERATOR nor --network with it")
+    return args
+
+
+def complete(args: argparse.Namespace, interpreted: bool) -> None:
+    """Fills in what was not asked for, and refuses what the CPU does not have."""
+    if interpreted and "tf32" in (args.dtype or ()):
+        raise UsageError("--dtype tf32: only GPUs have it")
+    if interpreted and "compile" in (args.providers or ()):
+        raise UsageError("--providers compile: only with a GPU")
+    if interpreted and args.plot and not args.out:
+        raise UsageError("--plot: without a GPU it takes --out DIR, too")
+    args.batch = args.batch or ([1] if interpreted else None if args.preset else [1, 128])
+    args.dtype = args.dtype or (["fp32"] if interpreted else ["fp32", "tf32"] if args.preset else ["fp16"])
+    args.providers = args.providers or [name for name in PROVIDERS if not (interpreted and name == "compile")]
+
+
+def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
+    """What to time, and at which batch."""
+    if args.preset:
+        return [(item.work, batch) for item in KERNELBENCH for batch in args.batch or [item.batch]]
+    chosen = []
+    if args.operators:
+        chosen = [Work(layer.name, (layer,)) for layer in LAYERS.values() if layer.operator in args.operators]
+    elif not args.network:
+        chosen = [Work(layer.name, (layer,)) for layer in ALEXNET]
+    if args.network:
+        chosen.append(NETWORK)
+    return [(work, batch) for batch in args.batch for work in chosen]
+
+
+def compare_published(bench: Bench) -> None:
+    """KernelBench's own times beside those of this run."""
+    for item in KERNELBENCH:
+        bench.show(
+            f"published for {item.work.name}, batch {item.batch}, H100, float32 at PyTorch's defaults (TF32 in "
+            f"convolutions): eager {item.eager_ms} ms, compiled {item.compile_ms} ms"
+        )
+        for row in bench.rows:
+            if (row.layer, row.batch) == (item.work.name, item.batch) and row.gpu != INTERPRETED:
+                bench.show(f"  {row.provider} here, {row.dtype}: {row.p50_ms:.4g} ms")
+    if bench.device.name == INTERPRETED:
+        bench.show("no time of the interpreter compares with them")
+
+
+@torch.no_grad()
+def run(args: argparse.Namespace) -> int:
+    """Measures what was asked for; 1 where something was wrong or failed."""
+    device = Interpreter() if runtime.INTERPRETED else Gpu()
+    complete(args, runtime.INTERPRETED)
+    table = None
+    if args.out or not runtime.INTERPRETED:
+        name = "interpreter" if runtime.INTERPRETED else slug(device.name)
+        table = Table((args.out or MEASUREMENTS) / f"{name}.csv")
+    torch.backends.cudnn.benchmark = True
+    bench = Bench(device, table)
+    if runtime.INTERPRETED:
+        bench.show("No GPU: Triton's interpreter runs the kernels. These times are not speeds of the kernels.")
+    versions = f"{device.name}, torch {torch.__version__}, triton {triton.__version__}, commit {bench.commit}"
+    bench.show(versions + (f"; table {table.path}" if table else "; no table is written"))
+    chosen = works(args)
+    with tqdm(total=len(args.dtype) * len(chosen) * len(args.providers), unit="timing", disable=None) as progress:
+        for dtype in args.dtype:
+            with precision(dtype):
+                bench.roofs(dtype)
+                bench.show(HEADER)
+                for work, batch in chosen:
+                    progress.set_postfix_str(f"{work.name} {dtype} batch {batch}")
+                    bench.work(work, batch, dtype, args.providers, progress.update)
+    if args.preset:
+        compare_published(bench)
+    if args.plot:
+        from kernels.roofline import load
+
+        for path in plot_all(load(table.path), table.path.parent, table.path.stem):
+            bench.show(f"drawn: {path}")
+    for problem in bench.problems:
+        print(f"kernels.bench: {problem}", file=sys.stderr)
+    return 1 if bench.problems else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return run(parse(argv))
+    except UsageError as error:
+        print(f"kernels.bench: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kernels.bench: interrupted; the table keeps what was measured", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

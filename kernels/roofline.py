@@ -1,0 +1,394 @@
+"""The measured table, read; how much of the device a time is; and the plots: ``python -m kernels.roofline``.
+
+A kernel's floor is the longer of two times, its FLOPs at the rate of the fastest matrix product and its bytes at the
+bandwidth of a large copy (Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785). Both roofs
+are measured on the device, in the run that measures the kernels: a datasheet's are not reached by anything.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+MEASUREMENTS = Path(__file__).parent.parent / "notebooks" / "measurements"
+PROVIDERS = {"triton": "ours (Triton)", "torch": "PyTorch", "compile": "torch.compile"}
+ROOFS = ("roof_copy", "roof_matmul")
+
+
+class Row(NamedTuple):
+    """One timing: a line of the table, whose columns are these."""
+
+    date: str  # ISO 8601, UTC
+    commit: str
+    gpu: str
+    torch: str
+    triton: str
+    operator: str
+    layer: str
+    pass_: str  # "forward"; the column is called pass
+    dtype: str  # fp16, bf16, fp32, or tf32: fp32 tensors multiplied as TF32
+    batch: int
+    provider: str
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    flops: int
+    bytes: int
+    error: float  # max|out - ref| / max|ref|, of the run that was timed
+
+
+COLUMNS = tuple(name.rstrip("_") for name in Row._fields)
+
+
+class TableError(Exception):
+    """A table that cannot be read."""
+
+
+class Roofs(NamedTuple):
+    """What the device does at the most."""
+
+    bandwidth: float  # bytes per second, read and written
+    rate: float  # FLOP per second, in matrix products of one dtype
+
+    def floor_ms(self, flops: int, bytes: int) -> float:
+        """The least time, in ms."""
+        return 1e3 * max(flops / self.rate, bytes / self.bandwidth)
+
+
+def load(path: str | Path) -> list[Row]:
+    """The table's latest row for each GPU, operator, layer, pass, dtype, batch and provider, in the table's order.
+
+    Raises:
+        TableError: no such file, other columns, or a value that is not a number where one belongs.
+    """
+    latest: dict[tuple, Row] = {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            header = next(lines, [])
+            if tuple(header) != COLUMNS:
+                raise TableError(f"{path}: columns must be {','.join(COLUMNS)}, got {','.join(header)}")
+            for line in lines:
+                try:
+                    types = Row.__annotations__.values()
+                    row = Row(*(kind(value) for kind, value in zip(types, line, strict=True)))
+                except ValueError as error:
+                    raise TableError(f"{path}, line {lines.line_num}: {error}") from None
+                key = (row.gpu, row.operator, row.layer, row.pass_, row.dtype, row.batch, row.provider)
+                if key not in latest or row.date >= latest[key].date:  # of one second: the one further down
+                    latest[key] = row
+    except OSError as error:
+        raise TableError(f"{path}: {error.strerror}") from None
+    return list(latest.values())
+
+
+def slug(gpu: str) -> str:
+    """The name of a GPU's table: ``nvidia-h100-80gb-hbm3``."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+
+
+def roofs(rows: Iterable[Row], dtype: str) -> Roofs | None:
+    """The measured roofs for products in ``dtype``; None unless both are in the table."""
+    rows = list(rows)
+    copy = [row for row in rows if row.operator == "roof_copy"]
+    matmul = [row for row in rows if row.operator == "roof_matmul" and row.dtype == dtype]
+    if not (copy and matmul):
+        return None
+    copy, matmul = (max(found, key=lambda row: row.date) for found in (copy, matmul))
+    return Roofs(copy.bytes / copy.p50_ms * 1e3, matmul.flops / matmul.p50_ms * 1e3)
+
+
+def roofs_for(gpu: str, dtype: str, folder: Path = MEASUREMENTS) -> Roofs | None:
+    """The roofs measured on a GPU, by the name that PyTorch has for it; None where nobody has measured them."""
+    path = folder / f"{slug(gpu)}.csv"
+    return roofs(load(path), dtype) if path.is_file() else None
+
+
+def share(row: Row, roofs: Roofs) -> float:
+    """How much of the roofline a timing reaches: 1 is the floor.
+
+    A network's FLOPs and bytes are its layers' sums: its floor here is a little under the sum of its layers' floors.
+    """
+    return roofs.floor_ms(row.flops, row.bytes) / row.p50_ms
+
+
+def baseline(rows: Iterable[Row]) -> Row | None:
+    """The fastest of other providers' timings of one thing."""
+    return min((row for row in rows if row.provider != "triton"), key=lambda row: row.p50_ms, default=None)
+
+
+class Comparison(NamedTuple):
+    """Our timing of one layer at one batch, beside the best of the others; either may be missing."""
+
+    ours: Row | None
+    best: Row | None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the best of the others: over 1 where ours is faster."""
+        return self.best.p50_ms / self.ours.p50_ms if self.ours and self.best else None
+
+
+def compare(rows: Iterable[Row]) -> dict[tuple[str, str, int], Comparison]:
+    """Every (layer, dtype, batch) that was timed, in the table's order, roofs left out."""
+    timed: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row.operator not in ROOFS:
+            timed.setdefault((row.layer, row.dtype, row.batch), []).append(row)
+    ours = lambda found: next((row for row in found if row.provider == "triton"), None)
+    return {key: Comparison(ours(found), baseline(found)) for key, found in timed.items()}
+
+
+# Okabe and Ito's colours, which colour-blind people can tell apart; and each provider has a marker of its own.
+COLOURS = {"triton": "#D55E00", "torch": "#0072B2", "compile": "#009E73"}
+MARKERS = {"triton": "o", "torch": "s", "compile": "^"}
+GREY = "#555555"
+
+
+def _figure():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    return plt.subplots(figsize=(9, 5.6), dpi=100, layout="constrained")
+
+
+def _save(figure, path: Path) -> Path:
+    from matplotlib import pyplot as plt
+
+    # Without matplotlib's version and the time in the file, the same table gives the same bytes.
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def _spread(axes, positions: list[tuple[float, float]], height: float) -> list[float]:
+    """Heights on the page, in points, for labels at ``positions`` (data), moved apart where they would overlap."""
+    pixels = [axes.transData.transform(position) for position in positions]
+    points = 72 / axes.figure.dpi
+    placed: list[tuple[float, float]] = []
+    heights = [0.0] * len(pixels)
+    for index in sorted(range(len(pixels)), key=lambda i: pixels[i][1]):
+        x, y = pixels[index] * points
+        near = sorted(other for at, other in placed if abs(at - x) < 3.6 * height)
+        at = y
+        for other in near:
+            if abs(other - at) < height:
+                at = other + height
+        placed.append((x, at))
+        heights[index] = at - y
+    return heights
+
+
+def plot_roofline(
+    rows: Iterable[Row], path: Path, *, dtype: str, batch: int, assumed: Roofs | None = None
+) -> Path | None:
+    """Every layer's TFLOP/s over its FLOP per byte, under the measured roofs.
+
+    Args:
+        rows: of one GPU, as :func:`load` gives them. Without any, the model alone is drawn, under ``assumed``: where
+            each of AlexNet's layers would lie at the floor. The plot then says that nothing was measured.
+        path: the PNG.
+        dtype, batch: which rows.
+        assumed: roofs to draw where the table has none.
+
+    Returns:
+        ``path``; None, and no file, where there are no roofs to draw or no layers to draw under them.
+    """
+    rows = list(rows)
+    measured = roofs(rows, dtype)
+    limits = measured or assumed
+    timed = {key[0]: found for key, found in compare(rows).items() if key[1:] == (dtype, batch)} if measured else {}
+    if limits is None or (measured and not timed):
+        return None
+    # Where each layer lies: FLOP per byte, and TFLOP/s of each provider.
+    speed = lambda row: row.flops / row.p50_ms * 1e-9
+    points = {}
+    if measured:
+        for layer, (ours, best) in timed.items():
+            row = ours or best
+            points[layer] = (row.flops / row.bytes, {found.provider: speed(found) for found in (ours, best) if found})
+    else:
+        from kernels.layers import ALEXNET
+
+        for layer in ALEXNET:
+            cost = layer.cost(batch, 4 if dtype in ("fp32", "tf32") else 2)
+            points[layer.name] = (cost.flops / cost.bytes, {"model": cost.flops / limits.floor_ms(*cost[2:]) * 1e-9})
+
+    figure, axes = _figure()
+    axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte)", ylabel="TFLOP/s")
+    ridge = limits.rate / limits.bandwidth
+    left = min([x for x, _ in points.values()] + [ridge]) / 2.5
+    right = max([x for x, _ in points.values()] + [ridge]) * 2.5
+    lowest = min(y for _, found in points.values() for y in found.values())
+    axes.set_xlim(left, right)
+    axes.set_ylim(min(lowest, left * limits.bandwidth * 1e-12) / 2, limits.rate * 1e-12 * 2.2)
+    axes.plot(
+        [left, ridge, right],
+        [left * limits.bandwidth * 1e-12, limits.rate * 1e-12, limits.rate * 1e-12],
+        color=GREY,
+        linewidth=1.5,
+        linestyle="-" if measured else "--",
+    )
+    axes.grid(which="major", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+    figure.draw_without_rendering()  # fixes where the axes lie on the page, which the labels need
+    (x0, y0), (x1, y1) = axes.transData.transform([(left, left), (ridge, ridge)])
+    import math
+
+    axes.annotate(
+        f"copy {limits.bandwidth * 1e-12:.3g} TB/s",
+        (left * 1.25, left * 1.25 * limits.bandwidth * 1e-12),
+        xytext=(-2, 7),
+        textcoords="offset points",
+        rotation=math.degrees(math.atan2(y1 - y0, x1 - x0)),
+        rotation_mode="anchor",
+        color=GREY,
+    )
+    axes.annotate(
+        f"matrix product {limits.rate * 1e-12:.3g} TFLOP/s",
+        (right / 1.05, limits.rate * 1e-12),
+        xytext=(0, 6),
+        textcoords="offset points",
+        ha="right",
+        color=GREY,
+    )
+    style = {"model": {"color": GREY, "marker": "D", "facecolors": "none", "label": "the model's floor"}}
+    for provider, name in PROVIDERS.items():
+        empty = provider != "triton"
+        style[provider] = {
+            "color": COLOURS[provider],
+            "marker": MARKERS[provider],
+            "facecolors": "none" if empty else COLOURS[provider],
+            "label": name if provider == "triton" else f"{name}, where it is the best baseline",
+        }
+    labelled = set()
+    for x, found in points.values():
+        if len(found) == 2:
+            axes.plot([x, x], list(found.values()), color=GREY, linewidth=0.8, zorder=1)
+        for provider, y in found.items():
+            look = dict(style[provider])
+            label = None if provider in labelled else look["label"]
+            labelled.add(provider)
+            axes.scatter(x, y, s=42, zorder=2, **{**look, "label": label})
+    anchors = [(x, next(iter(found.values()))) for x, found in points.values()]
+    for name, anchor, moved in zip(points, anchors, _spread(axes, anchors, 12.0), strict=True):
+        axes.annotate(
+            name,
+            anchor,
+            xytext=(8, moved),
+            textcoords="offset points",
+            va="center",
+            fontsize=10,
+            arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.6} if abs(moved) > 6 else None,
+        )
+    axes.legend(loc="lower right", frameon=False)
+    if measured:
+        latest = max(row.date for row in rows)[:10]
+        axes.set_title(f"{rows[0].gpu}, {dtype}, batch {batch}, forward; measured {latest}", loc="left")
+    else:
+        axes.set_title(f"NOT MEASURED: the model's floors under assumed roofs, {dtype}, batch {batch}", loc="left")
+    return _save(figure, path)
+
+
+def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Path | None:
+    """Images per second over batch, one line a provider, with the range of p20 to p80 and the roofline's limit.
+
+    Args:
+        rows: of one GPU, as :func:`load` gives them.
+        path: the PNG.
+        layer: a layer, or ``alexnet`` for the whole network.
+        dtype: which rows.
+
+    Returns:
+        ``path``; None, and no file, where the table has no such rows.
+    """
+    rows = list(rows)
+    chosen = sorted((row for row in rows if (row.layer, row.dtype) == (layer, dtype)), key=lambda row: row.batch)
+    if not chosen:
+        return None
+    rate = lambda row, ms: row.batch / ms * 1e3
+    figure, axes = _figure()
+    limits = roofs(rows, dtype)
+    if limits:
+        floors = {row.batch: row.batch / limits.floor_ms(row.flops, row.bytes) * 1e3 for row in chosen}
+        axes.plot(*zip(*floors.items(), strict=True), "--", color=GREY, linewidth=1.2, label="roofline", marker="_")
+    for provider, name in PROVIDERS.items():
+        line = [row for row in chosen if row.provider == provider]
+        if not line:
+            continue
+        batches = [row.batch for row in line]
+        look = {"color": COLOURS[provider], "marker": MARKERS[provider]}
+        axes.plot(batches, [rate(row, row.p50_ms) for row in line], label=name, markersize=6, **look)
+        low, high = ([rate(row, getattr(row, end)) for row in line] for end in ("p80_ms", "p20_ms"))
+        axes.fill_between(batches, low, high, color=COLOURS[provider], alpha=0.2, linewidth=0)
+    batches = sorted({row.batch for row in chosen})
+    axes.set(xscale="log", yscale="log", xlabel="batch (images)", ylabel="images per second")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.minorticks_off()
+    axes.grid(which="major", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper left", frameon=False)
+    what = "AlexNet" if layer == "alexnet" else layer
+    date = max(row.date for row in chosen)[:10]
+    axes.set_title(f"{what}, {chosen[0].gpu}, {dtype}, forward; measured {date}", loc="left")
+    return _save(figure, path)
+
+
+def main_batch(rows: Iterable[Row], dtype: str) -> int | None:
+    """The batch that most layers were timed at in ``dtype``; of several, the largest."""
+    counts: dict[int, int] = {}
+    for _, row_dtype, batch in compare(rows):
+        if row_dtype == dtype:
+            counts[batch] = counts.get(batch, 0) + 1
+    return max(counts, key=lambda batch: (counts[batch], batch), default=None)
+
+
+def plot_all(rows: Iterable[Row], folder: Path, stem: str) -> list[Path]:
+    """A roofline for each dtype, at its main batch, and the network's speed where several batches were timed."""
+    rows = list(rows)
+    drawn = []
+    for dtype in dict.fromkeys(row.dtype for row in rows if row.operator not in ROOFS):
+        batch = main_batch(rows, dtype)
+        drawn.append(plot_roofline(rows, folder / f"{stem}-roofline-{dtype}.png", dtype=dtype, batch=batch))
+        if len({row.batch for row in rows if (row.layer, row.dtype) == ("alexnet", dtype)}) > 1:
+            drawn.append(plot_speed(rows, folder / f"{stem}-speed-{dtype}.png", layer="alexnet", dtype=dtype))
+    return [path for path in drawn if path]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.roofline", description=__doc__.split(":")[0] + ".")
+    add = parser.add_argument
+    add("table", nargs="?", metavar="CSV", help="a measured table; none: the model alone, under the roofs given here")
+    add("--bandwidth", type=float, metavar="TB/S", help="the roof to assume without a table, read plus written")
+    add("--rate", type=float, metavar="TFLOP/S", help="likewise, of matrix products")
+    add("--dtype", default="fp16", help="likewise, of the tensors (fp16)")
+    add("--batch", type=int, default=128, help="likewise (128)")
+    add("--out", type=Path, default=Path("."), metavar="DIR", help="where the PNGs go (here)")
+    args = parser.parse_args(argv)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.table:
+            drawn = plot_all(load(args.table), args.out, Path(args.table).stem)
+        elif args.bandwidth and args.rate:
+            print("not measured: the model's floors, under the roofs given")
+            assumed = Roofs(args.bandwidth * 1e12, args.rate * 1e12)
+            path = args.out / f"model-roofline-{args.dtype}.png"
+            drawn = [plot_roofline([], path, dtype=args.dtype, batch=args.batch, assumed=assumed)]
+        else:
+            raise TableError("not measured: give a table, or roofs to assume with --bandwidth and --rate")
+    except (OSError, TableError) as error:
+        print(f"kernels.roofline: error: {error}", file=sys.stderr)
+        return 2
+    print(*drawn, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
