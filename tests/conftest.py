@@ -42,14 +42,16 @@ def guarded(guards, device):
 def small_tiles(monkeypatch):
     """Tiles far smaller than the interpreter's, so that small shapes have several, in every direction."""
 
-    def lookup(operator, tensor, M, N, K):
-        if operator in ("conv2d", "linear"):
-            return {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2}
-        if operator in ("bias_relu", "dropout"):
-            return {"BLOCK_M": 64}
-        return {"BLOCK_M": 4, "BLOCK_N": 16}
-
-    monkeypatch.setattr(tiles, "lookup", lookup)
+    tile = {
+        "conv2d": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "SPLIT_K": 2},
+        "linear": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2},
+        "linear_row": {"BLOCK_N": 4, "BLOCK_K": 16},
+        "add_shares": {"BLOCK_M": 64},
+        "bias_relu": {"BLOCK_M": 64},
+        "dropout": {"BLOCK_M": 64},
+    }
+    other = {"BLOCK_M": 4, "BLOCK_N": 16}
+    monkeypatch.setattr(tiles, "lookup", lambda operator, *_: tile.get(operator, other))
 
 
 @pytest.fixture

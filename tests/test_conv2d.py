@@ -112,7 +112,8 @@ def test_layouts(input_layout, weight_layout, case, guarded):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 def test_alexnet(layer, dtype, guarded):
-    case = {"input": (1, *layer.input), "weight": layer.weight, **layer.arguments}
+    geometry = {name: value for name, value in layer.arguments.items() if name != "relu"}
+    case = {"input": (1, *layer.input), "weight": layer.parameters[0], **geometry}
     x, w, b, arguments = tensors(case, dtype)
     check(guarded, LAYOUTS["channels_last"](x), LAYOUTS["channels_last"](w), b, arguments, relu=True)
 
