@@ -1,5 +1,6 @@
 """kernels.cost: AlexNet's published numbers, and the formulas on cases small enough to count by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -49,7 +50,7 @@ def test_published_totals():
     assert sum(layer.cost().macs for layer in ALEXNET) == 724_406_816
 
 
-@pytest.mark.parametrize("before, after", list(zip(ALEXNET, ALEXNET[1:], strict=False)), ids=lambda x: x.name)
+@pytest.mark.parametrize("before, after", list(itertools.pairwise(ALEXNET)), ids=lambda x: x.name)
 def test_layers_fit_together(before, after):
     assert math.prod(before.cost().output) == math.prod(after.input)
 

@@ -1,0 +1,107 @@
+"""Tunes the tiles for the GPU that is here, and writes its table: ``python -m kernels.tiles``.
+
+Every tile is checked against float64 before it is timed, as kernels.bench does it: a tile that the compiler gets wrong
+must not win. What is timed is the whole operator: a split convolution launches two kernels, a folded one three, and
+only their sum counts. That is why ``triton.autotune``, which times one kernel by itself, is not used.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+
+import torch
+import triton
+from tqdm import tqdm
+
+from kernels import runtime, tiles
+from kernels.assembly import Task, assemble
+from kernels.bench import DTYPES, Gpu, Work, deviation, judge, precision
+from kernels.layers import ALEXNET, LAYERS, Layer
+from kernels.tiles.choices import Problem, Tile, candidates
+
+
+def tune(gpu: Gpu, layer: Layer, dtype: str, batch: int, done: dict[Problem, Tile]) -> None:
+    """Adds to ``done`` the fastest tile of each problem that the layer poses, one after another."""
+    operands = layer.random_operands(batch, DTYPES[dtype], gpu.device)
+    work = Work(layer.name, (layer,))
+    with tiles.noting() as noted:
+        layer.run(*operands)
+    for problem in dict.fromkeys(problem for problem, _ in noted):
+        if problem in done:
+            continue
+        timed = []
+        for tile in candidates(runtime.architecture(gpu.device), problem):
+            with tiles.use(problem.operator, tile):
+                result = judge(
+                    gpu, "triton", dtype, layer.run, operands, lambda output: deviation(work, operands, output)
+                )
+            if result.times:
+                timed.append((result.times[1], tile))
+            elif result.problem.startswith("WRONG"):
+                tqdm.write(f"{layer.name}, {problem}: {tile}: {result.problem}", file=sys.stderr)
+        if timed:
+            done[problem] = min(timed, key=lambda entry: entry[0])[1]
+
+
+def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
+    """Writes the table, whole or not at all."""
+    table = {
+        "device": device,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "date": datetime.date.today().isoformat(),
+        "tiles": [
+            {**problem._asdict(), "dtype": str(problem.dtype).removeprefix("torch."), "tile": tile}
+            for problem, tile in sorted(tuned.items(), key=lambda item: (*map(str, item[0][:2]), *item[0][2:]))
+        ],
+    }
+    rows = ",\n".join(json.dumps(row) for row in table.pop("tiles"))
+    text = json.dumps(table)[:-1] + f', "tiles": [\n{rows}\n]}}\n'
+    path = tiles.path(architecture)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    operators = sorted({layer.operator for layer in LAYERS.values()})
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.tiles",
+        description="Tune the tiles for the GPU that is here. Adds to the table of its architecture; about a second a "
+        "tile, and some twenty tiles for each layer, dtype and batch.",
+    )
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: those of the network")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 128, 256, 1024], metavar="N")
+    parser.add_argument("--dtype", nargs="+", choices=("fp16", "bf16", "fp32"), default=["fp16"], metavar="DTYPE")
+    options = parser.parse_args(argv)
+    for operator in options.operators:
+        if operator not in operators:
+            parser.error(f"argument OPERATOR: must be among {', '.join(operators)}; got {operator}")
+    if min(options.batch) < 1:
+        parser.error(f"argument --batch: must be at least 1, got {min(options.batch)}")
+    if runtime.INTERPRETED:
+        parser.error("no GPU is here to tune for; without one the tiles are the defaults of kernels/tiles/choices.py")
+
+    gpu = Gpu()
+    architecture = runtime.architecture(gpu.device)
+    layers = [x for x in LAYERS.values() if x.operator in options.operators] if options.operators else ALEXNET
+    problems = [(layer, dtype, batch) for dtype in options.dtype for batch in options.batch for layer in layers]
+    # Every tile is compiled on all cores first, into Triton's cache; the loop below then only runs them.
+    ahead = [Task(layer.name, architecture, dtype, batch, every_tile=True) for layer, dtype, batch in problems]
+    for _ in tqdm(assemble(ahead), "compiling", total=len(ahead)):
+        pass
+    tuned = tiles.table(architecture)
+    for layer, dtype, batch in tqdm(problems, "tuning"):
+        done: dict[Problem, Tile] = {}
+        with precision(dtype):
+            tune(gpu, layer, dtype, batch, done)
+        tuned |= done
+        write(architecture, gpu.name, tuned)
+        gpu.release()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
