@@ -231,8 +231,8 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
 
     from model.preprocess import open_image
 
-    figure = plt.figure(figsize=(15, 8.4), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1, 2), height_ratios=(1.5, 1))
+    figure = plt.figure(figsize=(15, 7.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 2), height_ratios=(1.3, 1))
     photo, bars, features = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
 
     image = open_image(path)
@@ -309,14 +309,17 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
             continue
         x = torch.from_numpy(np.stack([item for _, item in batch]))
         x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            if stopwatch and not table and not runtime.INTERPRETED:
-                net(x)  # compiles the kernels, which is not a layer's time
-            synchronise(device)
-            started = time.perf_counter()
-            probabilities = kernels.softmax(net(x).float())
-            synchronise(device)
-            seconds += time.perf_counter() - started
+        try:
+            with torch.inference_mode():
+                if stopwatch and not table and not runtime.INTERPRETED:
+                    net(x)  # compiles the kernels, which is not a layer's time
+                synchronise(device)
+                started = time.perf_counter()
+                probabilities = kernels.softmax(net(x).float())
+                synchronise(device)
+                seconds += time.perf_counter() - started
+        except torch.OutOfMemoryError as error:
+            raise UsageError(f"--batch {args.batch} does not fit in the memory of {where['device']}") from error
         done += len(batch)
         layers = {}
         if stopwatch:

@@ -90,7 +90,8 @@ def _bvlc(image: Image.Image) -> torch.Tensor:
 def _cifar(image: Image.Image) -> torch.Tensor:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    small = image.resize((32, 32), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    square = image.crop((left, top, left + side, top + side))
+    small = square.resize((32, 32), Image.Resampling.LANCZOS)
     return _bilinear(_to_tensor(small), SIZE)
 
 

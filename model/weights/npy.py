@@ -147,12 +147,14 @@ _ALLOWED = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
     ("_codecs", "encode"): _encode,
+    **{(module, "bytes"): lambda: b"" for module in ("builtins", "__builtin__")},  # how b"" is written for Python 2
     **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    # The Python one: there are few opcodes, and the one in C takes gigabytes for a damaged number of a memo entry.
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks to run {module}.{name}, and weights are only arrays")
