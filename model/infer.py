@@ -6,10 +6,12 @@ asked that could not be done.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -122,6 +124,19 @@ def batches(photos: Photos, size: int) -> Iterator[list]:
     several = len(photos) > size
     loader = DataLoader(photos, batch_size=size, num_workers=2 if several else 0, collate_fn=list)
     return tqdm(loader, unit="batch", leave=False, disable=None) if several else iter(loader)
+
+
+@contextlib.contextmanager
+def interrupts_exit() -> Iterator[None]:
+    """Ctrl-C ends the process at once: PyTorch's C++ aborts, in many words, if importing raises KeyboardInterrupt."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def choose_device(name: str) -> "torch.device":
@@ -271,15 +286,16 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
 
 def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> bool:
     """Classifies the photos; whether all of them could be read. ``partial`` is where to draw."""
-    device = choose_device(args.device)
-    import numpy as np
-    import torch
-    from tqdm import tqdm
+    with interrupts_exit():
+        device = choose_device(args.device)
+        import numpy as np
+        import torch
+        from tqdm import tqdm
 
-    import kernels
-    from kernels import runtime
-    from model import weights
-    from model.alexnet import AlexNet
+        import kernels
+        from kernels import runtime
+        from model import weights
+        from model.alexnet import AlexNet
 
     try:
         loaded: Weights = weights.load(weights.DEFAULT if args.weights is None else args.weights)
@@ -359,13 +375,14 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
     return complete
 
 
-def open_partial(plot: str) -> Path:
-    """An empty file beside ``plot``, to be renamed to it once whole; raises before anything is computed."""
+def partial_for(plot: str) -> Path:
+    """A file beside ``plot``, to be renamed to it once whole; tried now, so as to fail before anything is computed."""
     partial = Path(plot).with_name(f".{Path(plot).stem}.{os.getpid()}.png")
     try:
         if Path(plot).is_dir():
             raise IsADirectoryError(None, "is a folder")
         partial.open("xb").close()
+        partial.unlink()
     except OSError as error:
         raise UsageError(f"--plot {plot}: cannot be written: {error.strerror}") from error
     return partial
@@ -383,7 +400,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"--plot takes one photo, got {max(len(args.images), len(photos))}")
         if not photos:
             return 2
-        partial = open_partial(args.plot) if args.plot else None
+        partial = partial_for(args.plot) if args.plot else None
         return 0 if run(args, photos, partial) and complete else 2
     except UsageError as error:
         complain(error)
