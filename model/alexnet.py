@@ -144,7 +144,11 @@ class AlexNet(nn.Module):
 
     @torch.no_grad()
     def assign(self, loaded: weights.Weights, skip_layer: Iterable[str] = ()) -> None:
-        """Takes over weights, after a check that every layer not in ``skip_layer`` is there and fits."""
+        """Takes over the weights of every layer not in ``skip_layer``.
+
+        Raises:
+            model.weights.WeightsError: a layer is missing or of another shape; nothing has been taken over then.
+        """
         state = {}
         for name, layer in self.named_children():
             if not hasattr(layer, "weight") or name in skip_layer:
