@@ -1,0 +1,419 @@
+"""``python -m model.infer [IMAGE ...]``: what the network sees in photos.
+
+Photos are decoded by other processes while the network computes, and results are printed batch by batch, so that a
+folder of any size fits. Results go to stdout, everything else to stderr; the exit status is 2 where something was
+asked that could not be done.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# PyTorch takes seconds to import: only once the arguments make sense, inside functions.
+if TYPE_CHECKING:
+    import torch
+
+    from model.alexnet import AlexNet, LayerSummary
+    from model.weights import Weights
+
+IMAGENET = "www.cs.toronto.edu/~guerzhoy/tf_alexnet/"
+
+
+class UsageError(Exception):
+    """Something asked for that cannot be done: one line on stderr, and exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for an error instead of two."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def complain(message: object) -> None:
+    """One line on stderr."""
+    print(f"model.infer: error: {message}", file=sys.stderr)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m model.infer", description="Classifies photos with AlexNet on the Triton kernels.")
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="photos, or folders of them; none: a cat from scikit-image")
+    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), or a file such as bvlc_alexnet.npy")
+    add("--top", type=int, metavar="K", help="how many classes to list for a photo (5)")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
+    add("--batch", type=int, default=8, metavar="N", help="photos in one forward pass (8)")
+    add("--json", action="store_true", help="one JSON object a line a photo, and nothing else on stdout")
+    add("--layers", action="store_true", help="each layer's output shape, parameters, time and GFLOP/s")
+    add("--plot", metavar="OUT.png", help="draws the photo, its top classes and conv1's feature maps")
+    args = parser.parse_args(argv)
+    if args.top is not None and args.top < 1:
+        raise UsageError(f"--top must be at least 1, got {args.top}")
+    if args.batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {args.batch}")
+    if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
+        raise UsageError(f"--plot must name a .png file, got {args.plot!r}")
+    return args
+
+
+def default_photo() -> Path:
+    """The cat that comes with scikit-image, found without importing it."""
+    package = importlib.util.find_spec("skimage")
+    photo = Path(package.submodule_search_locations[0], "data", "chelsea.png") if package else None
+    if photo is None or not photo.is_file():
+        raise UsageError("no photo given, and scikit-image, whose cat stands in for one, is not installed")
+    print(f"no photo given: taking scikit-image's chelsea, a cat ({photo})", file=sys.stderr)
+    return photo
+
+
+def find_photos(arguments: list[str]) -> tuple[list[Path], bool]:
+    """The photos named, and those in and below the folders named, sorted; and whether all arguments gave some."""
+    from PIL import Image
+
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    # Pillow recognises these but decodes none of them.
+    known -= {suffix for suffix, name in Image.EXTENSION.items() if name in ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")}
+    photos, complete = [], True
+    for argument in map(Path, arguments):
+        found = [argument]
+        if argument.is_dir():
+            files = (Path(folder, name) for folder, _, names in os.walk(argument) for name in names)
+            found = sorted(f for f in files if f.suffix.lower() in known and not f.name.startswith("."))
+        if not argument.exists() or not found:
+            complain(f"{argument}: no photos in this folder" if argument.exists() else f"{argument}: no such file")
+            complete = False
+            continue
+        photos += found
+    return photos, complete
+
+
+class Photos:
+    """A data set for a DataLoader: (path, input), or (path, what is wrong with the file)."""
+
+    def __init__(self, paths: list[Path], preprocess):
+        self.paths, self.preprocess = paths, preprocess
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int):
+        from model.preprocess import ImageError, open_image
+
+        try:
+            # As an array: tensors would travel through /dev/shm, of which containers have little.
+            return self.paths[index], self.preprocess(open_image(self.paths[index])).numpy()
+        except ImageError as error:
+            return self.paths[index], str(error)
+
+
+def batches(photos: Photos, size: int) -> Iterator[list]:
+    """The data set in lists of ``size``; decoded by two more processes unless one list holds it all."""
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    several = len(photos) > size
+    loader = DataLoader(photos, batch_size=size, num_workers=2 if several else 0, collate_fn=list)
+    return tqdm(loader, unit="batch", leave=False, disable=None) if several else iter(loader)
+
+
+@contextlib.contextmanager
+def interrupts_exit() -> Iterator[None]:
+    """Ctrl-C ends the process at once: PyTorch's C++ aborts, in many words, if importing raises KeyboardInterrupt."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def choose_device(name: str) -> "torch.device":
+    """Where to compute. Must come before anything else imports ``kernels``, which decides its mode once."""
+    if name == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no GPU here that PyTorch can use")
+    from kernels import runtime
+
+    device = runtime.default_device() if name == "auto" else torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it to interpret them")
+    return device
+
+
+def device_name(device: "torch.device") -> str:
+    """The GPU's or the CPU's own name."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+class Stopwatch:
+    """Forward hooks that time each layer, waiting for the GPU before and after."""
+
+    def __init__(self, net: "AlexNet", device: "torch.device"):
+        self.device, self.ms, self.started = device, {}, 0.0
+        for name, layer in net.named_children():
+            layer.register_forward_pre_hook(lambda *_: self.start())
+            layer.register_forward_hook(lambda *_, name=name: self.stop(name))
+
+    def start(self) -> None:
+        synchronise(self.device)
+        self.started = time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        synchronise(self.device)
+        self.ms[name] = (time.perf_counter() - self.started) * 1e3
+
+
+def synchronise(device: "torch.device") -> None:
+    """Waits for the GPU; the CPU has nothing outstanding."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def layer_record(row: "LayerSummary", ms: float) -> dict:
+    """A layer for ``--json``. ``roofline`` is null where the device's roofs have not been measured."""
+    rate = {"ms": ms, "gflops": row.flops / (ms * 1e6), "roofline": None}
+    return {**row._asdict(), "output": list(row.output), **rate}
+
+
+def layer_table(layers: list[dict], batch: int) -> str:
+    """The layers for people, with a line of totals."""
+    header = ("layer", "output", "parameters", "MMACs", "ms", "GFLOP/s", "of roof")
+    total = {key: sum(layer[key] for layer in layers) for key in ("parameters", "macs", "flops", "ms")}
+    total |= {"name": "total", "output": [], "gflops": total["flops"] / (total["ms"] * 1e6), "roofline": None}
+    rows = [
+        (
+            layer["name"],
+            " x ".join(map(str, layer["output"])),
+            f"{layer['parameters']:,}",
+            f"{layer['macs'] / 1e6:,.1f}",
+            f"{layer['ms']:,.2f}",
+            f"{layer['gflops']:,.1f}",
+            "-" if layer["roofline"] is None else f"{layer['roofline']:.0%}",
+        )
+        for layer in [*layers, total]
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    sides = "<<" + ">" * (len(header) - 2)  # names to the left, numbers to the right
+    align = lambda row: "  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True))
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    title = f"layers, {batch} photo{'s' * (batch > 1)} in one pass:"
+    return "\n".join([title, "", align(header), rule, *map(align, rows[:-1]), rule, align(rows[-1])])
+
+
+def photo_table(path: Path, predictions: list[dict]) -> str:
+    """A photo's likeliest classes for people, with bars."""
+    width = max(len(p["label"]) for p in predictions)
+    block = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+    lines = [
+        f"{rank:4}  {p['label']:<{width}}  {p['probability']:6.1%}  {block * round(40 * p['probability'])}".rstrip()
+        for rank, p in enumerate(predictions, 1)
+    ]
+    return "\n".join([str(path), *lines, ""])
+
+
+def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> None:
+    """The photo, its likeliest classes, and conv1's feature maps (96, 55, 55), as one PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+
+    from model.preprocess import open_image
+
+    figure = plt.figure(figsize=(15, 7.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 2), height_ratios=(1.3, 1))
+    photo, bars, features = (figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+
+    image = open_image(path)
+    image.thumbnail((900, 900))
+    photo.imshow(image)
+    photo.set_title(path.name, parse_math=False)
+    photo.axis("off")
+
+    labels, probabilities = zip(*((p["label"], p["probability"]) for p in predictions), strict=True)
+    drawn = bars.barh(range(len(labels)), probabilities, color="tab:blue")
+    bars.bar_label(drawn, [f"{p:.1%}" for p in probabilities], padding=4)
+    bars.set_yticks(range(len(labels)), labels)
+    bars.invert_yaxis()
+    bars.set(xlim=(0, 1.15), xlabel="probability", title=f"Top {len(labels)} of softmax(fc8)")
+    bars.set_xticks(np.linspace(0, 1, 6))
+    bars.spines[["top", "right"]].set_visible(False)
+
+    rows, columns = 8, math.ceil(len(maps) / 8)
+    height, width = maps.shape[1:]
+    mosaic = np.full((rows * (height + 4) - 4, columns * (width + 4) - 4), np.nan)
+    for index, plane in enumerate(maps):
+        top, left = index // columns * (height + 4), index % columns * (width + 4)
+        mosaic[top : top + height, left : left + width] = plane / max(plane.max(), 1e-12)
+    features.imshow(mosaic, cmap="magma", interpolation="nearest")
+    features.set_title(
+        f"conv1 + ReLU: {len(maps)} feature maps of {height} x {width}, each from 0 (black) to its own maximum"
+    )
+    features.set_xticks([(width + 4) * c + width / 2 for c in range(columns)], range(columns))
+    features.set_yticks([(height + 4) * r + height / 2 for r in range(rows)], range(0, rows * columns, columns))
+    features.set(xlabel="map = number at the left + number below")
+    features.tick_params(length=0)
+    features.spines[:].set_visible(False)
+    figure.suptitle(caption, fontsize=10, color="dimgray")
+    figure.savefig(out, format="png", dpi=110)
+
+
+def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> bool:
+    """Classifies the photos; whether all of them could be read. ``partial`` is where to draw."""
+    with interrupts_exit():
+        device = choose_device(args.device)
+        import numpy as np
+        import torch
+        from tqdm import tqdm
+
+        import kernels
+        from kernels import runtime
+        from model import weights
+        from model.alexnet import AlexNet
+
+    try:
+        loaded: Weights = weights.load(weights.DEFAULT if args.weights is None else args.weights)
+        net = AlexNet.from_weights(loaded)
+    except weights.WeightsError as error:
+        raise UsageError(error) from error
+    top = min(5, len(loaded.classes)) if args.top is None else args.top
+    if top > len(loaded.classes):
+        raise UsageError(f"--top must be at most the {len(loaded.classes)} classes of {loaded.name}, got {top}")
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
+    net.to(device, dtype)
+    stopwatch = Stopwatch(net, device) if args.layers else None
+    features = {}
+    if args.plot:
+        net.conv1.register_forward_hook(lambda _, __, output: features.update(conv1=output[0].float().cpu().numpy()))
+
+    done, seconds, table, complete = 0, 0.0, "", True
+    where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
+    for batch in batches(Photos(photos, loaded.preprocess), args.batch):
+        for _, problem in batch:
+            if isinstance(problem, str):
+                complete = False
+                with tqdm.external_write_mode(sys.stderr):
+                    complain(problem)
+        batch = [(path, item) for path, item in batch if not isinstance(item, str)]
+        if not batch:
+            continue
+        x = torch.from_numpy(np.stack([item for _, item in batch]))
+        x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.inference_mode():
+                if stopwatch and not table and not runtime.INTERPRETED:
+                    net(x)  # compiles the kernels, which is not a layer's time
+                synchronise(device)
+                started = time.perf_counter()
+                probabilities = kernels.softmax(net(x).float())
+                synchronise(device)
+                seconds += time.perf_counter() - started
+        except torch.OutOfMemoryError as error:
+            raise UsageError(f"--batch {args.batch} does not fit in the memory of {where['device']}") from error
+        done += len(batch)
+        layers = {}
+        if stopwatch:
+            rows = [layer_record(row, stopwatch.ms[row.name]) for row in net.layers(len(batch))]
+            layers = {"layers": rows}
+            table = table or layer_table(rows, len(batch))
+        values, indices = (t.cpu().tolist() for t in probabilities.topk(top))
+        for (path, _), ps, classes in zip(batch, values, indices, strict=True):
+            predictions = [
+                {"index": index, "label": loaded.classes[index], "probability": p}
+                for index, p in zip(classes, ps, strict=True)
+            ]
+            record = {"image": str(path), **where, "predictions": predictions, **layers}
+            tqdm.write(json.dumps(record) if args.json else photo_table(path, predictions))
+        sys.stdout.flush()
+
+    if not done:
+        return False
+    each = f"{seconds / done:.2f} s a photo" if seconds / done >= 0.1 else f"{seconds / done * 1e3:.2f} ms a photo"
+    summary = (
+        f"{where['weights']} on {where['device']}, kernels {where['mode']}, {args.dtype}: "
+        f"{done} photo{'s' * (done > 1)} in {seconds:.2f} s, {each}"
+    )
+    if not args.json:
+        if table:
+            print(f"{table}\n")
+        print(summary)
+        if loaded.name in weights.BUNDLED:
+            print(
+                f"{len(loaded.classes)} classes only; for ImageNet's 1000: "
+                f"--weights path/to/bvlc_alexnet.npy, a file from {IMAGENET}"
+            )
+    if partial:
+        draw(partial, photos[0], predictions, features["conv1"], summary)
+        os.replace(partial, args.plot)
+        print(f"drawn in {args.plot}", file=sys.stderr)
+    return complete
+
+
+def partial_for(plot: str) -> Path:
+    """A file beside ``plot``, to be renamed to it once whole; tried now, so as to fail before anything is computed."""
+    partial = Path(plot).with_name(f".{Path(plot).stem}.{os.getpid()}.png")
+    try:
+        if Path(plot).is_dir():
+            raise IsADirectoryError(None, "is a folder")
+        partial.open("xb").close()
+        partial.unlink()
+    except OSError as error:
+        raise UsageError(f"--plot {plot}: cannot be written: {error.strerror}") from error
+    return partial
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    partial = None
+    try:
+        args = parse(argv)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
+        photos, complete = find_photos(args.images) if args.images else ([default_photo()], True)
+        if args.plot and (len(args.images) > 1 or len(photos) > 1):
+            raise UsageError(f"--plot takes one photo, got {max(len(args.images), len(photos))}")
+        if not photos:
+            return 2
+        partial = partial_for(args.plot) if args.plot else None
+        return 0 if run(args, photos, partial) and complete else 2
+    except UsageError as error:
+        complain(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes on its way out
+        return 141
+    finally:
+        if partial:
+            partial.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

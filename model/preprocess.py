@@ -1,0 +1,133 @@
+"""A photo -> the tensor that a network's weights were trained on.
+
+Resizing is part of a model: weights that never saw sharp texture want their photos blurred. So each rule is kept by
+the sentence that describes it, which is what the weights' own metadata says.
+"""
+
+import contextlib
+import os
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps
+
+SIZE = 227
+
+
+class ImageError(ValueError):
+    """A file that is not a photo, or not a whole one; the message names it."""
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Reads a photo in any mode that Pillow opens, turned upright as its EXIF says, as RGB.
+
+    Raises:
+        ImageError: no such file, not an image, a truncated one, or more pixels than Pillow's limit against
+            decompression bombs.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow thinks of the metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(path) as image:
+                image.load()
+                with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing of the way up
+                    image = ImageOps.exif_transpose(image)
+                return to_rgb(image)
+        except FileNotFoundError:
+            raise ImageError(f"{os.fspath(path)}: no such file") from None
+        except Image.UnidentifiedImageError:
+            raise ImageError(f"{os.fspath(path)}: not an image in a format that Pillow reads") from None
+        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+            what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"{os.fspath(path)}: cannot be read as an image: {what}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB: transparency on white, 16 and 32 bits scaled down to 8."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 or 32 bits as 8.
+
+    Unsigned 16 bits have a known range. 32 bits have none, so the values tell: up to 1 (floats), up to 255, up to
+    65535, or else from their least to their greatest.
+    """
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return (values / 257.0).round().astype(np.uint8)
+    floats = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    for top in (1, 255, 65535):
+        if low >= 0 and high <= top and (floats or top > 1):
+            low, high = 0, top
+            break
+    return ((values - low) * (255.0 / max(high - low, 1e-300))).round().astype(np.uint8)
+
+
+def _bvlc(image: Image.Image) -> torch.Tensor:
+    # Caffe's convert_imageset calls cv::resize, whose bilinear takes the four nearest pixels however far it shrinks,
+    # as torch's (and torchvision's resize with antialias=False) does, and Pillow's, which averages, does not.
+    resized = _bilinear(_to_tensor(image), 256).round()
+    start = (256 - SIZE) // 2
+    return resized[:, start : start + SIZE, start : start + SIZE]
+
+
+def _cifar(image: Image.Image) -> torch.Tensor:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    small = square.resize((32, 32), Image.Resampling.LANCZOS)
+    return _bilinear(_to_tensor(small), SIZE)
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    """RGB as float32 of 0..255, (3, height, width)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def _bilinear(image: torch.Tensor, side: int) -> torch.Tensor:
+    return torch.nn.functional.interpolate(image[None], (side, side), mode="bilinear", antialias=False)[0]
+
+
+RESIZE = {
+    "256x256 (bilinear), then the central 227x227": _bvlc,
+    "centre square, then 32x32 (Lanczos), then 227x227 (bilinear)": _cifar,
+}
+"""Rules by their description: an RGB image -> (3, 227, 227), RGB, 0..255."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What some weights take: colours as Caffe has them, blue first, from 0 to 255, less a mean.
+
+    Args:
+        mean: the means of blue, green and red.
+        resize: a rule among :data:`RESIZE`.
+    """
+
+    mean: tuple[float, float, float]
+    resize: str
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """(3, 227, 227) float32 from a photo in any mode."""
+        rgb = RESIZE[self.resize](image if image.mode == "RGB" else to_rgb(image))
+        return (rgb.flip(0) - torch.tensor(self.mean).view(3, 1, 1)).contiguous()
+
+
+BVLC = Preprocess((104.0069879317889, 116.66876761696767, 122.6789143406786), next(iter(RESIZE)))
+"""For BVLC's weights in any format: the channel means of Caffe's imagenet_mean.binaryproto."""

@@ -1,0 +1,69 @@
+"""What weights are once read, and the checks that every format shares."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from model.preprocess import Preprocess
+
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read, or do not fit; one line that names the file and the layer."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights, and what it takes to use them.
+
+    Args:
+        name: the registered name, or the file's path, for messages.
+        layers: weight and bias of each layer found, float32, laid out as in Caffe and PyTorch: convolutions
+            (out, in / groups, kh, kw), fully connected (out, in), fc6's columns in the order C, H, W.
+        classes: the label of each output of fc8; empty where the file has no fc8.
+        lrn: the formula of local response normalisation that they were trained with, as :class:`model.alexnet.AlexNet`
+            names it.
+        preprocess: from a photo to the network's input.
+    """
+
+    name: str
+    layers: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    classes: tuple[str, ...]
+    lrn: str
+    preprocess: Preprocess
+
+
+def check_arrays(name: str, layer: str, weight: object, bias: object) -> None:
+    """Checks that a layer's two arrays are of floats and have a weight's and a bias's dimensions."""
+    dims = 4 if layer.startswith("conv") else 2
+    for what, array, accepted in (("weight", weight, dims), ("bias", bias, 1)):
+        if not isinstance(array, np.ndarray):
+            raise WeightsError(f"{name}: {layer}'s {what} must be an array, got {type(array).__name__}")
+        if array.dtype.kind != "f":
+            raise WeightsError(f"{name}: {layer}'s {what} must be of floating point, got {array.dtype}")
+        if array.ndim != accepted:
+            raise WeightsError(
+                f"{name}: {layer}'s {what} must have {accepted} dimension{'s' * (accepted > 1)}, "
+                f"got shape {array.shape}"
+            )
+
+
+def check_tensors(name: str, layer: str, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks a layer in PyTorch's layout: one bias an output, every number finite."""
+    if weight.shape[0] != bias.shape[0]:
+        raise WeightsError(f"{name}: {layer} must have one bias an output, got {bias.shape[0]} for {weight.shape[0]}")
+    for what, tensor in (("weight", weight), ("bias", bias)):
+        if not tensor.numel():
+            raise WeightsError(f"{name}: {layer}'s {what} is empty, of shape {tuple(tensor.shape)}")
+        if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            raise WeightsError(f"{name}: {layer}'s {what} holds NaN or infinity")
+    return weight, bias
+
+
+def check_any(name: str, found: list[str], layers: dict) -> None:
+    """Checks that at least one of AlexNet's layers was found; :meth:`AlexNet.assign` asks for those it needs."""
+    if not layers:
+        shown = ", ".join(map(repr, found[:8])) + ", ..." * (len(found) > 8)
+        raise WeightsError(f"{name}: must hold {', '.join(LAYERS)}, got {shown or 'nothing'}")

@@ -1,0 +1,78 @@
+"""The bundled weights: an ``.npz`` of int8 weights, a scale for each output, and float32 biases.
+
+For each layer ``<layer>.weight``, ``<layer>.scale`` and ``<layer>.bias``, with weight = int8 * scale, in PyTorch's
+layout; a float weight needs no scale. ``meta`` is JSON: classes, mean (B, G, R), lrn, resize.
+"""
+
+import json
+import math
+import os
+
+import numpy as np
+import torch
+
+from model.preprocess import RESIZE, Preprocess
+from model.weights.common import LAYERS, Weights, WeightsError, check_any, check_arrays, check_tensors
+
+MAGIC = b"PK\x03\x04"
+DESCRIPTION = "an .npz file with a meta entry, as the bundled ones"
+
+
+def matches(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is in this format."""
+    return head.startswith(MAGIC)
+
+
+def read(path: str | os.PathLike, name: str) -> Weights:
+    """Reads the file; whatever it has besides AlexNet's layers is passed over."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "meta" not in archive.files:
+                raise WeightsError(f"{name}: a zip archive without the entry meta that describes weights")
+            classes, lrn, preprocess = _meta(name, archive["meta"])
+            layers = {layer: _layer(name, layer, archive) for layer in LAYERS if f"{layer}.weight" in archive.files}
+            check_any(name, archive.files, layers)
+    except WeightsError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise whatever damaged bytes run into
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WeightsError(f"{name}: truncated or damaged: {what}") from error
+    outputs = len(layers["fc8"][1]) if "fc8" in layers else len(classes)
+    if outputs != len(classes):
+        raise WeightsError(f"{name}: fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
+    return Weights(name, layers, classes if "fc8" in layers else (), lrn, preprocess)
+
+
+def _layer(name: str, layer: str, archive: np.lib.npyio.NpzFile) -> tuple[torch.Tensor, torch.Tensor]:
+    if f"{layer}.bias" not in archive.files:
+        raise WeightsError(f"{name}: {layer} has a weight but no bias")
+    weight, bias = archive[f"{layer}.weight"], archive[f"{layer}.bias"]
+    scale = archive[f"{layer}.scale"] if f"{layer}.scale" in archive.files else None
+    if scale is not None:
+        if weight.dtype != np.int8:
+            raise WeightsError(f"{name}: {layer}'s weight must be int8 beside a scale, got {weight.dtype}")
+        if scale.dtype.kind != "f" or scale.shape != weight.shape[:1]:
+            raise WeightsError(
+                f"{name}: {layer}'s scale must be one float an output, {weight.shape[:1]}, "
+                f"got {scale.dtype} {scale.shape}"
+            )
+        scale = torch.from_numpy(scale).float().view(-1, *(1,) * (weight.ndim - 1))
+        weight = (torch.from_numpy(weight) * scale).numpy()
+    check_arrays(name, layer, weight, bias)
+    return check_tensors(name, layer, torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+
+
+def _meta(name: str, entry: np.ndarray) -> tuple[tuple[str, ...], str, Preprocess]:
+    try:
+        meta = json.loads(str(entry[()]))
+        classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
+    if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
+        raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r}")
+    numbers = isinstance(mean, list) and all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
+    if not numbers or len(mean) != 3:
+        raise WeightsError(f"{name}: meta's mean must be three numbers, blue, green and red, got {mean!r}")
+    if resize not in RESIZE:
+        raise WeightsError(f"{name}: meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r}")
+    return tuple(classes), str(lrn), Preprocess(tuple(map(float, mean)), resize)

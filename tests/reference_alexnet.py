@@ -1,0 +1,31 @@
+"""AlexNet in plain PyTorch and float64: the truth that the network on the kernels is compared with."""
+
+import torch
+from torch.nn import functional as F  # noqa: N812, everybody's name for it
+
+LRN = {  # alpha as torch has it, divided by the window's 5 channels
+    "bvlc": {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
+    "tensorflow": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 1.0},
+    "paper": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0},
+}
+
+
+def reference_alexnet(layers: dict, x: torch.Tensor, lrn: str = "bvlc") -> torch.Tensor:
+    """Logits, (N, classes), in float64 for images (N, 3, 227, 227)."""
+    w = {name: (weight.double().contiguous(), bias.double()) for name, (weight, bias) in layers.items()}
+    x = F.relu(F.conv2d(x.double(), *w["conv1"], stride=4))
+    x = F.max_pool2d(F.local_response_norm(x, **LRN[lrn]), 3, 2)
+    x = F.relu(F.conv2d(x, *w["conv2"], padding=2, groups=2))
+    x = F.max_pool2d(F.local_response_norm(x, **LRN[lrn]), 3, 2)
+    x = F.relu(F.conv2d(x, *w["conv3"], padding=1))
+    x = F.relu(F.conv2d(x, *w["conv4"], padding=1, groups=2))
+    x = F.relu(F.conv2d(x, *w["conv5"], padding=1, groups=2))
+    x = F.max_pool2d(x, 3, 2).flatten(1)
+    x = F.relu(F.linear(x, *w["fc6"]))
+    x = F.relu(F.linear(x, *w["fc7"]))
+    return F.linear(x, *w["fc8"])
+
+
+def relative_error(output: torch.Tensor, reference: torch.Tensor) -> float:
+    """max|out - ref| / max|ref|; NaN where either holds one."""
+    return ((output.double() - reference).abs().max() / reference.abs().max()).item()

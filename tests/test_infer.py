@@ -1,0 +1,158 @@
+"""``python -m model.infer`` as a user runs it: in a process of its own, from another folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from PIL import Image
+
+from model import weights
+from model.preprocess import open_image
+from tests.reference_alexnet import reference_alexnet
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(skimage.__file__).parent / "data"
+
+
+def infer(folder, *arguments):
+    """(exit status, lines of stdout, lines of stderr)"""
+    done = subprocess.run(
+        [sys.executable, "-m", "model.infer", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Probabilities in float64 of the bundled weights, by photo."""
+    loaded = weights.load()
+
+    def probabilities(path):
+        x = loaded.preprocess(open_image(path))[None]
+        return dict(zip(loaded.classes, reference_alexnet(loaded.layers, x)[0].softmax(0).tolist(), strict=True))
+
+    return probabilities
+
+
+def test_default_photo_with_layers_and_plot(tmp_path, expected):
+    status, out, err = infer(tmp_path, "--layers", "--plot", "out.png", "--top", 3)
+    assert status == 0, err
+    assert err[0].startswith("no photo given: taking scikit-image's chelsea, a cat")
+    assert out[0] == str(DATA / "chelsea.png")
+    best = sorted(expected(DATA / "chelsea.png").items(), key=lambda item: -item[1])[:3]
+    for rank, (label, probability) in enumerate(best, 1):
+        row = out[rank].split()
+        assert row[:3] == [str(rank), label, f"{probability:.1%}"]
+        assert row[3:] == ["█" * round(40 * probability)]
+    assert not out[4]
+
+    rows = {line.split()[0]: line for line in out[5:] if line}
+    assert rows["conv2"].split()[1:9] == ["1", "x", "256", "x", "27", "x", "27", "307,456"]
+    assert rows["fc8"].split()[1:5] == ["1", "x", "10", "40,970"]
+    assert rows["total"].split()[1:3] == ["56,909,194", "720.4"]
+    assert rows["pool5"].endswith("-"), "no roof has been measured"
+    assert rows["cifar10"].startswith("cifar10 on ") and "fp32: 1 photo in " in rows["cifar10"]
+    assert rows["10"].startswith("10 classes only") and "bvlc_alexnet.npy" in rows["10"]
+
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    with Image.open(tmp_path / "out.png") as plot:
+        assert plot.format == "PNG" and min(plot.size) > 500
+        assert len(plot.convert("RGB").getcolors(1 << 24)) > 1000, "an empty picture"
+
+
+def test_folder_with_a_broken_file(tmp_path, expected):
+    """Two batches, decoded by other processes; the broken files are named and the rest comes out in order."""
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    shutil.copy(DATA / "rocket.jpg", folder / "b.JPG")
+    shutil.copy(DATA / "coffee.png", folder / "below" / "c.png")
+    (folder / "a.png").write_bytes((DATA / "coffee.png").read_bytes()[:5000])
+    (folder / ".hidden.png").write_text("no photo")
+    (folder / "notes.txt").write_text("no photo")
+    cat = tmp_path / "not a png.txt"
+    shutil.copy(DATA / "chelsea.png", cat)
+    status, out, err = infer(tmp_path, "photos", "nowhere.jpg", cat, "--json", "--layers", "--batch", 2, "--top", 10)
+    assert status == 2
+    assert len(err) == 2 and all(line.startswith("model.infer: error: ") for line in err), err
+    assert any("nowhere.jpg: no such file" in line for line in err)
+    assert any("photos/a.png: cannot be read as an image: " in line for line in err)
+    records = [json.loads(line) for line in out]
+    assert [record["image"] for record in records] == ["photos/b.JPG", "photos/below/c.png", str(cat)]
+    for record in records:
+        found = {p["label"]: p["probability"] for p in record["predictions"]}
+        truth = expected(tmp_path / record["image"])
+        assert found == pytest.approx(truth, abs=1e-5)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert all(list(truth)[p["index"]] == p["label"] for p in record["predictions"])
+        assert record["weights"] == "cifar10" and record["device"]
+        assert record["mode"] == ("compiled" if torch.cuda.is_available() else "interpreted")
+    layers = records[1]["layers"]
+    assert [layer["name"] for layer in layers][:3] == ["conv1", "pool1", "conv2"]
+    assert [record["layers"][0]["output"] for record in records] == [[1, 96, 55, 55], [2, 96, 55, 55], [2, 96, 55, 55]]
+    assert all(layer["roofline"] is None and layer["ms"] > 0 for layer in layers)
+    assert layers[0]["flops"] == 2 * layers[0]["macs"] == 2 * 2 * 105_415_200
+    assert layers[0]["gflops"] == pytest.approx(layers[0]["flops"] / layers[0]["ms"] / 1e6)
+
+
+BAD = {
+    "missing photo": (["nowhere.jpg"], "nowhere.jpg: no such file"),
+    "empty folder": (["empty"], "empty: no photos in this folder"),
+    "option": (["--nothing"], "unrecognized arguments: --nothing"),
+    "top below 1": (["--top", "0"], "--top must be at least 1, got 0"),
+    "top not a number": (["--top", "x"], "argument --top: invalid int value: 'x'"),
+    "batch": (["--batch", "0"], "--batch must be at least 1, got 0"),
+    "dtype": (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
+    "plot of two": (["a.png", "a.png", "--plot", "out.png"], "--plot takes one photo, got 2"),
+    "plot not png": (["a.png", "--plot", "out.svg"], "--plot must name a .png file, got 'out.svg'"),
+    "plot nowhere": (["a.png", "--plot", "no/out.png"], "--plot no/out.png: cannot be written: No such file"),
+    "plot a folder": (["a.png", "--plot", "folder.png"], "--plot folder.png: cannot be written: is a folder"),
+    # These need PyTorch, and seconds:
+    "truncated photo": (["cut.png", "--plot", "out.png"], "cut.png: cannot be read as an image: "),
+    "weights": (["a.png", "--weights", "other"], "other: no such file, and no weights of that name (cifar10)"),
+    "top above the classes": (["a.png", "--top", "11"], "--top must be at most the 10 classes of cifar10, got 11"),
+    "no GPU": (["a.png", "--device", "cuda", "--plot", "out.png"], "--device cuda: no GPU here that PyTorch can use"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_one_line_for_bad_input(tmp_path, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    shutil.copy(DATA / "chelsea.png", tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((DATA / "chelsea.png").read_bytes()[:9999])
+    before = sorted(tmp_path.iterdir())
+    status, out, err = infer(tmp_path, *arguments)
+    assert (status, out, len(err)) == (2, [], 1), (status, out, err)
+    assert err[0].startswith(f"model.infer: error: {message}")
+    assert sorted(tmp_path.iterdir()) == before, "left a file behind"
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    """One line that names the file and the layer."""
+    np.savez(tmp_path / "a.npz", meta=np.load(weights.BUNDLED["cifar10"])["meta"], **{"fc8.bias": np.zeros(3)})
+    status, out, err = infer(tmp_path, "--weights", "a.npz")
+    assert (status, out, len(err)) == (2, [], 2)
+    assert err[1].startswith("model.infer: error: a.npz: must hold conv1, ")
+
+
+def test_help_needs_no_pytorch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")  # the current folder comes first
+    status, out, err = infer(tmp_path, "--help")
+    assert status == 0 and not err and out[0].startswith("usage: python -m model.infer")
+    assert infer(tmp_path, DATA / "chelsea.png")[2] == ["imported torch"]
