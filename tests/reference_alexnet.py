@@ -1,7 +1,7 @@
 """AlexNet in plain PyTorch and float64: the truth that the network on the kernels is compared with."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812, everybody's name for it
+from torch.nn import functional as F
 
 LRN = {  # alpha as torch has it, divided by the window's 5 channels
     "bvlc": {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
