@@ -19,7 +19,8 @@ Names as in cuDNN (Chetlur et al. 2014, https://arxiv.org/abs/1410.0759) and CUT
 Memory is NHWC, so that the C channels of a tap are contiguous: `channels_last` in PyTorch.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -171,7 +172,29 @@ def fold_input(
 def fold_weight(weight: torch.Tensor, step: int) -> torch.Tensor:
     """The filters likewise: (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step))."""
     _, _, R, S = weight.shape
-    return launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
+    if _folded is not None and weight.data_ptr() in _folded:
+        return _folded[weight.data_ptr()][1]
+    folded = launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
+    if _folded is not None:
+        _folded[weight.data_ptr()] = weight, folded  # the filters too: no others get their address then
+    return folded
+
+
+_folded: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None  # set inside fold_once()
+
+
+@contextlib.contextmanager
+def fold_once() -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
+    """Folds each filter at its first use inside and keeps it for the others; filters must not change meanwhile.
+
+    Gives what it keeps: a CUDA graph captured inside reads the folded filters for as long as it lives.
+    """
+    global _folded
+    _folded = kept = {}
+    try:
+        yield kept
+    finally:
+        _folded = None
 
 
 def launch_conv2d(

@@ -14,6 +14,7 @@ from torch import nn
 
 from kernels import ArgumentError
 from model import weights
+from model.captured import Captured
 from model.layers import Conv2d, Dropout, Linear, LRNMaxPool2d, MaxPool2d
 
 # Arguments of kernels.local_response_norm, whose alpha is divided by the window's size as in Caffe.
@@ -100,6 +101,10 @@ class AlexNet(nn.Module):
         x = self.drop6(self.fc6(x))  # N x 4096       ReLU
         x = self.drop7(self.fc7(x))  # N x 4096       ReLU
         return self.fc8(x)  #  N x num_classes
+
+    def capture(self, batch: int) -> Captured:
+        """The forward pass for up to ``batch`` images as a CUDA graph: ``run = net.capture(256); logits = run(x)``."""
+        return Captured(self, (batch, 3, 227, 227))
 
     def layers(self, batch: int = 1) -> list[LayerSummary]:
         """The walk 227 -> 55 -> 27 -> 13 -> 6 -> num_classes: each layer's output shape, parameters and cost."""

@@ -1,0 +1,77 @@
+"""The forward pass as a CUDA graph, and the filters that are folded once for it."""
+
+import pytest
+import torch
+
+import kernels
+from kernels import runtime
+from kernels.conv2d import fold_once
+from model.alexnet import AlexNet
+from model.captured import Captured
+
+needs_gpu = pytest.mark.skipif(runtime.INTERPRETED, reason="a CUDA graph takes a GPU")
+
+
+def test_filters_fold_once_inside(device):
+    x, w = torch.randn(1, 3, 15, 15, device=device), torch.randn(8, 3, 4, 4, device=device)
+    with fold_once() as kept:
+        with runtime.recording() as first:
+            kernels.conv2d(x, w, stride=4)
+        with runtime.recording() as second:
+            kernels.conv2d(x, w, stride=4)
+    assert len(first) == len(second) + 1 == 3
+    assert len(kept) == 1
+    with runtime.recording() as after:
+        kernels.conv2d(x, w, stride=4)
+    assert len(after) == 3
+
+
+def test_folded_once_gives_the_same(device):
+    x, w = torch.randn(2, 3, 15, 15, device=device), torch.randn(8, 3, 4, 4, device=device)
+    expected = kernels.conv2d(x, w, stride=4)
+    with fold_once():
+        for _ in range(2):
+            assert torch.equal(kernels.conv2d(x, w, stride=4), expected)
+
+
+def test_other_filters_are_folded_on_their_own(device):
+    x = torch.randn(1, 3, 15, 15, device=device)
+    with fold_once():
+        for _ in range(3):  # freed at once otherwise, and their address given to the next
+            w = torch.randn(8, 3, 4, 4, device=device)
+            inside = kernels.conv2d(x, w, stride=4)
+            reference = torch.nn.functional.conv2d(x, w, stride=4)
+            torch.testing.assert_close(inside, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not runtime.INTERPRETED, reason="refused where there is no GPU")
+def test_a_cpu_is_refused():
+    with torch.device("meta"):
+        net = AlexNet(num_classes=2)
+    with pytest.raises(kernels.ArgumentError, match="takes a network on a GPU"):
+        net.capture(4)
+
+
+@needs_gpu
+def test_training_mode_is_refused(device):
+    with pytest.raises(kernels.ArgumentError, match="evaluation mode"):
+        AlexNet(num_classes=2).to(device).capture(4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_graph_computes_what_the_network_does(count, device):
+    net = AlexNet(num_classes=10).to(device, torch.float16).eval()
+    run = net.capture(4)
+    for _ in range(2):
+        x = torch.randn(count, 3, 227, 227, device=device, dtype=torch.float16)
+        with torch.inference_mode():
+            torch.testing.assert_close(run(x), net(x), rtol=2e-2, atol=2e-2)  # tiles may differ with the batch
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", [(0, 3, 227, 227), (5, 3, 227, 227), (1, 3, 224, 224), (3, 227, 227)], ids=str)
+def test_other_shapes_are_refused(shape, device):
+    run = Captured(AlexNet(num_classes=2).to(device).eval(), (4, 3, 227, 227))
+    with pytest.raises(kernels.ArgumentError, match="as captured"):
+        run(torch.zeros(shape, device=device))
