@@ -32,7 +32,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 _TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -99,6 +99,7 @@ def _assemble(task: Task) -> list[Assembly]:
 def _launches(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
     """What the operator would launch for the layer on that architecture."""
     layer, dtype = LAYERS[task.layer], DTYPES[task.dtype]
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if task.dtype == "tf32" else "ieee"
     with runtime.recording() as launches, tiles.noting() as noted, tiles.target(task.architecture):
         layer.run(*layer.operands(task.batch, dtype, "cpu"))
     return [(problem, tile, launch) for (problem, tile), launch in zip(noted, launches, strict=True)]

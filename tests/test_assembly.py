@@ -36,7 +36,7 @@ def test_every_layer_compiles_well_for_an_h100():
 def test_other_architectures_and_dtypes_compile_well():
     others = [architecture for architecture in tiles.ARCHITECTURES if architecture != "sm_90"]
     tasks = [Task(layer, architecture) for architecture in others for layer in ("conv2", "pool2", "fc7")]
-    tasks += [Task("conv4", "sm_90", dtype) for dtype in ("bf16", "fp32")]
+    tasks += [Task("conv4", "sm_90", dtype) for dtype in ("bf16", "fp32", "tf32")]
     for task, assemblies in assemble(tasks):
         for assembly in assemblies:
             check_chosen(task, assembly)

@@ -27,7 +27,10 @@ _noted: list[tuple[Problem, Tile]] | None = None  # set inside noting()
 
 def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Tile:
     """The tile for one launch of ``operator`` on ``tensor``'s device, for its dtype."""
-    problem = Problem(operator, tensor.dtype, M, N, K)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if operator in ("conv2d", "linear") and runtime.dot_precision(tensor.dtype) == "tf32":
+        dtype = "tf32"
+    problem = Problem(operator, dtype, M, N, K)
     architecture = _architecture or runtime.architecture(tensor.device)
     if operator in _used:
         tile = _used[operator]
@@ -82,10 +85,7 @@ def table(architecture: str) -> dict[Problem, Tile]:
     if not path(architecture).exists():
         return {}
     rows = json.loads(path(architecture).read_text())["tiles"]
-    return {
-        Problem(row["operator"], getattr(torch, row["dtype"]), row["M"], row["N"], row["K"]): row["tile"]
-        for row in rows
-    }
+    return {Problem(*(row[field] for field in Problem._fields)): row["tile"] for row in rows}
 
 
 _table = functools.cache(table)

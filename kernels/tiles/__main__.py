@@ -53,8 +53,7 @@ def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
         "triton": triton.__version__,
         "date": datetime.date.today().isoformat(),
         "tiles": [
-            {**problem._asdict(), "dtype": str(problem.dtype).removeprefix("torch."), "tile": tile}
-            for problem, tile in sorted(tuned.items(), key=lambda item: (*map(str, item[0][:2]), *item[0][2:]))
+            {**problem._asdict(), "tile": tile} for problem, tile in sorted(tuned.items(), key=lambda item: item[0])
         ],
     }
     rows = ",\n".join(json.dumps(row) for row in table.pop("tiles"))
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: those of the network")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 128, 256, 1024], metavar="N")
-    parser.add_argument("--dtype", nargs="+", choices=("fp16", "bf16", "fp32"), default=["fp16"], metavar="DTYPE")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp16"], metavar="DTYPE")
     options = parser.parse_args(argv)
     for operator in options.operators:
         if operator not in operators:

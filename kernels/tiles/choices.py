@@ -9,7 +9,6 @@ What makes a product's tile good:
 
 from typing import NamedTuple
 
-import torch
 import triton
 
 Tile = dict[str, int]
@@ -19,10 +18,14 @@ class Problem(NamedTuple):
     """What a tile is chosen for: M x N outputs (pixels or rows x channels), each from K terms."""
 
     operator: str
-    dtype: torch.dtype
+    dtype: str  # among ITEMSIZE
     M: int
     N: int
     K: int
+
+
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "tf32": 4}
+"""Bytes of an element. Products of float32 are ``tf32`` where the tensor cores make them, ``float32`` else."""
 
 
 ELEMENTWISE = ("bias_relu", "dropout", "add_shares")
@@ -34,7 +37,7 @@ def default(problem: Problem) -> Tile:
     if operator in ("conv2d", "linear"):
         return _default_product(problem)
     if operator == "linear_row":
-        return {"BLOCK_N": 4, "BLOCK_K": 2048 // dtype.itemsize, "num_warps": 4}
+        return {"BLOCK_N": 4, "BLOCK_K": 2048 // ITEMSIZE[dtype], "num_warps": 4}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": 1024, "num_warps": 4}
     if operator == "softmax":
@@ -45,8 +48,9 @@ def default(problem: Problem) -> Tile:
 
 def _default_product(problem: Problem) -> Tile:
     operator, dtype, M, N, K = problem
-    # Columns: few beyond N, but narrow tiles reload A often and feed the tensor cores less well.
-    speed = {128: 1.0, 64: 0.85, 32: 0.55, 16: 0.3}
+    # Columns: few beyond N, but narrow tiles reload A often and feed the tensor cores less well. Without tensor cores
+    # a product holds its operands in registers too, and a wide tile spills.
+    speed = {64: 0.85, 32: 0.55, 16: 0.3} if dtype == "float32" else {128: 1.0, 64: 0.85, 32: 0.55, 16: 0.3}
     block_n = min(speed, key=lambda block: triton.cdiv(N, block) * block / speed[block])
     block_m = _power(M, 16, 128)
     # Enough programs to occupy some hundred multiprocessors; Hopper's products take 64 rows at least.
@@ -55,8 +59,9 @@ def _default_product(problem: Problem) -> Tile:
             block_m //= 2
         else:
             block_n //= 2
-    large = block_m * block_n * dtype.itemsize >= 128 * 128 * 2  # float32 products take twice the registers
-    tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=3 if large else 4)
+    large = block_m * block_n >= (128 * 128 if dtype != "float32" else 128 * 64)
+    stages = 4 if block_m + block_n <= 128 else 3  # as many as an MI300X has shared memory for
+    tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=stages)
     if operator == "conv2d":
         # Still too few: share out the taps, as long as each share keeps the pipeline busy.
         programs, steps, tile["SPLIT_K"] = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // tile["BLOCK_K"], 1
@@ -65,12 +70,12 @@ def _default_product(problem: Problem) -> Tile:
     return tile
 
 
-def _product(dtype: torch.dtype, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Tile:
+def _product(dtype: str, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Tile:
     """``run`` is the bytes of a row of A or B that a step reads: 128 are a line of cache and of shared memory."""
     return {
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
-        "BLOCK_K": run // dtype.itemsize,
+        "BLOCK_K": run // ITEMSIZE[dtype],
         "GROUP_M": 8,
         "num_warps": warps,
         "num_stages": stages,
@@ -109,9 +114,9 @@ ROWS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 4096, 8), (8, 1024, 4), (8
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
-def shared_memory(tile: Tile, dtype: torch.dtype) -> int:
+def shared_memory(tile: Tile, dtype: str) -> int:
     """Bytes that a product's pipeline takes: one tile of A and one of B for each stage."""
-    return (tile["BLOCK_M"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * dtype.itemsize * tile["num_stages"]
+    return (tile["BLOCK_M"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * ITEMSIZE[dtype] * tile["num_stages"]
 
 
 def candidates(architecture: str, problem: Problem) -> list[Tile]:
@@ -130,7 +135,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
             tried = [tile | {"SPLIT_K": s} for tile in tried for s in splits]
     elif operator == "linear_row":
         tried = [
-            {"BLOCK_N": block_n, "BLOCK_K": run // dtype.itemsize, "num_warps": warps} for block_n, run, warps in ROWS
+            {"BLOCK_N": block_n, "BLOCK_K": run // ITEMSIZE[dtype], "num_warps": warps} for block_n, run, warps in ROWS
         ]
     elif operator in ELEMENTWISE:
         tried = [{"BLOCK_M": m, "num_warps": w} for m in (512, 1024, 2048, 4096) for w in (4, 8)]
