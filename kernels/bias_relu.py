@@ -64,12 +64,11 @@ def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return output
 
 
-_bias_relu = torch.library.custom_op("alexnet::bias_relu", launch_bias_relu, mutates_args=())
-
-
-@_bias_relu.register_fake
-def _(input, bias):
+def _bias_relu_output(input, bias):
     return torch.empty_like(input)
+
+
+_bias_relu = runtime.register("bias_relu", launch_bias_relu, _bias_relu_output)
 
 
 def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

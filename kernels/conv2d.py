@@ -265,10 +265,6 @@ def launch_conv2d(
     return output
 
 
-_conv2d = torch.library.custom_op("alexnet::conv2d", launch_conv2d, mutates_args=())
-
-
-@_conv2d.register_fake
 def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu):
     N, channels, H, W = input.shape
     K, _, R, S = weight.shape
@@ -276,6 +272,9 @@ def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
     Q = output_size(W, S, stride[1], padding[2] + padding[3], dilation[1])
     K = K if channels else 0  # as PyTorch has it: no channels in, no channels out
     return torch.empty((N, K, P, Q), dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+_conv2d = runtime.register("conv2d", launch_conv2d, _conv2d_output)
 
 
 def _both_ends(padding, stride, dilation, kernel_size) -> list[int]:

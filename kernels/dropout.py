@@ -56,12 +56,11 @@ def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:
     return output
 
 
-_dropout = torch.library.custom_op("alexnet::dropout", launch_dropout, mutates_args=())
-
-
-@_dropout.register_fake
-def _(input, p, seed):
+def _dropout_output(input, p, seed):
     return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+_dropout = runtime.register("dropout", launch_dropout, _dropout_output)
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:

@@ -81,15 +81,12 @@ def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, bet
     return output
 
 
-_local_response_norm = torch.library.custom_op(
-    "alexnet::local_response_norm", launch_local_response_norm, mutates_args=()
-)
-
-
-@_local_response_norm.register_fake
 def _local_response_norm_output(input, size, alpha, beta, k):
     N, C, *spatial = input.shape
     return torch.empty((N, *spatial, C), dtype=input.dtype, device=input.device).movedim(-1, 1)
+
+
+_local_response_norm = runtime.register("local_response_norm", launch_local_response_norm, _local_response_norm_output)
 
 
 def local_response_norm(

@@ -102,15 +102,14 @@ def launch_lrn_max_pool2d(
     return output
 
 
-_lrn_max_pool2d = torch.library.custom_op("alexnet::lrn_max_pool2d", launch_lrn_max_pool2d, mutates_args=())
-
-
-@_lrn_max_pool2d.register_fake
 def _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0], 0, 1, ceil_mode=False)
     Q = output_size(W, kernel_size[1], stride[1], 0, 1, ceil_mode=False)
     return torch.empty((N, C, P, Q), dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+_lrn_max_pool2d = runtime.register("lrn_max_pool2d", launch_lrn_max_pool2d, _lrn_max_pool2d_output)
 
 
 def lrn_max_pool2d(

@@ -134,10 +134,6 @@ def launch_max_pool2d(
     return output, indices
 
 
-_max_pool2d = torch.library.custom_op("alexnet::max_pool2d", launch_max_pool2d, mutates_args=())
-
-
-@_max_pool2d.register_fake
 def _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0], padding[0], dilation[0], ceil_mode)
@@ -146,6 +142,9 @@ def _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode,
     output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
     indices = torch.empty((N, C, P, Q) if return_indices else (0, 0, 0, 0), dtype=torch.int64, **like)
     return output, indices
+
+
+_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, _max_pool2d_output)
 
 
 def max_pool2d(

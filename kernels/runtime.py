@@ -74,6 +74,24 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = None
 
 
+def register(name: str, launcher: Callable, output: Callable) -> Callable:
+    """A launcher as the PyTorch operator ``alexnet::name``, which autograd, torch.compile and torch.export know.
+
+    ``output`` is given the launcher's arguments and makes tensors of the result's shape, dtype and memory order.
+    (``torch.library.custom_op`` would do the same, and import torch._dynamo at the first call, which takes seconds.)
+    """
+
+    def no_gradient(*_):
+        raise NotImplementedError(f"kernels.{name} has no gradient yet; call it under torch.no_grad()")
+
+    qualified = f"alexnet::{name}"
+    torch.library.define(qualified, torch.library.infer_schema(launcher, mutates_args=()))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", launcher)
+    torch.library.register_fake(qualified, output)
+    torch.library.register_autograd(qualified, no_gradient)
+    return getattr(torch.ops.alexnet, name).default
+
+
 def runs_on(device: torch.device) -> bool:
     """Whether a launch on ``device`` would work: anywhere when interpreted, and where it is only recorded."""
     return INTERPRETED or device.type == "cuda" or _recorded is not None

@@ -68,12 +68,11 @@ def launch_softmax(input: torch.Tensor) -> torch.Tensor:
     return output
 
 
-_softmax = torch.library.custom_op("alexnet::softmax", launch_softmax, mutates_args=())
-
-
-@_softmax.register_fake
-def _(input):
+def _softmax_output(input):
     return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+_softmax = runtime.register("softmax", launch_softmax, _softmax_output)
 
 
 def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:

@@ -24,9 +24,9 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def guards(request, monkeypatch):
-    """Guards around what the operators allocate, checked after the test; not for tests marked ``large``."""
+    """Guards around what the operators allocate, checked after the test; not for tests marked ``unguarded``."""
     guards = Guards()
-    if not request.node.get_closest_marker("large"):
+    if not request.node.get_closest_marker("unguarded"):
         poison_allocations(monkeypatch, guards)
     yield guards
     guards.check()

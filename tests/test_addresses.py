@@ -14,7 +14,7 @@ from kernels import runtime
 from tests import reference
 from tests.reference import assert_close
 
-pytestmark = pytest.mark.large
+pytestmark = pytest.mark.unguarded
 
 DTYPE = torch.bfloat16
 
