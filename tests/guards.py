@@ -11,7 +11,13 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 MARGIN = 4096  # elements on either side; a power of two, so that alignment stays what it was
-INTEGER = 0x5A5A5A5A5A5A5A5B
+# NaN that no computation makes; another around inputs, so that one that was read and written on shows as a change.
+POISON = {
+    torch.float32: {"output": 0x7FC0A5A5, "input": 0x7FC05A5A},
+    torch.float16: {"output": 0x7E25, "input": 0x7E5A},
+    torch.bfloat16: {"output": 0x7FC5, "input": 0x7FDA},
+    torch.int64: {"output": 0x5A5A5A5A5A5A5A5B, "input": 0x2525252525252525},
+}
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -19,7 +25,7 @@ class _Buffer(NamedTuple):
     label: str
     whole: torch.Tensor
     span: int  # elements from the tensor's first to its last, holes included
-    element: torch.Tensor  # the poison, to compare bit for bit
+    poison: int  # its bits
 
 
 class Guards:
@@ -31,14 +37,14 @@ class Guards:
     def empty(self, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device, label="output"):
         """An uninitialised tensor, full of NaN (integers: of a fixed odd number), as are its guards."""
         span = 0 if 0 in shape else 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        poison = float("nan") if dtype.is_floating_point else INTEGER
-        whole = _empty(span + 2 * MARGIN, dtype=dtype, device=device).fill_(poison)
-        self._buffers.append(_Buffer(f"{label} of shape {tuple(shape)}", whole, span, whole[:1].clone()))
+        poison = POISON[dtype][label]
+        whole = _empty(span + 2 * MARGIN, dtype=BITS[dtype.itemsize], device=device).fill_(poison).view(dtype)
+        self._buffers.append(_Buffer(f"{label} of shape {tuple(shape)}", whole, span, poison))
         return whole.as_strided(shape, stride, MARGIN)
 
-    def guarded(self, tensor: torch.Tensor, label="input") -> torch.Tensor:
+    def guarded(self, tensor: torch.Tensor) -> torch.Tensor:
         """``tensor`` with the same numbers and strides, its holes and what lies around it NaN."""
-        copy = self.empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, label)
+        copy = self.empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, "input")
         target, source = copy, tensor
         for d, step in enumerate(tensor.stride()):
             if step == 0 and tensor.numel():  # expanded: write it once
@@ -49,9 +55,8 @@ class Guards:
     def check(self) -> None:
         """Fails if a guard has changed by a bit; forgets all buffers."""
         buffers, self._buffers = self._buffers, []
-        for label, whole, span, element in buffers:
-            bits = BITS[whole.element_size()]
-            changed = (whole.view(bits) != element.view(bits)).nonzero()[:, 0] - MARGIN
+        for label, whole, span, poison in buffers:
+            changed = (whole.view(BITS[whole.itemsize]) != poison).nonzero()[:, 0] - MARGIN
             before, past = changed[changed < 0].tolist(), changed[changed >= span].tolist()
             assert not before, f"{label}: written {-before[-1]} elements before its start"
             assert not past, f"{label}: written {past[0] - span + 1} elements past its end"

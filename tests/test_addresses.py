@@ -106,6 +106,12 @@ def test_conv2d_batch(device, launches):
     check(y[-1:, 4:, -1], reference.conv2d(x[-1:], w, padding=1, groups=2)[:, 4:, -1], launches)
 
 
+def test_conv2d_weight(device, launches):
+    x, w = torch.randn(1, 2**14, 1, 1, device=device).to(DTYPE), zeros(2**17 + 1, 2**14, 1, 1, device=device)
+    w[-1] = torch.randn(2**14, 1, 1).to(DTYPE)
+    check(kernels.conv2d(x, w)[:, -1:], reference.conv2d(x, w[-1:]), launches)
+
+
 def test_linear_input(device, launches):
     x, w = zeros(2**17 + 1, 2**14, device=device), torch.randn(3, 2**14, device=device).to(DTYPE)
     x[-1] = torch.randn(2**14).to(DTYPE)

@@ -81,7 +81,7 @@ def test_shapes(case, dtype, guarded):
     check(guarded, x, LAYOUTS["channels_last"](w), b, arguments)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_small_tiles(case, dtype, guarded, small_tiles):
     x, w, b, arguments = tensors(case, dtype)
@@ -101,7 +101,7 @@ def test_epilogue(case, relu, bias, dtype, guarded):
     check(guarded, x, w, b, arguments, relu)
 
 
-@pytest.mark.parametrize("case", ["everything-uneven", "depthwise", "1x1-filter", "same-even-filter", "channels-32"])
+@pytest.mark.parametrize("case", ["everything-uneven", "depthwise", "1x1-filter"])
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
 @pytest.mark.parametrize("input_layout", LAYOUTS)
 def test_layouts(input_layout, weight_layout, case, guarded):

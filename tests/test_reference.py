@@ -90,9 +90,9 @@ def test_tf32_has_its_own_bound(fp32_precision):
 def _copy_kernel(x_ptr, y_ptr, elements, READ: tl.constexpr, WRITE: tl.constexpr, BLOCK: tl.constexpr):
     """y = x, but reading from READ elements too far, or writing WRITE elements too many on one side."""
     offs = tl.arange(0, BLOCK) - 8
-    x = tl.load(x_ptr + offs + READ, mask=(offs >= 0) & (offs < elements))
     first = WRITE if WRITE < 0 else 0
     last = elements + WRITE if WRITE > 0 else elements
+    x = tl.load(x_ptr + offs + READ, mask=(offs >= first) & (offs < last))
     tl.store(y_ptr + offs, x, mask=(offs >= first) & (offs < last))
 
 
@@ -113,6 +113,7 @@ def test_sound_kernel_passes(dtype, guarded, device):
 @pytest.mark.parametrize("dtype", (*DTYPES, torch.int64), ids=name)
 @pytest.mark.parametrize("write, message", [(1, "1 elements past its end"), (-1, "1 elements before its start")])
 def test_stray_write_is_caught(dtype, write, message, guarded, device):
+    """What is written is the NaN that lies around the input, as in an elementwise kernel with a wrong mask."""
     mine = Guards()
     _copy(guarded(torch.arange(20).to(dtype)), mine, write=write)
     with pytest.raises(AssertionError, match=message):
