@@ -19,8 +19,10 @@ import argparse
 import contextlib
 import csv
 import datetime
+import functools
 import gc
 import math
+import os
 import subprocess
 import sys
 import time
@@ -99,20 +101,26 @@ class Work(NamedTuple):
             parameters += layer.random_operands(1, dtype, device)[1:]
         return [input, *parameters]
 
-    def ours(self, *operands: torch.Tensor) -> torch.Tensor:
-        """On our kernels."""
-        return self._chain(Layer.run, *operands)
+    @property
+    def ours(self) -> Callable[..., torch.Tensor]:
+        """A function of the operands: the layers on our kernels."""
+        return self._chain(lambda layer: layer.run)
 
-    def theirs(self, *operands: torch.Tensor) -> torch.Tensor:
-        """In PyTorch, in the operands' own dtype and memory order."""
-        return self._chain(lambda layer, *given: TORCH[layer.operator](*given, **layer.arguments), *operands)
+    @property
+    def theirs(self) -> Callable[..., torch.Tensor]:
+        """The same in PyTorch, in the operands' own dtype and memory order."""
+        return self._chain(lambda layer: functools.partial(TORCH[layer.operator], **layer.arguments))
 
-    def _chain(self, run: Callable[..., torch.Tensor], x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            count = len(layer.parameters)
-            mine, parameters = parameters[:count], parameters[count:]
-            x = run(layer, x.flatten(1) if layer.operator == "linear" else x, *mine)
-        return x
+    def _chain(self, take: Callable[[Layer], Callable[..., torch.Tensor]]) -> Callable[..., torch.Tensor]:
+        calls = [(take(layer), len(layer.parameters), layer.operator == "linear") for layer in self.layers]
+
+        def forward(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+            for call, count, flat in calls:
+                x = call(x.flatten(1) if flat else x, *parameters[:count])
+                parameters = parameters[count:]
+            return x
+
+        return forward
 
 
 NETWORK = Work("alexnet", ALEXNET)
@@ -166,6 +174,7 @@ its defaults, float32 with TF32 in cuDNN's convolutions alone: between our fp32 
 class Gpu:
     """The current GPU: graphs, and their replays timed with events."""
 
+    interpreted = False
     matmul_size = 8192  # rows and columns of the roof's product
 
     def __init__(self) -> None:
@@ -205,6 +214,7 @@ class Gpu:
 class Interpreter:
     """The CPU, where Triton interprets the kernels: the same rows, none of them a kernel's speed."""
 
+    interpreted = True
     name = INTERPRETED
     device = torch.device("cpu")
     copy_size = 2**24
@@ -225,6 +235,11 @@ class Interpreter:
 
     def release(self) -> None:
         """Nothing to give back."""
+
+
+def here() -> Gpu | Interpreter:
+    """Where the kernels run: what :mod:`kernels.runtime` decided."""
+    return Interpreter() if runtime.INTERPRETED else Gpu()
 
 
 @contextlib.contextmanager
@@ -253,6 +268,7 @@ def deviation(work: Work, operands: list[torch.Tensor], output: torch.Tensor) ->
     """max|output - reference| / max|reference| against float64 over every element; inf for NaN or another shape."""
     input, *parameters = operands
     parameters = [parameter.double() for parameter in parameters]
+    exact = work.theirs
     gap = scale = 0.0
     kept = 0
     # In float64 cuDNN would try out its algorithms at every shape, for a product that runs once.
@@ -261,11 +277,15 @@ def deviation(work: Work, operands: list[torch.Tensor], output: torch.Tensor) ->
         for start in range(0, len(input), CHUNK):
             x = input[start : start + CHUNK].double()
             got = output[start : start + CHUNK].double()
+            if len(got) != len(x):
+                return math.inf
             if work.operator == "dropout":  # which elements are dropped is the operator's choice, how many is not
+                if got.shape != x.shape:
+                    return math.inf
                 kept += got.count_nonzero().item()
                 want = torch.where(got == 0, 0.0, x / (1.0 - work.layers[0].arguments["p"]))
             else:
-                want = work.theirs(x, *parameters)
+                want = exact(x, *parameters)
             if got.shape != want.shape:
                 return math.inf
             difference = (got - want).abs().max().item()
@@ -315,6 +335,15 @@ def judge(
         return Result(variant, None, math.nan, f"FAILED: {type(error).__name__}: {reason[0]}")
 
 
+def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """By Inductor at its most thorough, for one shape."""
+    from torch._inductor import select_algorithm
+
+    select_algorithm.PRINT_AUTOTUNE = False  # dozens of lines a layer
+    torch._dynamo.reset()  # drops the code for earlier shapes, of which Dynamo keeps a few only
+    return torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+
+
 def provide(
     device: Gpu | Interpreter, provider: str, work: Work, dtype: str, operands: list[torch.Tensor], layout: str
 ) -> list[Result]:
@@ -327,10 +356,7 @@ def provide(
         layouts = (layout,)
     results = []
     for order in layouts:
-        function = work.theirs
-        if provider == "compile":
-            torch._dynamo.reset()
-            function = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+        function = compiled(work.theirs) if provider == "compile" else work.theirs
         given = [tensor.contiguous() for tensor in operands] if order == "NCHW" else operands
         results.append(judge(device, f"{provider} {order}".strip(), dtype, function, given, deviate))
         device.release()
@@ -399,15 +425,15 @@ class Table:
 
 
 def commit() -> str:
-    """The commit of the code that is measured, with ``-dirty`` where the kernels differ from it."""
+    """The commit of the code that is measured, ``-dirty`` where the kernels differ from it; else ``$GIT_COMMIT``."""
     here = Path(__file__).parent
     git = lambda *arguments: subprocess.run(
         ["git", "-C", here, *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
     try:
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        return os.environ.get("GIT_COMMIT", "unknown")
 
 
 LINE = "{:<20} {:>5}  {:<5} {:>10} {:>10}  {:<12} {:>6} {:>8} {:>9}"
@@ -487,7 +513,7 @@ class Bench:
         rows = [row for row in self.rows if (row.layer, row.dtype, row.batch) == (work.name, dtype, batch)]
         ours = next((row for row in rows if row.provider == "triton"), None)
         best = baseline(rows)
-        limits = None if self.device.name == INTERPRETED else roofs(self.rows, dtype)
+        limits = None if self.device.interpreted else roofs(self.rows, dtype)
         mine = found.get("triton")
         return LINE.format(
             work.name,
@@ -592,25 +618,25 @@ def compare_published(bench: Bench) -> None:
         bench.show(
             f"  {item.work.name}, batch {item.batch}: eager {item.eager_ms:.2f} ms, compiled {item.compile_ms:.2f} ms"
         )
-        if bench.device.name == INTERPRETED:
+        if bench.device.interpreted:
             bench.show("    nothing here compares with them: that takes a GPU")
         for row in bench.rows:
-            if (row.layer, row.batch) == (item.work.name, item.batch) and bench.device.name != INTERPRETED:
+            if (row.layer, row.batch) == (item.work.name, item.batch) and not bench.device.interpreted:
                 bench.show(f"    here, {row.dtype}: {PROVIDERS[row.provider]} {row.p50_ms:.2f} ms")
 
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Measures what was asked for; 1 where something was wrong or failed."""
-    device = Interpreter() if runtime.INTERPRETED else Gpu()
-    complete(args, runtime.INTERPRETED)
+    device = here()
+    complete(args, device.interpreted)
     table = None
-    if args.out or not runtime.INTERPRETED:
-        name = "interpreter" if runtime.INTERPRETED else slug(device.name)
+    if args.out or not device.interpreted:
+        name = "interpreter" if device.interpreted else slug(device.name)
         table = Table((args.out or MEASUREMENTS) / f"{name}.csv")
     torch.backends.cudnn.benchmark = True
     bench = Bench(device, table)
-    if runtime.INTERPRETED:
+    if device.interpreted:
         bench.show("No GPU: Triton's interpreter runs the kernels. These times are not speeds of the kernels.")
     versions = f"{device.name}, torch {torch.__version__}, triton {triton.__version__}, commit {bench.commit}"
     bench.show(versions + (f"; table {table.path}" if table else "; no table is written"))
