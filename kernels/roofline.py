@@ -150,21 +150,20 @@ GREY = "#555555"
 
 
 def _figure():
-    import matplotlib
+    """A figure and its axes, 900 pixels wide; without pyplot, whose state belongs to whoever calls, a notebook say."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    return plt.subplots(figsize=(9, 5.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(900 / 110, 560 / 110), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(which="major", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def _save(figure, path: Path) -> Path:
-    from matplotlib import pyplot as plt
-
-    # Without matplotlib's version and the time in the file, the same table gives the same bytes.
+    # Without matplotlib's version in the file: the same table gives the same bytes.
     figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
     return path
 
 
@@ -193,7 +192,6 @@ def _label(axes, points: dict[str, tuple[float, list[float]]]) -> None:
                 ha="center",
                 va="top",
                 rotation=90,
-                fontsize=10,
                 arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
             )
 
@@ -248,8 +246,6 @@ def plot_roofline(
         linewidth=1.5,
         linestyle="-" if measured else "--",
     )
-    axes.grid(which="major", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
 
     figure.draw_without_rendering()  # fixes where the axes lie on the page, which the labels need
     (x0, y0), (x1, y1) = axes.transData.transform([(left, left), (ridge, ridge)])
@@ -315,9 +311,9 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     if not chosen:
         return None
     rate = lambda row, ms: row.batch / ms * 1e3
-    figure, axes = _figure()
     from matplotlib import ticker
 
+    figure, axes = _figure()
     limits = roofs(rows, dtype)
     if limits:
         floors = {row.batch: row.batch / limits.floor_ms(row.flops, row.bytes) * 1e3 for row in chosen}
@@ -338,8 +334,6 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.6g}"))
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.grid(which="major", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
     axes.legend(loc="upper left", frameon=False)
     what = "AlexNet" if layer == "alexnet" else layer
     date = max(row.date for row in chosen)[:10]
