@@ -486,7 +486,12 @@ class Bench:
         found: dict[str, Result] = {}
         known = len(self.problems)
         cost = work.cost(batch, DTYPES[dtype].itemsize)
-        operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
+        try:
+            operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
+        except torch.OutOfMemoryError:
+            self.problems.append(f"{work.name}, batch {batch}, {dtype}: FAILED: no memory for its tensors")
+            self.show(f"  {self.problems[-1]}")
+            return
         layout = "NHWC" if operands[0].dim() == 4 else ""
         for provider in sorted(providers, key=list(PROVIDERS).index):  # torch before compile: it tells the layout
             results = provide(self.device, provider, work, dtype, operands, layout)
@@ -524,7 +529,7 @@ class Bench:
             found[best.provider].variant if best else "-",
             f"{best.p50_ms / ours.p50_ms:.2f}x" if ours and best else "-",
             f"{share(ours, limits):.1%}" if ours and limits else "-",
-            f"{mine.error:.1e}" if mine else "-",
+            f"{mine.error:.1e}" if mine and not math.isnan(mine.error) else "-",
         ).rstrip()
 
 

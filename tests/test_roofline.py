@@ -77,7 +77,7 @@ def drawn(path) -> np.ndarray:
 
 def has_colour(image: np.ndarray, colour: str) -> bool:
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return bool((abs(image - rgb).max(axis=-1) <= 2).any())
+    return bool((abs(image - rgb).max(axis=-1) <= 40).any())  # thin lines are blended with the page
 
 
 def test_load_gives_back_what_was_written(table):
