@@ -19,8 +19,10 @@ import argparse
 import contextlib
 import csv
 import datetime
+import functools
 import gc
 import math
+import os
 import subprocess
 import sys
 import time
@@ -42,6 +44,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, 
 BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|out - ref| / max|ref|
 CHUNK = 64  # images compared at once: float64 takes memory
 INTERPRETED = "interpreted on a CPU"  # what stands for the GPU's name without one
+MISSING = "has no such operator"  # of PyTorch, for some dtypes on some devices: no fault of anybody's
 
 Run = Callable[[], object]
 Times = tuple[float, float, float]  # 20th, 50th and 80th percentile, in ms
@@ -98,20 +101,26 @@ class Work(NamedTuple):
             parameters += layer.random_operands(1, dtype, device)[1:]
         return [input, *parameters]
 
-    def ours(self, *operands: torch.Tensor) -> torch.Tensor:
-        """On our kernels."""
-        return self._chain(Layer.run, *operands)
+    @property
+    def ours(self) -> Callable[..., torch.Tensor]:
+        """A function of the operands: the layers on our kernels."""
+        return self._chain(lambda layer: layer.run)
 
-    def theirs(self, *operands: torch.Tensor) -> torch.Tensor:
-        """In PyTorch, in the operands' own dtype and memory order."""
-        return self._chain(lambda layer, *given: TORCH[layer.operator](*given, **layer.arguments), *operands)
+    @property
+    def theirs(self) -> Callable[..., torch.Tensor]:
+        """The same in PyTorch, in the operands' own dtype and memory order."""
+        return self._chain(lambda layer: functools.partial(TORCH[layer.operator], **layer.arguments))
 
-    def _chain(self, run: Callable[..., torch.Tensor], x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers:
-            count = len(layer.parameters)
-            mine, parameters = parameters[:count], parameters[count:]
-            x = run(layer, x.flatten(1) if layer.operator == "linear" else x, *mine)
-        return x
+    def _chain(self, take: Callable[[Layer], Callable[..., torch.Tensor]]) -> Callable[..., torch.Tensor]:
+        calls = [(take(layer), len(layer.parameters), layer.operator == "linear") for layer in self.layers]
+
+        def forward(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+            for call, count, flat in calls:
+                x = call(x.flatten(1) if flat else x, *parameters[:count])
+                parameters = parameters[count:]
+            return x
+
+        return forward
 
 
 NETWORK = Work("alexnet", ALEXNET)
@@ -165,6 +174,7 @@ its defaults, float32 with TF32 in cuDNN's convolutions alone: between our fp32 
 class Gpu:
     """The current GPU: graphs, and their replays timed with events."""
 
+    interpreted = False
     matmul_size = 8192  # rows and columns of the roof's product
 
     def __init__(self) -> None:
@@ -204,6 +214,7 @@ class Gpu:
 class Interpreter:
     """The CPU, where Triton interprets the kernels: the same rows, none of them a kernel's speed."""
 
+    interpreted = True
     name = INTERPRETED
     device = torch.device("cpu")
     copy_size = 2**24
@@ -214,9 +225,9 @@ class Interpreter:
         return lambda: function(*operands), function(*operands)
 
     def time(self, run: Run) -> Times:
-        """Three runs, or as many as begin within a second."""
+        """Three runs, or as many as begin within 0.3 s."""
         times: list[float] = []
-        while len(times) < 3 and sum(times) < 1e3:
+        while len(times) < 3 and sum(times) < 300:
             start = time.perf_counter()
             run()
             times.append((time.perf_counter() - start) * 1e3)
@@ -224,6 +235,11 @@ class Interpreter:
 
     def release(self) -> None:
         """Nothing to give back."""
+
+
+def here() -> Gpu | Interpreter:
+    """Where the kernels run: what :mod:`kernels.runtime` decided."""
+    return Interpreter() if runtime.INTERPRETED else Gpu()
 
 
 @contextlib.contextmanager
@@ -252,6 +268,7 @@ def deviation(work: Work, operands: list[torch.Tensor], output: torch.Tensor) ->
     """max|output - reference| / max|reference| against float64 over every element; inf for NaN or another shape."""
     input, *parameters = operands
     parameters = [parameter.double() for parameter in parameters]
+    exact = work.theirs
     gap = scale = 0.0
     kept = 0
     # In float64 cuDNN would try out its algorithms at every shape, for a product that runs once.
@@ -260,11 +277,15 @@ def deviation(work: Work, operands: list[torch.Tensor], output: torch.Tensor) ->
         for start in range(0, len(input), CHUNK):
             x = input[start : start + CHUNK].double()
             got = output[start : start + CHUNK].double()
+            if len(got) != len(x):
+                return math.inf
             if work.operator == "dropout":  # which elements are dropped is the operator's choice, how many is not
+                if got.shape != x.shape:
+                    return math.inf
                 kept += got.count_nonzero().item()
                 want = torch.where(got == 0, 0.0, x / (1.0 - work.layers[0].arguments["p"]))
             else:
-                want = work.theirs(x, *parameters)
+                want = exact(x, *parameters)
             if got.shape != want.shape:
                 return math.inf
             difference = (got - want).abs().max().item()
@@ -307,9 +328,20 @@ def judge(
             return Result(variant, None, error, f"WRONG: error {error:.1e}, allowed {BOUNDS[dtype]:.1e}")
         del output
         return Result(variant, device.time(run), error)
+    except NotImplementedError as error:
+        return Result(variant, None, math.nan, f"{MISSING}: {error}")
     except Exception as error:  # a compiler's crash, or no memory left, of one provider at one size
         reason = str(error).strip().splitlines() or [""]
         return Result(variant, None, math.nan, f"FAILED: {type(error).__name__}: {reason[0]}")
+
+
+def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """By Inductor at its most thorough, for one shape."""
+    from torch._inductor import select_algorithm
+
+    select_algorithm.PRINT_AUTOTUNE = False  # dozens of lines a layer
+    torch._dynamo.reset()  # drops the code for earlier shapes, of which Dynamo keeps a few only
+    return torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
 
 
 def provide(
@@ -324,10 +356,7 @@ def provide(
         layouts = (layout,)
     results = []
     for order in layouts:
-        function = work.theirs
-        if provider == "compile":
-            torch._dynamo.reset()
-            function = torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+        function = compiled(work.theirs) if provider == "compile" else work.theirs
         given = [tensor.contiguous() for tensor in operands] if order == "NCHW" else operands
         results.append(judge(device, f"{provider} {order}".strip(), dtype, function, given, deviate))
         device.release()
@@ -396,15 +425,15 @@ class Table:
 
 
 def commit() -> str:
-    """The commit of the code that is measured, with ``-dirty`` where the kernels differ from it."""
+    """The commit of the code that is measured, ``-dirty`` where the kernels differ from it; else ``$GIT_COMMIT``."""
     here = Path(__file__).parent
     git = lambda *arguments: subprocess.run(
         ["git", "-C", here, *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
     try:
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except (OSError, subprocess.CalledProcessError):  # a copy without its history
+        return os.environ.get("GIT_COMMIT", "unknown")
 
 
 LINE = "{:<20} {:>5}  {:<5} {:>10} {:>10}  {:<12} {:>6} {:>8} {:>9}"
@@ -457,7 +486,12 @@ class Bench:
         found: dict[str, Result] = {}
         known = len(self.problems)
         cost = work.cost(batch, DTYPES[dtype].itemsize)
-        operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
+        try:
+            operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
+        except torch.OutOfMemoryError:
+            self.problems.append(f"{work.name}, batch {batch}, {dtype}: FAILED: no memory for its tensors")
+            self.show(f"  {self.problems[-1]}")
+            return
         layout = "NHWC" if operands[0].dim() == 4 else ""
         for provider in sorted(providers, key=list(PROVIDERS).index):  # torch before compile: it tells the layout
             results = provide(self.device, provider, work, dtype, operands, layout)
@@ -484,7 +518,7 @@ class Bench:
         rows = [row for row in self.rows if (row.layer, row.dtype, row.batch) == (work.name, dtype, batch)]
         ours = next((row for row in rows if row.provider == "triton"), None)
         best = baseline(rows)
-        limits = roofs(self.rows, dtype)
+        limits = None if self.device.interpreted else roofs(self.rows, dtype)
         mine = found.get("triton")
         return LINE.format(
             work.name,
@@ -495,7 +529,7 @@ class Bench:
             found[best.provider].variant if best else "-",
             f"{best.p50_ms / ours.p50_ms:.2f}x" if ours and best else "-",
             f"{share(ours, limits):.1%}" if ours and limits else "-",
-            f"{mine.error:.1e}" if mine else "-",
+            f"{mine.error:.1e}" if mine and not math.isnan(mine.error) else "-",
         ).rstrip()
 
 
@@ -538,8 +572,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--network", action="store_true", help="the whole forward pass; without an OPERATOR only that")
     add("--preset", choices=("kernelbench",), help="KernelBench's two AlexNet problems, beside their published times")
     add("--plot", action="store_true", help="draws the table as PNGs beside it")
-    add("--out", type=Path, metavar="DIR", help=f"folder of the table ({MEASUREMENTS.parent.name}/{MEASUREMENTS.name};"
-        " without a GPU none is written)")  # fmt: skip
+    folder = f"{MEASUREMENTS.parent.name}/{MEASUREMENTS.name}"
+    add("--out", type=Path, metavar="DIR", help=f"folder of the table ({folder}; without a GPU no table is written)")
     args = parser.parse_args(argv)
     for operator in args.operators:
         if operator not in OPERATORS:
@@ -557,9 +591,14 @@ def complete(args: argparse.Namespace, interpreted: bool) -> None:
         raise UsageError("--providers compile: only with a GPU")
     if interpreted and args.plot and not args.out:
         raise UsageError("--plot: without a GPU it takes --out DIR, too")
-    args.batch = args.batch or ([1] if interpreted else None if args.preset else [1, 128])
-    args.dtype = args.dtype or (["fp32"] if interpreted else ["fp32", "tf32"] if args.preset else ["fp16"])
-    args.providers = args.providers or [name for name in PROVIDERS if not (interpreted and name == "compile")]
+    once = lambda given: list(dict.fromkeys(given or ()))  # in the order given
+    if interpreted:
+        defaults = [1], ["fp32"], ["triton", "torch"]
+    else:
+        defaults = ([] if args.preset else [1, 128]), (["fp32", "tf32"] if args.preset else ["fp16"]), list(PROVIDERS)
+    args.batch = once(args.batch) or defaults[0]
+    args.dtype = once(args.dtype) or defaults[1]
+    args.providers = once(args.providers) or defaults[2]
 
 
 def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
@@ -578,30 +617,31 @@ def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
 
 def compare_published(bench: Bench) -> None:
     """KernelBench's own times beside those of this run."""
+    bench.show("")
+    bench.show("KernelBench's own times on an H100, float32 with TF32 in convolutions but not in linear layers:")
     for item in KERNELBENCH:
         bench.show(
-            f"published for {item.work.name}, batch {item.batch}, H100, float32 at PyTorch's defaults (TF32 in "
-            f"convolutions): eager {item.eager_ms} ms, compiled {item.compile_ms} ms"
+            f"  {item.work.name}, batch {item.batch}: eager {item.eager_ms:.2f} ms, compiled {item.compile_ms:.2f} ms"
         )
+        if bench.device.interpreted:
+            bench.show("    nothing here compares with them: that takes a GPU")
         for row in bench.rows:
-            if (row.layer, row.batch) == (item.work.name, item.batch) and row.gpu != INTERPRETED:
-                bench.show(f"  {row.provider} here, {row.dtype}: {row.p50_ms:.4g} ms")
-    if bench.device.name == INTERPRETED:
-        bench.show("no time of the interpreter compares with them")
+            if (row.layer, row.batch) == (item.work.name, item.batch) and not bench.device.interpreted:
+                bench.show(f"    here, {row.dtype}: {PROVIDERS[row.provider]} {row.p50_ms:.2f} ms")
 
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Measures what was asked for; 1 where something was wrong or failed."""
-    device = Interpreter() if runtime.INTERPRETED else Gpu()
-    complete(args, runtime.INTERPRETED)
+    device = here()
+    complete(args, device.interpreted)
     table = None
-    if args.out or not runtime.INTERPRETED:
-        name = "interpreter" if runtime.INTERPRETED else slug(device.name)
+    if args.out or not device.interpreted:
+        name = "interpreter" if device.interpreted else slug(device.name)
         table = Table((args.out or MEASUREMENTS) / f"{name}.csv")
     torch.backends.cudnn.benchmark = True
     bench = Bench(device, table)
-    if runtime.INTERPRETED:
+    if device.interpreted:
         bench.show("No GPU: Triton's interpreter runs the kernels. These times are not speeds of the kernels.")
     versions = f"{device.name}, torch {torch.__version__}, triton {triton.__version__}, commit {bench.commit}"
     bench.show(versions + (f"; table {table.path}" if table else "; no table is written"))
@@ -621,9 +661,10 @@ def run(args: argparse.Namespace) -> int:
 
         for path in plot_all(load(table.path), table.path.parent, table.path.stem):
             bench.show(f"drawn: {path}")
-    for problem in bench.problems:
-        print(f"kernels.bench: {problem}", file=sys.stderr)
-    return 1 if bench.problems else 0
+    faults = [problem for problem in bench.problems if MISSING not in problem]
+    for fault in faults:
+        print(f"kernels.bench: {fault}", file=sys.stderr)
+    return 1 if faults else 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ are measured on the device, in the run that measures the kernels: a datasheet's 
 
 import argparse
 import csv
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -149,40 +150,50 @@ GREY = "#555555"
 
 
 def _figure():
-    import matplotlib
+    """A figure and its axes, 900 pixels wide; without pyplot, whose state belongs to whoever calls, a notebook say."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    return plt.subplots(figsize=(9, 5.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(900 / 110, 560 / 110), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(which="major", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def _save(figure, path: Path) -> Path:
-    from matplotlib import pyplot as plt
-
-    # Without matplotlib's version and the time in the file, the same table gives the same bytes.
+    # Without matplotlib's version in the file: the same table gives the same bytes.
     figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
     return path
 
 
-def _spread(axes, positions: list[tuple[float, float]], height: float) -> list[float]:
-    """Heights on the page, in points, for labels at ``positions`` (data), moved apart where they would overlap."""
-    pixels = [axes.transData.transform(position) for position in positions]
-    points = 72 / axes.figure.dpi
-    placed: list[tuple[float, float]] = []
-    heights = [0.0] * len(pixels)
-    for index in sorted(range(len(pixels)), key=lambda i: pixels[i][1]):
-        x, y = pixels[index] * points
-        near = sorted(other for at, other in placed if abs(at - x) < 3.6 * height)
-        at = y
-        for other in near:
-            if abs(other - at) < height:
-                at = other + height
-        placed.append((x, at))
-        heights[index] = at - y
-    return heights
+def _label(axes, points: dict[str, tuple[float, list[float]]]) -> None:
+    """Names below the points at (x, ys), upright so that many fit side by side, moved apart where they would touch."""
+    width, gap = 14.0, 16.0  # points on the page: of an upright line of text, and from a point to its name
+    scale = 72 / axes.figure.dpi
+    place = {name: axes.transData.transform((x, min(ys))) * scale for name, (x, ys) in points.items()}
+    names = sorted(points, key=lambda name: place[name][0])
+    groups: list[list] = []  # [names, left end], each group moved apart around its own middle
+    for name in names:
+        groups.append([[name], place[name][0]])
+        while len(groups) > 1 and groups[-2][1] + width * len(groups[-2][0]) > groups[-1][1]:
+            merged = groups[-2][0] + groups.pop()[0]
+            middle = sum(place[each][0] for each in merged) / len(merged)
+            groups[-1] = [merged, middle - width * (len(merged) - 1) / 2]
+    for members, left in groups:
+        below = min(place[name][1] for name in members) - gap
+        for index, name in enumerate(members):
+            x, ys = points[name]
+            axes.annotate(
+                name,
+                (x, min(ys)),
+                xytext=(left + width * index - place[name][0], below - place[name][1]),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                rotation=90,
+                arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
+            )
 
 
 def plot_roofline(
@@ -227,7 +238,7 @@ def plot_roofline(
     right = max([x for x, _ in points.values()] + [ridge]) * 2.5
     lowest = min(y for _, found in points.values() for y in found.values())
     axes.set_xlim(left, right)
-    axes.set_ylim(min(lowest, left * limits.bandwidth * 1e-12) / 2, limits.rate * 1e-12 * 2.2)
+    axes.set_ylim(min(lowest, left * limits.bandwidth * 1e-12) / 6, limits.rate * 1e-12 * 2.2)  # room for names
     axes.plot(
         [left, ridge, right],
         [left * limits.bandwidth * 1e-12, limits.rate * 1e-12, limits.rate * 1e-12],
@@ -235,13 +246,9 @@ def plot_roofline(
         linewidth=1.5,
         linestyle="-" if measured else "--",
     )
-    axes.grid(which="major", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
 
     figure.draw_without_rendering()  # fixes where the axes lie on the page, which the labels need
     (x0, y0), (x1, y1) = axes.transData.transform([(left, left), (ridge, ridge)])
-    import math
-
     axes.annotate(
         f"copy {limits.bandwidth * 1e-12:.3g} TB/s",
         (left * 1.25, left * 1.25 * limits.bandwidth * 1e-12),
@@ -266,7 +273,7 @@ def plot_roofline(
             "color": COLOURS[provider],
             "marker": MARKERS[provider],
             "facecolors": "none" if empty else COLOURS[provider],
-            "label": name if provider == "triton" else f"{name}, where it is the best baseline",
+            "label": f"{name}, where it is the best baseline" if empty else name,
         }
     labelled = set()
     for x, found in points.values():
@@ -277,17 +284,7 @@ def plot_roofline(
             label = None if provider in labelled else look["label"]
             labelled.add(provider)
             axes.scatter(x, y, s=42, zorder=2, **{**look, "label": label})
-    anchors = [(x, next(iter(found.values()))) for x, found in points.values()]
-    for name, anchor, moved in zip(points, anchors, _spread(axes, anchors, 12.0), strict=True):
-        axes.annotate(
-            name,
-            anchor,
-            xytext=(8, moved),
-            textcoords="offset points",
-            va="center",
-            fontsize=10,
-            arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.6} if abs(moved) > 6 else None,
-        )
+    _label(axes, {name: (x, list(found.values())) for name, (x, found) in points.items()})
     axes.legend(loc="lower right", frameon=False)
     if measured:
         latest = max(row.date for row in rows)[:10]
@@ -314,6 +311,8 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     if not chosen:
         return None
     rate = lambda row, ms: row.batch / ms * 1e3
+    from matplotlib import ticker
+
     figure, axes = _figure()
     limits = roofs(rows, dtype)
     if limits:
@@ -331,9 +330,10 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     batches = sorted({row.batch for row in chosen})
     axes.set(xscale="log", yscale="log", xlabel="batch (images)", ylabel="images per second")
     axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.minorticks_off()
-    axes.grid(which="major", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.6g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.legend(loc="upper left", frameon=False)
     what = "AlexNet" if layer == "alexnet" else layer
     date = max(row.date for row in chosen)[:10]

@@ -1,0 +1,128 @@
+"""The README's measured table and plots, rewritten from the measurements: ``python -m kernels.readme``.
+
+What stands between the two markers is replaced, nothing else is touched, and the same measurements give the same text.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from kernels.roofline import (
+    MEASUREMENTS,
+    PROVIDERS,
+    Comparison,
+    Row,
+    TableError,
+    compare,
+    load,
+    main_batch,
+    plot_all,
+    roofs,
+    share,
+)
+
+BEGIN = "<!-- measurements:begin -->"
+END = "<!-- measurements:end -->"
+NOTHING = (
+    "Nothing has been measured on a GPU yet. On one, `python -m kernels.bench` measures, and "
+    "`python -m kernels.readme` puts the results here."
+)
+
+
+def _cells(found: Comparison, rate: bool, rows: list[Row]) -> list[str]:
+    """Ours, the best baseline, the ratio, the share of the roofline, the error."""
+    ours, best = found
+    figure = lambda row: f"{row.batch / row.p50_ms * 1e3:,.0f}" if rate else f"{row.p50_ms:.4g}"
+    limits = roofs(rows, (ours or best).dtype)
+    return [
+        figure(ours) if ours else "-",
+        f"{figure(best)} ({PROVIDERS[best.provider]})" if best else "-",
+        f"{found.ratio:.2f}" if found.ratio else "-",
+        f"{share(ours, limits):.0%}" if ours and limits else "-",
+        f"{ours.error:.1e}" if ours else "-",
+    ]
+
+
+def _table(header: list[str], lines: list[list[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return [f"| {' | '.join(line)} |" for line in (header, rule, *lines)] + [""]
+
+
+def section(path: Path, readme: Path) -> list[str]:
+    """One GPU's part of the README, as lines; draws its plots beside the table."""
+    rows = load(path)
+    compared = compare(rows)
+    if not compared:
+        return []
+    newest = max(rows, key=lambda row: row.date)
+    lines = [
+        f"**{newest.gpu}**, PyTorch {newest.torch}, Triton {newest.triton}, last measured {newest.date[:10]} at commit "
+        f"{newest.commit}. Every time stands for a result that was compared with float64; ratios over 1 are where our "
+        "kernels are faster than the best of PyTorch and torch.compile.",
+        "",
+    ]
+    tail = ["ratio", "of the roofline", "error"]
+    whole = {key: found for key, found in compared.items() if key[0] == "alexnet"}
+    if whole:
+        lines += _table(
+            ["the whole network, batch", "dtype", "ours, images/s", "best baseline, images/s", *tail],
+            [[str(batch), dtype, *_cells(found, True, rows)] for (_, dtype, batch), found in whole.items()],
+        )
+    for dtype in dict.fromkeys(dtype for _, dtype, _ in compared):
+        batch = main_batch(rows, dtype)
+        single = {key[0]: f for key, f in compared.items() if key[0] != "alexnet" and key[1:] == (dtype, batch)}
+        if single:
+            lines += _table(
+                [f"{dtype}, batch {batch}", "ours, ms", "best baseline, ms", *tail],
+                [[layer, *_cells(found, False, rows)] for layer, found in single.items()],
+            )
+    for plot in plot_all(rows, path.parent, path.stem):
+        link = Path(os.path.relpath(plot, readme.parent)).as_posix()
+        lines += [f"![{plot.stem.removeprefix(path.stem + '-').replace('-', ', ')}]({link})", ""]
+    return [*lines, f"All rows: [{path.name}]({Path(os.path.relpath(path, readme.parent)).as_posix()})", ""]
+
+
+def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
+    """Replaces what stands between the markers; whether that changed anything.
+
+    Raises:
+        TableError: no such README, markers that are missing or not one pair, or a table that cannot be read.
+    """
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TableError(f"{readme}: {error.strerror}") from None
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise TableError(f"{readme}: must have one line {BEGIN} and, below it, one line {END}")
+    lines = []
+    for path in sorted(measurements.glob("*.csv")):
+        if path.stem != "interpreter":
+            lines += section(path, readme)
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    new = "\n".join([before + BEGIN, "", *(lines or [NOTHING, ""]), END + after])
+    if new == text:
+        return False
+    readme.write_text(new, encoding="utf-8")
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.readme", description="Rewrites the README's measured table and plots."
+    )
+    default = Path(__file__).parent.parent / "README.md"
+    parser.add_argument("readme", nargs="?", type=Path, default=default, metavar="README", help="(the repository's)")
+    parser.add_argument("--measurements", type=Path, default=MEASUREMENTS, metavar="DIR", help="folder of the tables")
+    args = parser.parse_args(argv)
+    try:
+        changed = rewrite(args.readme, args.measurements)
+    except (OSError, TableError) as error:
+        print(f"kernels.readme: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.readme}: {'rewritten' if changed else 'unchanged'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
