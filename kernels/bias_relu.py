@@ -30,7 +30,7 @@ def _bias_relu_kernel(
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + offs // STEP % LENGTH, mask=mask, other=0.0).to(tl.float32)
     y = tl.maximum(x + bias, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

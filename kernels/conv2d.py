@@ -82,7 +82,8 @@ def _conv2d_kernel(
 
     TAPS: tl.constexpr = R * S * C
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k0 in range(split * BLOCK_K, TAPS, SPLIT_K * BLOCK_K):
+    for step in range(tl.cdiv(TAPS, BLOCK_K * SPLIT_K)):
+        k0 = (step * SPLIT_K + split) * BLOCK_K
         offs_k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K], channels fastest
         # The tap (r, s) and channel c of each. A block that lies within one tap has one r and one s: a mask
         # per pixel then does for the whole block.
@@ -100,7 +101,7 @@ def _conv2d_kernel(
             w = w0[:, None] + s * DILATION_W
             mask_a = mask_a & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         mask_b = mask_n[:, None]
-        if TAPS % BLOCK_K != 0:
+        if TAPS % (BLOCK_K * SPLIT_K) != 0:
             mask_a = mask_a & (offs_k < TAPS)[None, :]
             mask_b = mask_b & (offs_k < TAPS)[None, :]
         a = tl.load(x_ptrs + (r * (DILATION_H * W) + s * DILATION_W) * (GROUPS * C) + c, mask=mask_a, other=0.0)
@@ -115,7 +116,7 @@ def _conv2d_kernel(
         if RELU:
             acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y_ptrs = y_ptr + (offs_m * (GROUPS * K))[:, None] + group * K + offs_n[None, :]
-    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+    tl.store(y_ptrs, runtime.cast(acc, y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
 
 
 @triton.jit
@@ -141,7 +142,7 @@ def _add_shares_kernel(
         y += tl.load(bias_ptr + offs % K, mask=mask, other=0.0).to(tl.float32)
     if RELU:
         y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

@@ -31,7 +31,7 @@ def _dropout_kernel(
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     # Multiplied, as PyTorch does it: a NaN that is dropped stays NaN instead of hiding.
     y = x * tl.where(tl.rand(seed, offs) >= p, scale, 0.0)
-    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:

@@ -52,7 +52,7 @@ def _local_response_norm_kernel(
     mask = (offs_m < M)[:, None] & (offs_c < C)[None, :]  # [BLOCK_M, BLOCK_N]
     offs = (offs_m * C)[:, None] + offs_c[None, :]
     y = normalise(x_ptr + offs, offs_c[None, :], mask, scale, beta, k, C, SIZE)
-    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:

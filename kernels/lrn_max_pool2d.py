@@ -56,7 +56,7 @@ def _lrn_max_pool2d_kernel(
         best = tl.maximum(best, y, propagate_nan=tl.PropagateNan.ALL)
 
     offs = (offs_m * C)[:, None] + offs_c[None, :]
-    tl.store(y_ptr + offs, best.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, runtime.cast(best, y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_lrn_max_pool2d(

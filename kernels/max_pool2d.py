@@ -72,7 +72,7 @@ def _max_pool2d_kernel(
 
     offs = (offs_m * C)[:, None] + offs_c[None, :]
     mask = mask_m[:, None] & mask_c
-    tl.store(y_ptr + offs, best.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + offs, runtime.cast(best, y_ptr.dtype.element_ty), mask=mask)
     if INDICES:
         tl.store(indices_ptr + offs, where, mask=mask)
 

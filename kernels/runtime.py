@@ -130,6 +130,18 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def cast(x, dtype: tl.constexpr):
+    """fp32 to the output's dtype, to the nearest value, the even one of two."""
+    if _INTERPRETED and dtype == tl.bfloat16:  # the upper half of fp32, and the interpreter just drops the lower
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        y = tl.where(x == x, rounded, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        y = x.to(dtype)
+    return y
+
+
+@triton.jit
 def tile_order(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     """The tile (pid_m, pid_n) of program ``pid``: GROUP_M rows of tiles at a time, column by column.
 

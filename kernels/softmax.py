@@ -20,7 +20,7 @@ def _softmax_kernel(
     x_ptr,  # [M, N]
     y_ptr,  # [M, N]
     M,
-    N,
+    N: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -44,7 +44,7 @@ def _softmax_kernel(
         mask = mask_m & (n0 + offs_n < N)[None, :]
         x = tl.load(x_ptrs + n0, mask=mask, other=float("-inf")).to(tl.float32)
         y = tl.exp(x - largest[:, None]) / total[:, None]
-        tl.store(y_ptrs + n0, y.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_ptrs + n0, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 def launch_softmax(input: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ def launch_softmax(input: torch.Tensor) -> torch.Tensor:
         x,
         output,
         M,
-        N,
+        N=N,
         INDEX=runtime.index_type(x),
         **tile,
     )

@@ -37,7 +37,7 @@ def default(problem: Problem) -> Tile:
     if operator in ("conv2d", "linear"):
         return _default_product(problem)
     if operator == "linear_row":
-        return {"BLOCK_N": 4, "BLOCK_K": 2048 // ITEMSIZE[dtype], "num_warps": 4}
+        return {"BLOCK_N": 2, "BLOCK_K": 2048 // ITEMSIZE[dtype], "num_warps": 4}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": 1024, "num_warps": 4}
     if operator == "softmax":
@@ -54,7 +54,7 @@ def _default_product(problem: Problem) -> Tile:
     block_n = min(speed, key=lambda block: triton.cdiv(N, block) * block / speed[block])
     block_m = _power(M, 16, 128)
     # Enough programs to occupy some hundred multiprocessors; Hopper's products take 64 rows at least.
-    while triton.cdiv(M, block_m) * triton.cdiv(N, block_n) < 128 and (block_m > 64 or block_n > 32):
+    while triton.cdiv(M, block_m) * triton.cdiv(N, block_n) < 128 and max(block_m, block_n) > 64:
         if block_m > 64:
             block_m //= 2
         else:
@@ -108,7 +108,7 @@ PRODUCTS = (
 )
 
 # Of the single-row kernel: BLOCK_N, bytes of a row a step, warps
-ROWS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 4096, 8), (8, 1024, 4), (8, 2048, 4))
+ROWS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 2048, 4), (4, 4096, 8), (8, 1024, 4), (8, 2048, 4))
 
 # Bytes of shared memory that a program may have (CUDA C++ Programming Guide, compute capabilities; CDNA3 ISA).
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
