@@ -5,7 +5,6 @@ AlexNet's layers, noted instead of run; each is compiled with the tile that it w
 others that the tuner tries.
 """
 
-import argparse
 import multiprocessing
 import os
 import re
@@ -22,7 +21,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import runtime, tiles
+from kernels import command, runtime, tiles
+from kernels.command import Parser
 from kernels.layers import LAYERS
 from kernels.tiles import Problem, choices
 
@@ -187,8 +187,8 @@ def _print_table(results: Iterable[tuple[Task, list[Assembly]]]) -> None:
             print(row.format(task.layer, name, mark, tile, a.registers, a.spills, a.shared, copies, matrix), flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+def run(argv: list[str] | None) -> int:
+    parser = Parser(
         prog="python -m kernels.assembly",
         description="Compile AlexNet's kernels for a GPU that need not be here: registers per thread, spills (bytes of "
         "stack on NVIDIA, registers on AMD), bytes of shared memory, asynchronous copies to shared memory "
@@ -228,6 +228,10 @@ def main(argv: list[str] | None = None) -> int:
     else:
         _print_table(results)
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command.run("kernels.assembly", run, argv)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ import triton
 from torch.nn import functional
 from tqdm import tqdm
 
-from kernels import runtime
+from kernels import command, runtime
+from kernels.command import Parser, UsageError
 from kernels.cost import Cost
 from kernels.layers import ALEXNET, LAYERS, POOL, Layer
 from kernels.roofline import COLUMNS, MEASUREMENTS, PROVIDERS, Row, baseline, plot_all, roofs, share, slug
@@ -48,10 +49,6 @@ MISSING = "has no such operator"  # of PyTorch, for some dtypes on some devices:
 
 Run = Callable[[], object]
 Times = tuple[float, float, float]  # 20th, 50th and 80th percentile, in ms
-
-
-class UsageError(Exception):
-    """Something asked for that cannot be done: one line on stderr, and exit status 2."""
 
 
 # What is timed
@@ -536,13 +533,6 @@ class Bench:
 # The command
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with one line for an error instead of two."""
-
-    def error(self, message: str):
-        raise UsageError(message)
-
-
 def _batch(text: str) -> int:
     try:
         value = int(text)
@@ -668,14 +658,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parse(argv))
-    except UsageError as error:
-        print(f"kernels.bench: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("kernels.bench: interrupted; the table keeps what was measured", file=sys.stderr)
-        return 130
+    return command.run("kernels.bench", lambda argv: run(parse(argv)), argv)
 
 
 if __name__ == "__main__":

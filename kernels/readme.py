@@ -3,11 +3,12 @@
 What stands between the two markers is replaced, nothing else is touched, and the same measurements give the same text.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from kernels import command
+from kernels.command import Parser, UsageError
 from kernels.roofline import (
     MEASUREMENTS,
     PROVIDERS,
@@ -107,10 +108,8 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
     return True
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m kernels.readme", description="Rewrites the README's measured table and plots."
-    )
+def run(argv: list[str] | None) -> int:
+    parser = Parser(prog="python -m kernels.readme", description="Rewrites the README's measured table and plots.")
     default = Path(__file__).parent.parent / "README.md"
     parser.add_argument("readme", nargs="?", type=Path, default=default, metavar="README", help="(the repository's)")
     parser.add_argument("--measurements", type=Path, default=MEASUREMENTS, metavar="DIR", help="folder of the tables")
@@ -118,10 +117,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         changed = rewrite(args.readme, args.measurements)
     except (OSError, TableError) as error:
-        print(f"kernels.readme: error: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(error) from error
     print(f"{args.readme}: {'rewritten' if changed else 'unchanged'}")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command.run("kernels.readme", run, argv)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ bandwidth of a large copy (Williams, Waterman and Patterson 2009, https://doi.or
 are measured on the device, in the run that measures the kernels: a datasheet's are not reached by anything.
 """
 
-import argparse
 import csv
 import math
 import re
@@ -13,6 +12,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from kernels import command
+from kernels.command import Parser, UsageError
 
 MEASUREMENTS = Path(__file__).parent.parent / "notebooks" / "measurements"
 PROVIDERS = {"triton": "ours (Triton)", "torch": "PyTorch", "compile": "torch.compile"}
@@ -362,8 +364,8 @@ def plot_all(rows: Iterable[Row], folder: Path, stem: str) -> list[Path]:
     return [path for path in drawn if path]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kernels.roofline", description=__doc__.split(":")[0] + ".")
+def run(argv: list[str] | None) -> int:
+    parser = Parser(prog="python -m kernels.roofline", description=__doc__.split(":")[0] + ".")
     add = parser.add_argument
     add("table", nargs="?", metavar="CSV", help="a measured table; none: the model alone, under the roofs given here")
     add("--bandwidth", type=float, metavar="TB/S", help="the roof to assume without a table, read plus written")
@@ -384,10 +386,13 @@ def main(argv: list[str] | None = None) -> int:
         else:
             raise TableError("not measured: give a table, or roofs to assume with --bandwidth and --rate")
     except (OSError, TableError) as error:
-        print(f"kernels.roofline: error: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(error) from error
     print(*drawn, sep="\n")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command.run("kernels.roofline", run, argv)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from kernels.roofline import Roofs
     from model.alexnet import AlexNet, LayerSummary
     from model.weights import Weights
 
@@ -194,17 +195,19 @@ def synchronise(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
-def layer_record(row: "LayerSummary", ms: float) -> dict:
+def layer_record(row: "LayerSummary", ms: float, limits: "Roofs | None") -> dict:
     """A layer for ``--json``. ``roofline`` is null where the device's roofs have not been measured."""
-    rate = {"ms": ms, "gflops": row.flops / (ms * 1e6), "roofline": None}
-    return {**row._asdict(), "output": list(row.output), **rate}
+    share = limits.floor_ms(row.flops, row.bytes) / ms if limits else None
+    return {**row._asdict(), "output": list(row.output), "ms": ms, "gflops": row.flops / (ms * 1e6), "roofline": share}
 
 
 def layer_table(layers: list[dict], batch: int) -> str:
     """The layers for people, with a line of totals."""
     header = ("layer", "output", "parameters", "MMACs", "ms", "GFLOP/s", "of roof")
     total = {key: sum(layer[key] for layer in layers) for key in ("parameters", "macs", "flops", "ms")}
-    total |= {"name": "total", "output": [], "gflops": total["flops"] / (total["ms"] * 1e6), "roofline": None}
+    floors = [layer["ms"] * layer["roofline"] for layer in layers if layer["roofline"] is not None]
+    share = sum(floors) / total["ms"] if floors else None
+    total |= {"name": "total", "output": [], "gflops": total["flops"] / (total["ms"] * 1e6), "roofline": share}
     rows = [
         (
             layer["name"],
@@ -294,6 +297,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
 
         import kernels
         from kernels import runtime
+        from kernels.roofline import roofs_for
         from model import weights
         from model.alexnet import AlexNet
 
@@ -317,6 +321,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
 
     done, seconds, table, complete = 0, 0.0, "", True
     where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
+    limits = roofs_for(where["device"], args.dtype) if args.layers and runtime.mode() == "compiled" else None
     for batch in batches(Photos(photos, loaded.preprocess), args.batch):
         for _, problem in batch:
             if isinstance(problem, str):
@@ -342,7 +347,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         done += len(batch)
         layers = {}
         if stopwatch:
-            rows = [layer_record(row, stopwatch.ms[row.name]) for row in net.layers(len(batch))]
+            rows = [layer_record(row, stopwatch.ms[row.name], limits) for row in net.layers(len(batch))]
             layers = {"layers": rows}
             table = table or layer_table(rows, len(batch))
         values, indices = (t.cpu().tolist() for t in probabilities.topk(top))

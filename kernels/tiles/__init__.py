@@ -80,6 +80,7 @@ def path(architecture: str) -> Path:
     return Path(__file__).parent / f"{architecture}.json"
 
 
+@functools.cache
 def table(architecture: str) -> dict[Problem, Tile]:
     """What was tuned on ``architecture``; nothing for a GPU that nobody has tuned for."""
     if not path(architecture).exists():
@@ -88,15 +89,18 @@ def table(architecture: str) -> dict[Problem, Tile]:
     return {Problem(*(row[field] for field in Problem._fields)): row["tile"] for row in rows}
 
 
-_table = functools.cache(table)
-
-
 @functools.cache
 def tuned(architecture: str, problem: Problem) -> Tile | None:
     """The tile of the same problem at the nearest M, by ratio: a layer keeps N and K when the batch varies.
 
     None where nothing within four times M was tuned.
     """
-    rows = _table(architecture)
+    rows = table(architecture)
     alike = [row for row in rows if row._replace(M=problem.M) == problem and 1 / 4 <= row.M / problem.M <= 4]
     return rows[min(alike, key=lambda row: abs(math.log(row.M / problem.M)))] if alike else None
+
+
+def forget() -> None:
+    """Reads the tables anew at the next look-up: they have been written to."""
+    table.cache_clear()
+    tuned.cache_clear()

@@ -5,7 +5,6 @@ must not win. What is timed is the whole operator: a split convolution launches 
 only their sum counts. That is why ``triton.autotune``, which times one kernel by itself, is not used.
 """
 
-import argparse
 import datetime
 import json
 import os
@@ -15,9 +14,10 @@ import torch
 import triton
 from tqdm import tqdm
 
-from kernels import runtime, tiles
+from kernels import command, runtime, tiles
 from kernels.assembly import Task, assemble
 from kernels.bench import DTYPES, Gpu, Work, deviation, judge, precision
+from kernels.command import Parser
 from kernels.layers import ALEXNET, LAYERS, Layer
 from kernels.tiles.choices import Problem, Tile, candidates
 
@@ -62,11 +62,12 @@ def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     os.replace(partial, path)
+    tiles.forget()
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(argv: list[str] | None) -> int:
     operators = sorted({layer.operator for layer in LAYERS.values()})
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m kernels.tiles",
         description="Tune the tiles for the GPU that is here. Adds to the table of its architecture; about a second a "
         "tile, and some twenty tiles for each layer, dtype and batch.",
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     ahead = [Task(layer.name, architecture, dtype, batch, every_tile=True) for layer, dtype, batch in problems]
     for _ in tqdm(assemble(ahead), "compiling", total=len(ahead)):
         pass
-    tuned = tiles.table(architecture)
+    tuned = dict(tiles.table(architecture))
     for layer, dtype, batch in tqdm(problems, "tuning"):
         done: dict[Problem, Tile] = {}
         with precision(dtype):
@@ -100,6 +101,10 @@ def main(argv: list[str] | None = None) -> int:
         write(architecture, gpu.name, tuned)
         gpu.release()
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command.run("kernels.tiles", run, argv)
 
 
 if __name__ == "__main__":

@@ -114,9 +114,10 @@ ROWS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 2048, 4), (4, 4096, 8), (8
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
-def shared_memory(tile: Tile, dtype: str) -> int:
-    """Bytes that a product's pipeline takes: one tile of A and one of B for each stage."""
-    return (tile["BLOCK_M"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * ITEMSIZE[dtype] * tile["num_stages"]
+def shared_memory(architecture: str, tile: Tile, dtype: str) -> int:
+    """Bytes that a product's pipeline takes: a tile of A and one of B for each stage, but for AMD's last."""
+    buffers = tile["num_stages"] - architecture.startswith("gfx")
+    return (tile["BLOCK_M"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * ITEMSIZE[dtype] * buffers
 
 
 def candidates(architecture: str, problem: Problem) -> list[Tile]:
@@ -127,7 +128,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
         tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
         # No tile that is mostly padding, and none that does not fit in shared memory.
         tried = [t for t in tried if t["BLOCK_M"] < 2 * max(M, 16) and t["BLOCK_N"] < 2 * max(N, 16)]
-        tried = [t for t in tried if shared_memory(t, dtype) <= SHARED_MEMORY[architecture]]
+        tried = [t for t in tried if shared_memory(architecture, t, dtype) <= SHARED_MEMORY[architecture]]
         if operator == "conv2d":
             splits = [1]
             if triton.cdiv(M, 64) * triton.cdiv(N, 64) < 128:

@@ -1,0 +1,32 @@
+"""The manners that the commands share: one clear line for an error, and an exit status that says which kind."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """Something asked for that cannot be done: one line on stderr, and exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for an error instead of two."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
+    """The exit status of ``command(argv)``: 2 for a :class:`UsageError`, 130 for Ctrl-C, 141 for a closed pipe."""
+    try:
+        return command(argv)
+    except UsageError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes on its way out
+        return 141

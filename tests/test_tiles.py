@@ -1,0 +1,150 @@
+"""Tiles: every one that can be chosen gives right results, and the choice is the one that was asked for."""
+
+import json
+
+import pytest
+import torch
+
+import kernels
+from kernels import runtime, tiles
+from kernels.layers import ALEXNET, UNFUSED
+from kernels.tiles import Problem, __main__, choices
+from tests import reference
+from tests.reference import assert_close, randn
+
+# Operators as their kernels call them: a call small enough for the smallest tile, awkward enough for the largest.
+CALLS = {
+    "conv2d": lambda device: call("conv2d", device, (1, 32, 5, 7), (6, 16, 3, 3), (6,), padding=1, groups=2),
+    "linear": lambda device: call("linear", device, (19, 150), (70, 150), (70,)),
+    "linear_row": lambda device: call("linear", device, (1, 150), (70, 150), (70,)),
+    "local_response_norm": lambda device: call("local_response_norm", device, (2, 13, 5, 7), size=5, alpha=0.5),
+    "max_pool2d": lambda device: call("max_pool2d", device, (2, 13, 9, 11), kernel_size=3, stride=2),
+    "softmax": lambda device: call("softmax", device, (5, 1100), dim=1),
+    "bias_relu": lambda device: call("bias_relu", device, (2, 13, 5, 7), (13, 1, 1)),
+}
+
+
+def call(operator, device, *shapes, **arguments):
+    operands = [randn(*shape).to(device) for shape in shapes]
+    return getattr(kernels, operator)(*operands, **arguments), getattr(reference, operator)(*operands, **arguments)
+
+
+def every_tile() -> list[tuple[str, dict]]:
+    """What the defaults and the tuner may choose for AlexNet's layers anywhere, and what the tables have."""
+    found = {}
+    for architecture in tiles.ARCHITECTURES:
+        for dtype in choices.ITEMSIZE:
+            for M, N, K in ((169, 384, 2304), (93312, 96, 432), (16, 4096, 9216), (128, 1000, 4096), (1, 1000, 4096)):
+                for operator in CALLS:
+                    problem = Problem(operator, dtype, M, N, K)
+                    for tile in choices.candidates(architecture, problem):
+                        found[operator, json.dumps(tile)] = tile
+        for problem, tile in tiles.table(architecture).items():
+            found[problem.operator, json.dumps(tile)] = tile
+    # The interpreter does not know warps and stages: tiles that differ in those only are one there.
+    kept = {}
+    for (operator, _), tile in found.items():
+        shape = (
+            {name: size for name, size in tile.items() if not name.startswith("num_")} if runtime.INTERPRETED else tile
+        )
+        kept[operator, json.dumps(shape)] = tile
+    return [(operator, tile) for (operator, _), tile in kept.items() if operator in CALLS]
+
+
+def describe(value) -> str:
+    return value if isinstance(value, str) else "x".join(map(str, value.values()))
+
+
+@pytest.mark.parametrize(("operator", "tile"), every_tile(), ids=describe)
+def test_every_tile_is_right(operator, tile, device):
+    with tiles.use(operator, tile):
+        actual, expected = CALLS[operator](device)
+    assert_close(actual, expected, torch.float32)
+
+
+@pytest.mark.parametrize("layer", ALEXNET + UNFUSED, ids=lambda layer: layer.name)
+@pytest.mark.parametrize("batch", [1, 128])
+def test_default_comes_first_among_the_candidates(layer, batch):
+    for architecture in tiles.ARCHITECTURES:
+        with runtime.recording(), tiles.noting() as noted, tiles.target(architecture):
+            layer.run(*layer.operands(batch, torch.float16, "cpu"))
+        assert noted
+        for problem, tile in noted:
+            found = choices.candidates(architecture, problem)
+            assert found[0] == choices.default(problem)
+            assert len(found) == len({json.dumps(candidate) for candidate in found})
+            assert tile in (found[0], tiles.tuned(architecture, problem))
+            for candidate in found:
+                if "num_stages" in candidate:
+                    assert (
+                        choices.shared_memory(architecture, candidate, problem.dtype)
+                        <= choices.SHARED_MEMORY[architecture]
+                    )
+
+
+def test_interpreter_tiles_hold_at_most_2_to_the_20():
+    for layer in ALEXNET + UNFUSED:
+        for batch in (1, 64):
+            with runtime.recording(), tiles.noting() as noted, tiles.target("interpreter"):
+                layer.run(*layer.operands(batch, torch.float32, "cpu"))
+            for problem, tile in noted:
+                m, n, k = (tile.get(f"BLOCK_{axis}", 1) for axis in "MNK")
+                assert max(m * n, m * k, n * k) <= 2**20, (problem, tile)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Tables of its own."""
+    monkeypatch.setattr(tiles, "path", lambda architecture: tmp_path / f"{architecture}.json")
+    tiles.forget()
+    yield tmp_path
+    tiles.forget()
+
+
+def test_a_table_is_written_and_looked_up(folder):
+    tile = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 1, "SPLIT_K": 1, "num_warps": 2, "num_stages": 2}
+    problem = Problem("conv2d", "float32", 1000, 20, 27)
+    __main__.write("sm_90", "a GPU", {problem: tile})
+    assert tiles.table("sm_90") == {problem: tile}
+    written = json.loads((folder / "sm_90.json").read_text())
+    assert written["device"] == "a GPU" and written["triton"]
+    assert [path.name for path in folder.iterdir()] == ["sm_90.json"]
+
+    x = torch.empty(1)
+    with tiles.target("sm_90"):
+        for M, found in ((1000, True), (300, True), (4000, True), (200, False), (5000, False)):
+            assert (tiles.lookup("conv2d", x, M, 20, 27) == tile) == found, M
+        assert tiles.lookup("conv2d", x, 1000, 21, 27) != tile
+        assert tiles.lookup("conv2d", x.half(), 1000, 20, 27) != tile
+    with tiles.target("sm_80"):
+        assert tiles.lookup("conv2d", x, 1000, 20, 27) != tile
+
+
+def test_the_nearest_problem_counts(folder):
+    near, far = {"BLOCK_M": 1, "num_warps": 4}, {"BLOCK_M": 2, "num_warps": 4}
+    tuned = {Problem("dropout", "float32", 100, 1, 1): far, Problem("dropout", "float32", 300, 1, 1): near}
+    __main__.write("sm_90", "a GPU", tuned)
+    with tiles.target("sm_90"):
+        assert tiles.lookup("dropout", torch.empty(1), 200, 1, 1) == near
+        assert tiles.lookup("dropout", torch.empty(1), 120, 1, 1) == far
+
+
+def test_tf32_has_tiles_of_its_own(fp32_precision):
+    with tiles.noting() as noted, tiles.target("sm_90"):
+        for precision in ("ieee", "tf32"):
+            fp32_precision(precision)
+            tiles.lookup("linear", torch.empty(1), 1024, 4096, 4096)
+            tiles.lookup("max_pool2d", torch.empty(1), 1024, 4096, 9)
+    assert [problem.dtype for problem, _ in noted] == ["float32", "float32", "tf32", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["pooling"], "pooling"), (["--batch", "0"], "--batch"), (["--dtype", "fp8"], "fp8"), ([], "no GPU is here")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.skipif(not runtime.INTERPRETED, reason="with a GPU it would tune")
+def test_tuner_refuses(arguments, named, capsys):
+    assert __main__.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert named in err and len(err.splitlines()) == 1 and not out
