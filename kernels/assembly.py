@@ -84,25 +84,26 @@ def assemble(tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Assembly]]]:
 
 
 def _assemble(task: Task) -> list[Assembly]:
-    assemblies = []
-    for index, (problem, tile, launch) in enumerate(_launches(task)):
-        assemblies.append(_compile(launch, tile, True, task.architecture))
-        others = choices.candidates(task.architecture, problem) if task.every_tile else []
-        for other in others:
+    return [_compile(launch, tile, chosen, task.architecture) for launch, tile, chosen in launches(task)]
+
+
+def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:
+    """What the operator would launch for the layer on that architecture, each launch with the tile that it would run
+    with, and then, if ``every_tile``, with each of the others that the tuner tries."""
+    for index, (problem, tile, launch) in enumerate(_noted(task)):
+        yield launch, tile, True
+        for other in choices.candidates(task.architecture, problem) if task.every_tile else []:
             if other != tile:
                 with tiles.use(problem.operator, other):
-                    *_, launch = _launches(task)[index]
-                assemblies.append(_compile(launch, other, False, task.architecture))
-    return assemblies
+                    yield _noted(task)[index][2], other, False
 
 
-def _launches(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
-    """What the operator would launch for the layer on that architecture."""
-    layer, dtype = LAYERS[task.layer], DTYPES[task.dtype]
+def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
+    layer = LAYERS[task.layer]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if task.dtype == "tf32" else "ieee"
-    with runtime.recording() as launches, tiles.noting() as noted, tiles.target(task.architecture):
-        layer.run(*layer.operands(task.batch, dtype, "cpu"))
-    return [(problem, tile, launch) for (problem, tile), launch in zip(noted, launches, strict=True)]
+    with runtime.recording() as recorded, tiles.noting() as noted, tiles.target(task.architecture):
+        layer.run(*layer.operands(task.batch, DTYPES[task.dtype], "cpu"))
+    return [(problem, tile, launch) for (problem, tile), launch in zip(noted, recorded, strict=True)]
 
 
 def _compile(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, architecture: str) -> Assembly:

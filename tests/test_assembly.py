@@ -1,5 +1,6 @@
 """What the compiler makes of the kernels, for GPUs that are not here."""
 
+import os
 import subprocess
 import sys
 
@@ -47,6 +48,37 @@ def test_conv1_is_folded_and_its_loads_pipelined():
     assert fold_input.kernel == fold_weight.kernel == "_space_to_depth_kernel"
     assert conv.registers < 128  # unfolded it took all 255, spilled, and copied nothing asynchronously
     assert conv.copies[16] >= 24
+
+
+# Triton's own launcher, on a driver that only says that an H100 is there: binding arguments, keys, and compiling.
+LAUNCH = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class H100:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+    get_active_torch_device = lambda self: torch.device("cpu")
+
+driver.set_active(H100())
+from kernels.assembly import Task, launches
+from kernels.layers import LAYERS
+for task in [Task(layer, "sm_90") for layer in LAYERS] + [Task("conv3", "sm_90", batch=1), Task("fc6", "sm_90", batch=1)]:
+    for launch, tile, _ in launches(task):
+        compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
+        assert compiled.metadata.num_warps == tile["num_warps"]
+        assert len(launch.grid(launch.constants)) <= 3
+        print(task.layer, compiled.metadata.name, compiled.metadata.shared)
+"""
+
+
+def test_launches_are_what_triton_takes_on_a_gpu():
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    result = subprocess.run([sys.executable, "-c", LAUNCH], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert {line.split()[0] for line in result.stdout.splitlines()} == set(LAYERS)
 
 
 @pytest.mark.exhaustive

@@ -5,21 +5,31 @@ must not win. What is timed is the whole operator: a split convolution launches 
 only their sum counts. That is why ``triton.autotune``, which times one kernel by itself, is not used.
 """
 
+import contextlib
 import datetime
 import json
+import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import triton
 from tqdm import tqdm
 
 from kernels import command, runtime, tiles
-from kernels.assembly import Task, assemble
+from kernels.assembly import Task, launches
 from kernels.bench import DTYPES, Gpu, Work, deviation, judge, precision
 from kernels.command import Parser
 from kernels.layers import ALEXNET, LAYERS, Layer
 from kernels.tiles.choices import Problem, Tile, candidates
+
+
+def compile_ahead(task: Task) -> None:
+    """Puts a layer's kernels, with every tile, into Triton's cache; what fails to compile fails again when tuned."""
+    for launch, _, _ in launches(task):
+        with contextlib.suppress(Exception):
+            launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
 
 
 def tune(gpu: Gpu, layer: Layer, dtype: str, batch: int, done: dict[Problem, Tile]) -> None:
@@ -88,10 +98,11 @@ def run(argv: list[str] | None) -> int:
     architecture = runtime.architecture(gpu.device)
     layers = [x for x in LAYERS.values() if x.operator in options.operators] if options.operators else ALEXNET
     problems = [(layer, dtype, batch) for dtype in options.dtype for batch in options.batch for layer in layers]
-    # Every tile is compiled on all cores first, into Triton's cache; the loop below then only runs them.
+    # On all cores first: compiling a tile takes longer than timing it.
     ahead = [Task(layer.name, architecture, dtype, batch, every_tile=True) for layer, dtype, batch in problems]
-    for _ in tqdm(assemble(ahead), "compiling", total=len(ahead)):
-        pass
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(compile_ahead, ahead), "compiling", total=len(ahead)):
+            pass
     tuned = dict(tiles.table(architecture))
     for layer, dtype, batch in tqdm(problems, "tuning"):
         done: dict[Problem, Tile] = {}
