@@ -135,7 +135,7 @@ class AlexNet(nn.Module):
         for name in skipped:
             if name not in names:
                 raise ArgumentError(f"skip_layer must name layers among {', '.join(names)}, got {name!r}")
-        self.assign(weights.load(weights_path), skipped)
+        weights.assign(self, weights.load(weights_path), skipped)
 
     @classmethod
     def from_weights(cls, loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
@@ -144,30 +144,5 @@ class AlexNet(nn.Module):
             raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
         with torch.device("meta"):
             net = cls(max(len(loaded.classes), 1), keep_prob, loaded.lrn)
-        net.assign(loaded)
+        weights.assign(net, loaded)
         return net.eval()
-
-    @torch.no_grad()
-    def assign(self, loaded: weights.Weights, skip_layer: Iterable[str] = ()) -> None:
-        """Takes over the weights of every layer not in ``skip_layer``.
-
-        Raises:
-            model.weights.WeightsError: a layer is missing or of another shape; nothing has been taken over then.
-        """
-        state = {}
-        for name, layer in self.named_children():
-            if not hasattr(layer, "weight") or name in skip_layer:
-                continue
-            if name not in loaded.layers:
-                raise weights.WeightsError(f"{loaded.name}: lacks {name}")
-            for part, tensor in zip(("weight", "bias"), loaded.layers[name], strict=True):
-                takes = tuple(getattr(layer, part).shape)
-                if tuple(tensor.shape) != takes:
-                    hint = '; skip_layer=("fc8",) leaves it as it is' if name == "fc8" else ""
-                    raise weights.WeightsError(
-                        f"{loaded.name}: {name}'s {part} must be {takes}, got {tuple(tensor.shape)}{hint}"
-                    )
-                filters = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-                state[f"{name}.{part}"] = tensor.contiguous(memory_format=filters)
-        # On the meta device there is nothing to copy into: the tensors themselves become the parameters.
-        self.load_state_dict(state, strict=False, assign=self.conv1.weight.is_meta)

@@ -65,7 +65,7 @@ class H100:
 driver.set_active(H100())
 from kernels.assembly import Task, launches
 from kernels.layers import LAYERS
-for task in [Task(layer, "sm_90") for layer in LAYERS] + [Task("conv3", "sm_90", batch=1), Task("fc6", "sm_90", batch=1)]:
+for task in [Task(layer, "sm_90", batch=batch) for batch in (1, 128) for layer in LAYERS]:
     for launch, tile, _ in launches(task):
         compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
         assert compiled.metadata.num_warps == tile["num_warps"]

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 from model.weights import npy, npz
-from model.weights.common import LAYERS, Weights, WeightsError
+from model.weights.common import LAYERS, Weights, WeightsError, assign
 
-__all__ = ["BUNDLED", "DEFAULT", "FORMATS", "LAYERS", "Weights", "WeightsError", "load"]
+__all__ = ["BUNDLED", "DEFAULT", "FORMATS", "LAYERS", "Weights", "WeightsError", "assign", "load"]
 
 FORMATS = (npy, npz)
 BUNDLED = {"cifar10": Path(__file__).with_name("cifar10.npz")}

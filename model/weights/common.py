@@ -1,5 +1,6 @@
 """What weights are once read, and the checks that every format shares."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,3 +68,27 @@ def check_any(name: str, found: list[str], layers: dict) -> None:
     if not layers:
         shown = ", ".join(map(repr, found[:8])) + ", ..." * (len(found) > 8)
         raise WeightsError(f"{name}: must hold {', '.join(LAYERS)}, got {shown or 'nothing'}")
+
+
+@torch.no_grad()
+def assign(net: torch.nn.Module, loaded: Weights, skip_layer: Iterable[str] = ()) -> None:
+    """Copies weights into every layer of ``net`` that has some and is not in ``skip_layer``.
+
+    Raises:
+        WeightsError: a layer is missing or of another shape; nothing has been copied then.
+    """
+    state = {}
+    for name, layer in net.named_children():
+        if not hasattr(layer, "weight") or name in skip_layer:
+            continue
+        if name not in loaded.layers:
+            raise WeightsError(f"{loaded.name}: lacks {name}")
+        for part, tensor in zip(("weight", "bias"), loaded.layers[name], strict=True):
+            takes = tuple(getattr(layer, part).shape)
+            if tuple(tensor.shape) != takes:
+                hint = '; skip_layer=("fc8",) leaves it as it is' if name == "fc8" else ""
+                raise WeightsError(f"{loaded.name}: {name}'s {part} must be {takes}, got {tuple(tensor.shape)}{hint}")
+            filters = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+            state[f"{name}.{part}"] = tensor.contiguous(memory_format=filters)
+    # On the meta device there is nothing to copy into: the tensors themselves become the parameters.
+    net.load_state_dict(state, strict=False, assign=next(net.parameters()).is_meta)
