@@ -233,8 +233,11 @@ def plot_roofline(
             cost = layer.cost(batch, 4 if dtype in ("fp32", "tf32") else 2)
             points[layer.name] = (cost.flops / cost.bytes, {"model": cost.flops / limits.floor_ms(*cost[2:]) * 1e-9})
 
+    from matplotlib import ticker
+
     figure, axes = _figure()
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte)", ylabel="TFLOP/s")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())  # its labels would overlap within one decade
     ridge = limits.rate / limits.bandwidth
     left = min([x for x, _ in points.values()] + [ridge]) / 2.5
     right = max([x for x, _ in points.values()] + [ridge]) * 2.5
