@@ -100,7 +100,6 @@ REFUSED = {
     "dim-of-0d": ({"input": T(), "dim": 1}, ("dim", "got 1", "-1 to 0")),
     "dim-of-0d-negative": ({"input": T(), "dim": -2}, ("dim", "got -2")),
     "dim-float": ({"dim": 1.0}, ("dim", "1.0")),
-    "dim-string": ({"dim": "1"}, ("dim", "'1'")),
     "dim-pair": ({"dim": (0, 1)}, ("dim", "(0, 1)")),
 }
 
