@@ -49,7 +49,7 @@ def default(problem: Problem) -> Tile:
 def _default_product(problem: Problem) -> Tile:
     operator, dtype, M, N, K = problem
     # Columns: few beyond N, but narrow tiles reload A often and feed the tensor cores less well. Without tensor cores
-    # a product holds its operands in registers too, and a wide tile spills.
+    # a product holds its operands in registers too, and a wide or a deep tile spills.
     speed = {64: 0.85, 32: 0.55, 16: 0.3} if dtype == "float32" else {128: 1.0, 64: 0.85, 32: 0.55, 16: 0.3}
     block_n = min(speed, key=lambda block: triton.cdiv(N, block) * block / speed[block])
     block_m = _power(M, 16, 128)
@@ -61,7 +61,8 @@ def _default_product(problem: Problem) -> Tile:
             block_n //= 2
     large = block_m * block_n >= (128 * 128 if dtype != "float32" else 128 * 64)
     stages = 4 if block_m + block_n <= 128 else 3  # as many as an MI300X has shared memory for
-    tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=stages)
+    run = 64 if dtype == "float32" else 128
+    tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=stages, run=run)
     if operator == "conv2d":
         # Still too few: share out the taps, as long as each share keeps the pipeline busy.
         programs, steps, tile["SPLIT_K"] = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // tile["BLOCK_K"], 1
