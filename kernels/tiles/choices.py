@@ -42,6 +42,10 @@ def default(problem: Problem) -> Tile:
         return {"BLOCK_M": 1024, "num_warps": 4}
     if operator == "softmax":
         return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
+    if operator == "local_response_norm":
+        return {"BLOCK_M": 128, "num_warps": 4}
+    if operator == "lrn_max_pool2d":
+        return {"BLOCK_M": 128, "BLOCK_P": 3, "BLOCK_Q": 2, "num_warps": 4}
     block_n = _power(N, 1, 128)
     return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
 
@@ -150,7 +154,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
 
 def interpreter(problem: Problem) -> Tile:
     """Large tiles: the interpreter's cost is per operation and per program, hardly per element."""
-    operator, _, M, N, K = problem
+    operator, dtype, M, N, K = problem
     if operator in ("conv2d", "linear"):
         # Everything at once where it fits; half of Triton's limit of 2^20 elements a tile was fastest.
         block_n = _power(N, 16, 1024)
@@ -163,6 +167,9 @@ def interpreter(problem: Problem) -> Tile:
         return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": _power(M, 1, 2**18)}
+    if operator in ("local_response_norm", "lrn_max_pool2d"):
+        tile = {"BLOCK_M": _power(M * triton.cdiv(N * ITEMSIZE[dtype], 16), 1, 2**15)}
+        return tile | {"BLOCK_P": 3, "BLOCK_Q": 2} if operator == "lrn_max_pool2d" else tile
     block_n = _power(N, 1, 2**18)
     return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n}
 
