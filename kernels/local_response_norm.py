@@ -51,23 +51,23 @@ def divisor(x_ptrs, offs_c, mask, scale, k, C: tl.constexpr, SIZE: tl.constexpr)
     squares = ()
     for j in tl.static_range(-BELOW, ABOVE + 1):
         if j == 0:
-            squares = squares + _lanes(x * x)
+            squares += _lanes(x * x)
         else:  # just read by the next thread, so in L1; only the lanes that are used are loaded
             c = offs_c + j * VECTOR
             neighbours = tl.load(x_ptrs + j * VECTOR, mask=mask & (c >= 0) & (c < C), other=0.0).to(tl.float32)
-            squares = squares + _lanes(neighbours * neighbours)
+            squares += _lanes(neighbours * neighbours)
 
     # Two windows side by side share all channels but one each: the rest is summed once for both.
     FIRST: tl.constexpr = BELOW * VECTOR - SIZE // 2
     sums = ()
     for i in tl.static_range(FIRST, FIRST + VECTOR, 2):
         if SIZE == 1:
-            sums = sums + (squares[i], squares[i + 1])
+            sums += (squares[i], squares[i + 1])
         else:
             shared = squares[i + 1]
             for j in tl.static_range(i + 2, i + SIZE):
                 shared += squares[j]
-            sums = sums + (squares[i] + shared, shared + squares[i + SIZE])
+            sums += (squares[i] + shared, shared + squares[i + SIZE])
     return x, k + scale * _rows(sums, 0, VECTOR)
 
 

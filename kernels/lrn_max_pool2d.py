@@ -53,7 +53,7 @@ def _lrn_max_pool2d_kernel(
     VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
     BLOCKS_P: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     BLOCKS_Q: tl.constexpr = (Q + BLOCK_Q - 1) // BLOCK_Q
-    v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M], over N x BLOCKS_P x BLOCKS_Q x VECTORS
+    v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M], in the order N, P, Q, C
     offs_c = (v % VECTORS * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
     q0 = v // VECTORS % BLOCKS_Q * BLOCK_Q
     p0 = v // (VECTORS * BLOCKS_Q) % BLOCKS_P * BLOCK_P
@@ -69,7 +69,7 @@ def _lrn_max_pool2d_kernel(
     CARRIED: tl.constexpr = R - STRIDE_H if STRIDE_H < R and R <= 2 * STRIDE_H else 0
     nothing = ()
     for _ in tl.static_range(BLOCK_Q):
-        nothing = nothing + (tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32),)
+        nothing += (tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32),)
     carry = nothing
     for p in range(BLOCK_P):
         best = carry  # BLOCK_Q tiles [BLOCK_M, VECTOR]
@@ -83,17 +83,17 @@ def _lrn_max_pool2d_kernel(
                 if SQUARED:
                     root = tl.rsqrt(d)
                     x *= root
-                    row = row + (x * tl.abs(x) * root,)
+                    row += (x * tl.abs(x) * root,)
                 else:
-                    row = row + (normalise(x, d, beta, ROOTS),)
+                    row += (normalise(x, d, beta, ROOTS),)
             better = ()
             later = ()
             for q in tl.static_range(BLOCK_Q):
                 y = row[q * STRIDE_W]
                 for s in tl.static_range(1, S):
                     y = _maximum(y, row[q * STRIDE_W + s])
-                better = better + (_maximum(best[q], y),)
-                later = later + (tl.where(r >= STRIDE_H, _maximum(carry[q], y), carry[q]),)
+                better += (_maximum(best[q], y),)
+                later += (tl.where(r >= STRIDE_H, _maximum(carry[q], y), carry[q]),)
             best = better
             if CARRIED > 0:
                 carry = later
