@@ -42,7 +42,7 @@ def default(problem: Problem) -> Tile:
         return {"BLOCK_M": 1024, "num_warps": 4}
     if operator == "softmax":
         return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
-    if operator == "local_response_norm":
+    if operator in ("local_response_norm", "max_pool2d"):
         return {"BLOCK_M": 256, "num_warps": 4}
     if operator == "lrn_max_pool2d":
         # Blocks of pixels, which save arithmetic, once there are threads enough; they need registers, as windows do.
@@ -149,7 +149,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
         tried = [{"BLOCK_M": m, "num_warps": w} for m in (512, 1024, 2048, 4096) for w in (4, 8)]
     elif operator == "softmax":
         tried = [first | {"num_warps": warps} for warps in (1, 2, 8)]
-    elif operator == "local_response_norm":
+    elif operator in ("local_response_norm", "max_pool2d"):
         tried = [{"BLOCK_M": lanes * warps * rows, "num_warps": warps} for rows in (1, 2) for warps in (1, 2, 4, 8)]
     elif operator == "lrn_max_pool2d":
         tried = [
@@ -180,7 +180,7 @@ def interpreter(problem: Problem) -> Tile:
         return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": _power(M, 1, 2**18)}
-    if operator in ("local_response_norm", "lrn_max_pool2d"):
+    if operator in ("local_response_norm", "max_pool2d", "lrn_max_pool2d"):
         tile = {"BLOCK_M": _power(_vectors(problem), 1, 2**15)}
         return tile | {"BLOCK_P": 1, "BLOCK_Q": 1} if operator == "lrn_max_pool2d" else tile
     block_n = _power(N, 1, 2**18)
