@@ -18,19 +18,68 @@ from kernels.arguments import check, check_tensor, integer, number
 
 
 @triton.jit
-def normalise(x_ptrs, offs_c, mask, scale, beta, k, C: tl.constexpr, SIZE: tl.constexpr):
-    """LRN of the elements at ``x_ptrs``, whose channels are ``offs_c`` and contiguous in memory; in fp32.
+def _lanes(x):
+    """[M, N] as a tuple of N tensors [M]; no data moves, for a thread holds a whole row."""
+    if x.shape[1] == 1:
+        return (tl.reshape(x, (x.shape[0],)),)
+    else:
+        halves = tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1))
+        first, second = tl.split(halves)
+        return _lanes(first) + _lanes(second)
 
-    ``scale`` is alpha / SIZE. Where ``mask`` is off, the result means nothing.
+
+@triton.jit
+def _rows(lanes, START: tl.constexpr, N: tl.constexpr):
+    """The way back: ``lanes[START]`` ... ``lanes[START + N - 1]`` as [M, N]."""
+    if N == 1:
+        return tl.reshape(lanes[START], (lanes[START].shape[0], 1))
+    else:
+        halves = tl.join(_rows(lanes, START, N // 2), _rows(lanes, START + N // 2, N // 2))
+        return tl.reshape(tl.permute(halves, (0, 2, 1)), (halves.shape[0], N))
+
+
+@triton.jit
+def divisor(x_ptrs, offs_c, mask, scale, k, C: tl.constexpr, SIZE: tl.constexpr):
+    """x and k + scale * sum of x^2 over each window, in fp32, both [M, VECTOR].
+
+    A row of ``x_ptrs`` are 16 bytes, channels ``offs_c``, which one thread loads at once. ``scale`` is alpha / SIZE.
     """
-    # The neighbours are loaded again rather than shuffled between threads: they were just read, and lie in L1.
-    x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
-    total = tl.zeros_like(x)
-    for j in tl.static_range(-(SIZE // 2), (SIZE - 1) // 2 + 1):
-        inside = mask & (offs_c + j >= 0) & (offs_c + j < C)
-        neighbour = tl.load(x_ptrs + j, mask=inside, other=0.0).to(tl.float32)
-        total += neighbour * neighbour
-    return x / tl.exp2(beta * tl.log2(k + scale * total))
+    VECTOR: tl.constexpr = x_ptrs.shape[1]
+    BELOW: tl.constexpr = (SIZE // 2 + VECTOR - 1) // VECTOR  # rows of neighbours needed on either side
+    ABOVE: tl.constexpr = ((SIZE - 1) // 2 + VECTOR - 1) // VECTOR
+    x = tl.load(x_ptrs, mask=mask & (offs_c < C), other=0.0).to(tl.float32)
+    squares = ()
+    for j in tl.static_range(-BELOW, ABOVE + 1):
+        if j == 0:
+            squares += _lanes(x * x)
+        else:  # just read by the next thread, so in L1; only the lanes that are used are loaded
+            c = offs_c + j * VECTOR
+            neighbours = tl.load(x_ptrs + j * VECTOR, mask=mask & (c >= 0) & (c < C), other=0.0).to(tl.float32)
+            squares += _lanes(neighbours * neighbours)
+
+    # Two windows side by side share all channels but one each: the rest is summed once for both.
+    FIRST: tl.constexpr = BELOW * VECTOR - SIZE // 2
+    sums = ()
+    for i in tl.static_range(FIRST, FIRST + VECTOR, 2):
+        if SIZE == 1:
+            sums += (squares[i], squares[i + 1])
+        else:
+            shared = squares[i + 1]
+            for j in tl.static_range(i + 2, i + SIZE):
+                shared += squares[j]
+            sums += (squares[i] + shared, shared + squares[i + SIZE])
+    return x, k + scale * _rows(sums, 0, VECTOR)
+
+
+@triton.jit
+def normalise(x, d, beta, ROOTS: tl.constexpr):
+    """x / d ^ beta; with ``ROOTS`` beta is 3/4, and two square roots, one instruction each, do for the power."""
+    if ROOTS:
+        r = tl.rsqrt(d)
+        y = x * r * tl.sqrt(r)
+    else:
+        y = x * tl.exp2(-beta * tl.log2(d))
+    return y
 
 
 @triton.jit
@@ -43,16 +92,20 @@ def _local_response_norm_kernel(
     k,
     C: tl.constexpr,
     SIZE: tl.constexpr,
+    ROOTS: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
-    offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = (offs_m < M)[:, None] & (offs_c < C)[None, :]  # [BLOCK_M, BLOCK_N]
-    offs = (offs_m * C)[:, None] + offs_c[None, :]
-    y = normalise(x_ptr + offs, offs_c[None, :], mask, scale, beta, k, C, SIZE)
-    tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
+    VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] vectors of 16 bytes
+    offs_c = (v % VECTORS * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
+    offs_m = v // VECTORS
+    mask = (offs_m < M)[:, None]
+    offs = (offs_m * C)[:, None] + offs_c
+    x, d = divisor(x_ptr + offs, offs_c, mask, scale, k, C, SIZE)
+    y = normalise(x, d, beta, ROOTS)
+    tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask & (offs_c < C))
 
 
 def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:
@@ -63,7 +116,8 @@ def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, bet
     x = input.movedim(1, -1).contiguous()
     M = x.numel() // C
     tile = tiles.lookup("local_response_norm", x, M, C, size)
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]), triton.cdiv(C, META["BLOCK_N"]))
+    vectors = triton.cdiv(C, 16 // x.element_size())  # of a pixel
+    grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
     runtime.launch(
         _local_response_norm_kernel,
         grid,
@@ -75,6 +129,7 @@ def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, bet
         k,
         C=C,
         SIZE=size,
+        ROOTS=beta == 0.75,
         INDEX=runtime.index_type(x),
         **tile,
     )

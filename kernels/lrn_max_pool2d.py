@@ -15,15 +15,20 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, integer, number, pair
-from kernels.local_response_norm import normalise
+from kernels.local_response_norm import divisor, normalise
 from kernels.max_pool2d import output_size
+
+
+@triton.jit
+def _maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _lrn_max_pool2d_kernel(
     x_ptr,  # [N, H, W, C]
     y_ptr,  # [N, P, Q, C]
-    M,  # N * P * Q
+    N,
     scale,  # alpha / SIZE
     beta,
     k,
@@ -37,26 +42,69 @@ def _lrn_max_pool2d_kernel(
     STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr,
     SIZE: tl.constexpr,
+    ROOTS: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
 ):
-    offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] output pixels
-    offs_c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] channels
-    mask = (offs_m < M)[:, None] & (offs_c < C)[None, :]
-    n = offs_m // (P * Q)
-    h0 = (offs_m // Q) % P * STRIDE_H
-    w0 = offs_m % Q * STRIDE_W
-    x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c[None, :]  # [BLOCK_M, BLOCK_N]
+    # A thread has 16 bytes of channels of BLOCK_P x BLOCK_Q output pixels, and so normalises most pixels once.
+    VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    BLOCKS_P: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
+    BLOCKS_Q: tl.constexpr = (Q + BLOCK_Q - 1) // BLOCK_Q
+    v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M], in the order N, P, Q, C
+    offs_c = (v % VECTORS * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
+    q0 = v // VECTORS % BLOCKS_Q * BLOCK_Q
+    p0 = v // (VECTORS * BLOCKS_Q) % BLOCKS_P * BLOCK_P
+    n = v // (VECTORS * BLOCKS_Q * BLOCKS_P)
+    h0 = p0 * STRIDE_H
+    w0 = q0 * STRIDE_W
+    x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c
+    y_ptrs = y_ptr + (((n * P + p0) * Q + q0) * C)[:, None] + offs_c
 
-    best = tl.full((BLOCK_M, BLOCK_N), float("-inf"), dtype=tl.float32)
-    for tap in range(R * S):  # not unrolled: R * S windows of SIZE loads each would spill
-        offset = ((tap // S) * W + tap % S) * C
-        y = normalise(x_ptrs + offset, offs_c[None, :], mask, scale, beta, k, C, SIZE)
-        best = tl.maximum(best, y, propagate_nan=tl.PropagateNan.ALL)
-
-    offs = (offs_m * C)[:, None] + offs_c[None, :]
-    tl.store(y_ptr + offs, runtime.cast(best, y_ptr.dtype.element_ty), mask=mask)
+    # Squares keep the order: where y^2 cannot leave fp32's range, y * |y| is compared, which takes one root less.
+    SQUARED: tl.constexpr = ROOTS and x_ptr.dtype.element_ty == tl.float16
+    # Rows that a window shares with the one below are normalised once: their maxima are carried over.
+    CARRIED: tl.constexpr = R - STRIDE_H if STRIDE_H < R and R <= 2 * STRIDE_H else 0
+    nothing = ()
+    for _ in tl.static_range(BLOCK_Q):
+        nothing += (tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32),)
+    carry = nothing
+    for p in range(BLOCK_P):
+        best = carry  # BLOCK_Q tiles [BLOCK_M, VECTOR]
+        carry = nothing
+        for r in range(min(p, 1) * CARRIED, R):
+            h = p * STRIDE_H + r
+            row = ()  # of normalised pixels
+            for s in tl.static_range((BLOCK_Q - 1) * STRIDE_W + S):
+                mask = (n < N) & (h0 + h < H) & (w0 + s < W)
+                x, d = divisor(x_ptrs + (h * W + s) * C, offs_c, mask[:, None], scale, k, C, SIZE)
+                if SQUARED:
+                    root = tl.rsqrt(d)
+                    x *= root
+                    row += (x * tl.abs(x) * root,)
+                else:
+                    row += (normalise(x, d, beta, ROOTS),)
+            better = ()
+            later = ()
+            for q in tl.static_range(BLOCK_Q):
+                y = row[q * STRIDE_W]
+                for s in tl.static_range(1, S):
+                    y = _maximum(y, row[q * STRIDE_W + s])
+                better += (_maximum(best[q], y),)
+                later += (tl.where(r >= STRIDE_H, _maximum(carry[q], y), carry[q]),)
+            best = better
+            if CARRIED > 0:
+                carry = later
+        for q in tl.static_range(BLOCK_Q):
+            y = best[q]
+            if SQUARED:
+                root = tl.sqrt(tl.abs(y))
+                y = tl.where(y < 0, -root, root)
+            mask = (n < N) & (p0 + p < P) & (q0 + q < Q)
+            y = runtime.cast(y, y_ptr.dtype.element_ty)
+            tl.store(y_ptrs + (p * Q + q) * C, y, mask=mask[:, None] & (offs_c < C))
 
 
 def launch_lrn_max_pool2d(
@@ -74,15 +122,16 @@ def launch_lrn_max_pool2d(
     x = input.contiguous(memory_format=torch.channels_last)
     N, C, H, W = x.shape
     _, _, P, Q = output.shape
-    M = N * P * Q
-    tile = tiles.lookup("lrn_max_pool2d", x, M, C, kernel_size[0] * kernel_size[1])
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]), triton.cdiv(C, META["BLOCK_N"]))
+    tile = tiles.lookup("lrn_max_pool2d", x, N * P * Q, C, kernel_size[0] * kernel_size[1])
+    vectors = triton.cdiv(C, 16 // x.element_size())  # of a pixel
+    blocks = lambda META: N * triton.cdiv(P, META["BLOCK_P"]) * triton.cdiv(Q, META["BLOCK_Q"])
+    grid = lambda META: (triton.cdiv(blocks(META) * vectors, META["BLOCK_M"]),)
     runtime.launch(
         _lrn_max_pool2d_kernel,
         grid,
         x,
         output,
-        M,
+        N,
         alpha / size,
         beta,
         k,
@@ -96,6 +145,7 @@ def launch_lrn_max_pool2d(
         STRIDE_H=stride[0],
         STRIDE_W=stride[1],
         SIZE=size,
+        ROOTS=beta == 0.75,
         INDEX=runtime.index_type(x),
         **tile,
     )

@@ -3,7 +3,7 @@
     y[n, c, p, q] = max over r, s of x[n, c, p * stride - padding + r * dilation, q * stride - padding + s * dilation]
 
 AlexNet pools 3 x 3 windows at stride 2, so that neighbours share a row or a column: 55 -> 27 -> 13 and 13 -> 6.
-Memory is NHWC: a program holds some output pixels and some channels, and reads R * S tiles of that shape.
+Memory is NHWC: each thread reads 16 bytes of channels of the R * S pixels in a window.
 Names as in kernels/conv2d.py.
 """
 
@@ -39,19 +39,21 @@ def _max_pool2d_kernel(
     INDICES: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
-    offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] output pixels
-    offs_c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] channels
+    VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] vectors of 16 bytes
+    offs_c = (v % VECTORS * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
+    offs_m = v // VECTORS  # [BLOCK_M] output pixels
     mask_m = offs_m < M
-    mask_c = (offs_c < C)[None, :]
+    mask_c = offs_c < C
     n = offs_m // (P * Q)
     h0 = (offs_m // Q) % P * STRIDE_H - PAD_H
     w0 = offs_m % Q * STRIDE_W - PAD_W
-    x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c[None, :]  # [BLOCK_M, BLOCK_N]
+    x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c  # [BLOCK_M, VECTOR]
 
-    best = tl.full((BLOCK_M, BLOCK_N), float("-inf"), dtype=tl.float32)
-    where = tl.full((BLOCK_M, BLOCK_N), -1, dtype=tl.int64)
+    best = tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32)
+    where = tl.full((BLOCK_M, VECTOR), -1, dtype=tl.int64)
     for r in tl.static_range(R):
         for s in tl.static_range(S):
             h = h0 + r * DILATION_H
@@ -70,7 +72,7 @@ def _max_pool2d_kernel(
             else:
                 best = tl.maximum(best, x, propagate_nan=tl.PropagateNan.ALL)
 
-    offs = (offs_m * C)[:, None] + offs_c[None, :]
+    offs = (offs_m * C)[:, None] + offs_c
     mask = mask_m[:, None] & mask_c
     tl.store(y_ptr + offs, runtime.cast(best, y_ptr.dtype.element_ty), mask=mask)
     if INDICES:
@@ -106,7 +108,8 @@ def launch_max_pool2d(
     _, _, P, Q = output.shape
     M = N * P * Q
     tile = tiles.lookup("max_pool2d", x, M, C, kernel_size[0] * kernel_size[1])
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]), triton.cdiv(C, META["BLOCK_N"]))
+    vectors = triton.cdiv(C, 16 // x.element_size())  # of a pixel
+    grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
     runtime.launch(
         _max_pool2d_kernel,
         grid,

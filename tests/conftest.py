@@ -49,6 +49,9 @@ def small_tiles(monkeypatch):
         "add_shares": {"BLOCK_M": 64},
         "bias_relu": {"BLOCK_M": 64},
         "dropout": {"BLOCK_M": 64},
+        "local_response_norm": {"BLOCK_M": 4},
+        "max_pool2d": {"BLOCK_M": 4},
+        "lrn_max_pool2d": {"BLOCK_M": 4, "BLOCK_P": 2, "BLOCK_Q": 2},
     }
     other = {"BLOCK_M": 4, "BLOCK_N": 16}
     monkeypatch.setattr(tiles, "lookup", lambda operator, *_: tile.get(operator, other))

@@ -33,7 +33,7 @@ ELEMENTWISE = ("bias_relu", "dropout", "add_shares")
 
 def default(problem: Problem) -> Tile:
     """A good tile for a GPU that nobody has tuned for."""
-    operator, dtype, _, N, _ = problem
+    operator, dtype, _, N, K = problem
     if operator in ("conv2d", "linear"):
         return _default_product(problem)
     if operator == "linear_row":
@@ -42,6 +42,13 @@ def default(problem: Problem) -> Tile:
         return {"BLOCK_M": 1024, "num_warps": 4}
     if operator == "softmax":
         return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
+    if operator in ("local_response_norm", "max_pool2d"):
+        return {"BLOCK_M": 256, "num_warps": 4}
+    if operator == "lrn_max_pool2d":
+        # Blocks of pixels, which save arithmetic, once there are threads enough; they need registers, as windows do.
+        threads = _vectors(problem) if K <= 9 else 0
+        block_p, block_q = 3 if threads >= 2**20 else 1, 3 if threads >= 2**18 else 1
+        return {"BLOCK_M": 128, "BLOCK_P": block_p, "BLOCK_Q": block_q, "num_warps": 4}
     block_n = _power(N, 1, 128)
     return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
 
@@ -125,6 +132,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
     """The tiles that the tuner tries for a problem on ``architecture``, the default first."""
     operator, dtype, M, N, K = problem
     first = default(problem)
+    lanes = 64 if architecture.startswith("gfx") else 32  # of a warp
     if operator in ("conv2d", "linear"):
         tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
         # No tile that is mostly padding, and none that does not fit in shared memory.
@@ -143,6 +151,15 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
         tried = [{"BLOCK_M": m, "num_warps": w} for m in (512, 1024, 2048, 4096) for w in (4, 8)]
     elif operator == "softmax":
         tried = [first | {"num_warps": warps} for warps in (1, 2, 8)]
+    elif operator in ("local_response_norm", "max_pool2d"):
+        tried = [{"BLOCK_M": lanes * warps * rows, "num_warps": warps} for rows in (1, 2) for warps in (1, 2, 4, 8)]
+    elif operator == "lrn_max_pool2d":
+        tried = [
+            {"BLOCK_M": lanes * warps, "BLOCK_P": p, "BLOCK_Q": q, "num_warps": warps}
+            for p in (1, 2, 3, 7, 9)
+            for q in (1, 2, 3)
+            for warps in (2, 4)
+        ]
     else:
         block_n = first["BLOCK_N"]
         tried = [{"BLOCK_M": m, "BLOCK_N": block_n, "num_warps": w} for m in (2, 4, 8, 16, 32) for w in (1, 2, 4, 8)]
@@ -165,8 +182,16 @@ def interpreter(problem: Problem) -> Tile:
         return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": _power(M, 1, 2**18)}
+    if operator in ("local_response_norm", "max_pool2d", "lrn_max_pool2d"):
+        tile = {"BLOCK_M": _power(_vectors(problem), 1, 2**15)}
+        return tile | {"BLOCK_P": 1, "BLOCK_Q": 1} if operator == "lrn_max_pool2d" else tile
     block_n = _power(N, 1, 2**18)
     return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n}
+
+
+def _vectors(problem: Problem) -> int:
+    """Runs of 16 bytes of channels in the output."""
+    return problem.M * triton.cdiv(problem.N * ITEMSIZE[problem.dtype], 16)
 
 
 def _power(size: int, low: int, high: int) -> int:
