@@ -18,6 +18,9 @@ CALLS = {
     "linear": lambda device: call("linear", device, (19, 150), (70, 150), (70,)),
     "linear_row": lambda device: call("linear", device, (1, 150), (70, 150), (70,)),
     "local_response_norm": lambda device: call("local_response_norm", device, (2, 13, 5, 7), size=5, alpha=0.5),
+    "lrn_max_pool2d": lambda device: call(
+        "lrn_max_pool2d", device, (2, 13, 9, 11), size=5, alpha=0.5, beta=0.75, k=1.0, kernel_size=3, stride=2
+    ),
     "max_pool2d": lambda device: call("max_pool2d", device, (2, 13, 9, 11), kernel_size=3, stride=2),
     "softmax": lambda device: call("softmax", device, (5, 1100), dim=1),
     "bias_relu": lambda device: call("bias_relu", device, (2, 13, 5, 7), (13, 1, 1)),
