@@ -151,3 +151,9 @@ def test_tuner_refuses(arguments, named, capsys):
     assert __main__.main(arguments) == 2
     out, err = capsys.readouterr()
     assert named in err and len(err.splitlines()) == 1 and not out
+
+
+def test_an_unknown_gpu_has_tiles():
+    problem = Problem("conv2d", "float16", 21632, 384, 2304)
+    found = choices.candidates("sm_120", problem)
+    assert found[0] == choices.default(problem) and len(found) > 5

@@ -118,7 +118,8 @@ PRODUCTS = (
 # Of the single-row kernel: BLOCK_N, bytes of a row a step, warps
 ROWS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 2048, 4), (4, 4096, 8), (8, 1024, 4), (8, 2048, 4))
 
-# Bytes of shared memory that a program may have (CUDA C++ Programming Guide, compute capabilities; CDNA3 ISA).
+# Bytes of shared memory that a program may have (CUDA C++ Programming Guide, compute capabilities; CDNA3 ISA); other
+# GPUs have 64 KB at least.
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
@@ -137,7 +138,8 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
         tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
         # No tile that is mostly padding, and none that does not fit in shared memory.
         tried = [t for t in tried if t["BLOCK_M"] < 2 * max(M, 16) and t["BLOCK_N"] < 2 * max(N, 16)]
-        tried = [t for t in tried if shared_memory(architecture, t, dtype) <= SHARED_MEMORY[architecture]]
+        limit = SHARED_MEMORY.get(architecture, 64 * 1024)
+        tried = [t for t in tried if shared_memory(architecture, t, dtype) <= limit]
         if operator == "conv2d":
             splits = [1]
             if triton.cdiv(M, 64) * triton.cdiv(N, 64) < 128:
