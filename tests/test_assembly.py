@@ -1,5 +1,6 @@
 """What the compiler makes of the kernels, for GPUs that are not here."""
 
+import re
 import subprocess
 import sys
 
@@ -47,6 +48,17 @@ def test_conv1_is_folded_and_its_loads_pipelined():
     assert fold_input.kernel == fold_weight.kernel == "_space_to_depth_kernel"
     assert conv.registers < 128  # unfolded it took all 255, spilled, and copied nothing asynchronously
     assert conv.copies[16] >= 24
+
+
+def test_normalisation_and_pooling_load_16_bytes_and_stay_in_registers():
+    tasks = [
+        Task(layer, "sm_90", dtype) for layer in ("norm1", "pool1", "pool2", "pool5") for dtype in ("fp16", "bf16")
+    ]
+    for task, (assembly,) in assemble(tasks):
+        loads = set(re.findall(r"\bLDG\.\S+", assembly.text["sass"]))
+        assert any(".128" in load for load in loads), task
+        assert not any(".U16" in load for load in loads), task  # of neighbouring channels, at least two at once
+        assert assembly.shared == 0 and not re.search(r"\bSHFL", assembly.text["sass"]), task
 
 
 @pytest.mark.exhaustive
