@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from kernels import command, runtime
 from kernels.command import Parser, UsageError
+from kernels.conv2d import fold_once
 from kernels.cost import Cost
 from kernels.layers import ALEXNET, LAYERS, POOL, Layer
 from kernels.roofline import COLUMNS, MEASUREMENTS, PROVIDERS, Row, baseline, plot_all, roofs, share, slug
@@ -184,19 +185,24 @@ class Gpu:
 
     def prepare(self, function: Callable[..., torch.Tensor], operands: list[torch.Tensor]) -> tuple[Run, torch.Tensor]:
         """What to time, ``function`` captured in a graph, and the output of one replay of it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # compiles, chooses cuDNN's algorithms, allocates workspaces: none can be captured
-                function(*operands)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            output = function(*operands)
+        with fold_once() as folded:  # filters fold when a network is loaded, not at each pass
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # compiles, chooses cuDNN's algorithms, allocates workspaces: none can be captured
+                    function(*operands)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                output = function(*operands)
+
+        def replay(_=folded) -> None:  # which the graph reads
+            graph.replay()
+
         output.fill_(math.nan)
-        graph.replay()
+        replay()
         torch.cuda.synchronize()
-        return graph.replay, output
+        return replay, output
 
     def time(self, run: Run) -> Times:
         """With L2 flushed before each run."""

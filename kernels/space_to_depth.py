@@ -36,8 +36,10 @@ def _space_to_depth_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] folded pixels
-    offs_k = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] folded channels
+    pid = tl.program_id(0)
+    TILES_N: tl.constexpr = (B * B * C + BLOCK_N - 1) // BLOCK_N  # one after another: they read the same rows of x
+    offs_m = (pid // TILES_N).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] folded pixels
+    offs_k = pid % TILES_N * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] folded channels
     mask = (offs_m < M)[:, None] & (offs_k < B * B * C)[None, :]
     n = offs_m // (P * Q)
     h = ((offs_m // Q) % P * B - TOP)[:, None] + (offs_k // (B * C))[None, :]  # [BLOCK_M, BLOCK_N]
@@ -60,7 +62,7 @@ def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, heig
     tile = tiles.lookup("space_to_depth", x, M, block * block * C, 1)
     runtime.launch(
         _space_to_depth_kernel,
-        lambda META: (triton.cdiv(M, META["BLOCK_M"]), triton.cdiv(block * block * C, META["BLOCK_N"])),
+        lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(block * block * C, META["BLOCK_N"]),),
         x,
         output,
         M,

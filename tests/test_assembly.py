@@ -1,6 +1,7 @@
 """What the compiler makes of the kernels, for GPUs that are not here."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -79,6 +80,17 @@ def test_launches_are_what_triton_takes_on_a_gpu():
     result = subprocess.run([sys.executable, "-c", LAUNCH], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert {line.split()[0] for line in result.stdout.splitlines()} == set(LAYERS)
+
+
+def test_normalisation_and_pooling_load_16_bytes_and_stay_in_registers():
+    tasks = [
+        Task(layer, "sm_90", dtype) for layer in ("norm1", "pool1", "pool2", "pool5") for dtype in ("fp16", "bf16")
+    ]
+    for task, (assembly,) in assemble(tasks):
+        loads = set(re.findall(r"\bLDG\.\S+", assembly.text["sass"]))
+        assert any(".128" in load for load in loads), task
+        assert not any(".U16" in load for load in loads), task  # of neighbouring channels, at least two at once
+        assert assembly.shared == 0 and not re.search(r"\bSHFL", assembly.text["sass"]), task
 
 
 @pytest.mark.exhaustive

@@ -91,11 +91,18 @@ def test_squares_may_overflow_float16(guarded):
 def test_nan_and_infinity_spread_as_in_pytorch(dtype, guarded):
     x = randn(1, 12, 2, 3, dtype=dtype)
     x[0, 3, 0, 0], x[0, 5, 1, 1], x[0, 11, 0, 2] = float("nan"), float("inf"), float("-inf")
-    check(guarded, channels_last(x), 5, **STRONG)
+    for beta in (0.6, 0.75):
+        check(guarded, channels_last(x), 5, **{**STRONG, "beta": beta})
 
 
-def test_negative_base_is_nan_as_in_pytorch(guarded):
-    check(guarded, channels_last(randn(1, 5, 2, 3)), 3, alpha=1.0, k=-0.5)
+@pytest.mark.parametrize("beta", [0.6, 0.75])
+def test_negative_base_is_nan_as_in_pytorch(beta, guarded):
+    check(guarded, channels_last(randn(1, 5, 2, 3)), 3, alpha=1.0, beta=beta, k=-0.5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 17, 40])
+def test_windows_that_end_within_a_threads_16_bytes_or_far_beyond(size, guarded):
+    check(guarded, channels_last(randn(1, 24, 3, 2, dtype=torch.float16)), size, **STRONG)
 
 
 def T(*shape, dtype=torch.float32):  # noqa: N802

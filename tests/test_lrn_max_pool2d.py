@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
+from kernels import tiles
 from kernels.layers import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
@@ -48,6 +49,31 @@ def test_small_tiles(case, guarded, small_tiles):
     check(guarded, LAYOUTS["channels_last"](x) if x.dim() == 4 else x, size, STRONG, kernel_size, stride)
 
 
+@pytest.mark.parametrize("blocks", [(1, 3), (3, 2), (9, 1)], ids=str)
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, (4, 5), (5, 2)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2, (3, 4)], ids=str)
+def test_blocks_of_pixels(stride, kernel_size, blocks, guarded):
+    """Rows that windows share are carried over, or where that would take more than one window, read again."""
+    tile = dict(zip(("BLOCK_P", "BLOCK_Q"), blocks, strict=True))
+    with tiles.use("lrn_max_pool2d", {"BLOCK_M": 256, **tile}):
+        check(guarded, LAYOUTS["channels_last"](randn(2, 5, 11, 8)), 3, STRONG, kernel_size, stride)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4], ids=str)
+def test_three_quarters(scale, dtype, guarded):
+    """The exponent with a way of its own; in float16 squares are compared, negative ones too."""
+    x = scale * randn(2, 9, 9, 7)
+    x[1] = -x[1].abs()
+    check(guarded, x.to(dtype), 5, (0.7, 0.75, 0.5), 3, 2)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 17, 40])
+def test_windows_of_channels(size, guarded):
+    """Windows that end within a thread's 16 bytes, with them, and far beyond."""
+    check(guarded, LAYOUTS["channels_last"](randn(1, 24, 5, 5, dtype=torch.float16)), size, STRONG, 3, 2)
+
+
 @pytest.mark.parametrize("formula", [(1e-4, 0.75, 1.0), (5e-4, 0.75, 2.0), (1, 1, 1), (1.0, -0.5, 0.0)], ids=str)
 def test_formulas(formula, guarded):
     check(guarded, 10 * randn(2, 9, 5, 5), 5, formula, 3, 2)
@@ -74,7 +100,8 @@ def test_alexnet(layer, dtype, guarded):
 def test_nan_and_infinity_spread_as_in_pytorch(dtype, guarded):
     x = randn(1, 12, 9, 9, dtype=dtype)
     x[0, 3, 0, 0], x[0, 5, 4, 4], x[0, 11, 8, 1] = float("nan"), float("inf"), float("-inf")
-    check(guarded, x, 5, STRONG, 3, 2)
+    for formula in (STRONG, (0.7, 0.75, 0.5)):
+        check(guarded, x, 5, formula, 3, 2)
 
 
 def test_squares_may_overflow_float16(guarded):

@@ -49,7 +49,8 @@ def default(problem: Problem) -> Tile:
         threads = _vectors(problem) if K <= 9 else 0
         block_p, block_q = 3 if threads >= 2**20 else 1, 3 if threads >= 2**18 else 1
         return {"BLOCK_M": 128, "BLOCK_P": block_p, "BLOCK_Q": block_q, "num_warps": 4}
-    block_n = _power(N, 1, 128)
+    # space_to_depth: a warp reads 16 pixels side by side of few rows, and writes 32 bytes of each.
+    block_n = 32 // ITEMSIZE[dtype]
     return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
 
 
@@ -163,9 +164,13 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
             for warps in (2, 4)
         ]
     else:
-        block_n = first["BLOCK_N"]
-        tried = [{"BLOCK_M": m, "BLOCK_N": block_n, "num_warps": w} for m in (2, 4, 8, 16, 32) for w in (1, 2, 4, 8)]
-        tried = [t for t in tried if 4 <= t["BLOCK_M"] * block_n // (32 * t["num_warps"]) <= 32]  # elements a thread
+        vector = first["BLOCK_N"] // 2
+        tried = [
+            {"BLOCK_M": lanes * warps * rows // n, "BLOCK_N": n * vector, "num_warps": warps}
+            for n in (1, 2, 4, 8)
+            for rows in (1, 2)
+            for warps in (2, 4, 8)
+        ]
     return [first] + [tile for tile in tried if tile != first]
 
 
