@@ -163,7 +163,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
             for q in (1, 2, 3)
             for warps in (2, 4)
         ]
-    else:
+    else:  # space_to_depth
         vector = first["BLOCK_N"] // 2
         tried = [
             {"BLOCK_M": lanes * warps * rows // n, "BLOCK_N": n * vector, "num_warps": warps}
