@@ -73,7 +73,6 @@ def default_photo() -> Path:
     photo = Path(package.submodule_search_locations[0], "data", "chelsea.png") if package else None
     if photo is None or not photo.is_file():
         raise UsageError("no photo given, and scikit-image, whose cat stands in for one, is not installed")
-    print(f"no photo given: taking scikit-image's chelsea, a cat ({photo})", file=sys.stderr)
     return photo
 
 
@@ -312,6 +311,8 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
     net.to(device, dtype)
     stopwatch = Stopwatch(net, device) if args.layers else None
+    if not args.images:
+        print(f"no photo given: taking scikit-image's chelsea, a cat ({photos[0]})", file=sys.stderr)
     # Hooks run once, when a graph is captured: not where layers are timed or drawn.
     graph = runtime.mode() == "compiled" and len(photos) > args.batch and not (args.layers or args.plot)
     forward = net.capture(args.batch) if graph else net
