@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 
 from kernels import command, runtime, tiles
 from kernels.command import Parser
-from kernels.layers import LAYERS
+from kernels.layers import DTYPES, LAYERS
 from kernels.tiles import Problem, choices
 
 TARGETS = {
@@ -32,7 +32,6 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 _TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",

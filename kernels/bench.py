@@ -39,10 +39,9 @@ from kernels import command, runtime
 from kernels.command import Parser, UsageError
 from kernels.conv2d import fold_once
 from kernels.cost import Cost
-from kernels.layers import ALEXNET, LAYERS, POOL, Layer
+from kernels.layers import ALEXNET, DTYPES, LAYERS, POOL, Layer
 from kernels.roofline import COLUMNS, MEASUREMENTS, PROVIDERS, Row, baseline, plot_all, roofs, share, slug
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
 BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|out - ref| / max|ref|
 CHUNK = 64  # images compared at once: float64 takes memory
 INTERPRETED = "interpreted on a CPU"  # what stands for the GPU's name without one

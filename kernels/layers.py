@@ -12,6 +12,9 @@ import torch
 import kernels
 from kernels import cost
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
+"""What the commands call the dtypes; ``tf32`` is float32, multiplied as TF32."""
+
 
 class Layer(NamedTuple):
     """One call of an operator."""

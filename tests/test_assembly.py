@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from kernels import tiles
-from kernels.assembly import DTYPES, Assembly, Task, assemble, main
-from kernels.layers import LAYERS
+from kernels.assembly import Assembly, Task, assemble, main
+from kernels.layers import DTYPES, LAYERS
 from kernels.tiles.choices import SHARED_MEMORY
 
 PRODUCTS = ("_conv2d_kernel", "_linear_kernel")

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from kernels import command, runtime, tiles
 from kernels.assembly import Task, launches
-from kernels.bench import DTYPES, Gpu, Work, deviation, judge, precision
+from kernels.bench import Gpu, Work, deviation, judge, precision
 from kernels.command import Parser
-from kernels.layers import ALEXNET, LAYERS, Layer
+from kernels.layers import ALEXNET, DTYPES, LAYERS, Layer
 from kernels.tiles.choices import Problem, Tile, candidates
 
 
