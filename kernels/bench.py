@@ -32,10 +32,9 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch.nn import functional
 from tqdm import tqdm
 
-from kernels import command, runtime
+from kernels import command, pytorch, runtime
 from kernels.command import Parser, UsageError
 from kernels.conv2d import fold_once
 from kernels.cost import Cost
@@ -54,25 +53,16 @@ Times = tuple[float, float, float]  # 20th, 50th and 80th percentile, in ms
 # What is timed
 
 
-def _relu(y: torch.Tensor, relu: bool) -> torch.Tensor:
-    return functional.relu(y, inplace=True) if relu else y
-
-
-TORCH: dict[str, Callable[..., torch.Tensor]] = {
-    "conv2d": lambda x, w, bias, *, relu=False, **geometry: _relu(functional.conv2d(x, w, bias, **geometry), relu),
-    "linear": lambda x, w, bias, *, relu=False: _relu(functional.linear(x, w, bias), relu),
-    "max_pool2d": functional.max_pool2d,
-    "lrn_max_pool2d": lambda x, size, alpha, beta, k, kernel_size, stride: functional.max_pool2d(
-        functional.local_response_norm(x, size, alpha, beta, k), kernel_size, stride
-    ),
-    "local_response_norm": functional.local_response_norm,
-    "bias_relu": lambda x, bias: _relu(x + bias, True),
-    "dropout": lambda x, p, seed: functional.dropout(x, p),
-    "softmax": functional.softmax,
-}
-"""The operators in PyTorch, with our arguments."""
-
-OPERATORS = tuple(TORCH)
+OPERATORS = (
+    "conv2d",
+    "linear",
+    "max_pool2d",
+    "lrn_max_pool2d",
+    "local_response_norm",
+    "bias_relu",
+    "dropout",
+    "softmax",
+)
 
 
 class Work(NamedTuple):
@@ -106,7 +96,7 @@ class Work(NamedTuple):
     @property
     def theirs(self) -> Callable[..., torch.Tensor]:
         """The same in PyTorch, in the operands' own dtype and memory order."""
-        return self._chain(lambda layer: functools.partial(TORCH[layer.operator], **layer.arguments))
+        return self._chain(lambda layer: functools.partial(getattr(pytorch, layer.operator), **layer.arguments))
 
     def _chain(self, take: Callable[[Layer], Callable[..., torch.Tensor]]) -> Callable[..., torch.Tensor]:
         calls = [(take(layer), len(layer.parameters), layer.operator == "linear") for layer in self.layers]

@@ -74,22 +74,40 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = None
 
 
-def register(name: str, launcher: Callable, output: Callable) -> Callable:
+def register(
+    name: str, launcher: Callable, output: Callable, setup: Callable | None = None, gradient: Callable | None = None
+) -> Callable:
     """A launcher as the PyTorch operator ``alexnet::name``, which autograd, torch.compile and torch.export know.
 
     ``output`` is given the launcher's arguments and makes tensors of the result's shape, dtype and memory order.
+    ``setup(ctx, inputs, output)`` saves what ``gradient(ctx, *gradients)`` turns into the gradients of the inputs, as
+    :func:`torch.library.register_autograd` describes them; without the two the operator has no gradient.
     (``torch.library.custom_op`` would do the same, and import torch._dynamo at the first call, which takes seconds.)
     """
 
     def no_gradient(*_):
-        raise NotImplementedError(f"kernels.{name} has no gradient yet; call it under torch.no_grad()")
+        raise NotImplementedError(f"{name} has no gradient: the kernels are differentiated once")
 
     qualified = f"alexnet::{name}"
     torch.library.define(qualified, torch.library.infer_schema(launcher, mutates_args=()))
     torch.library.impl(qualified, "CompositeExplicitAutograd", launcher)
     torch.library.register_fake(qualified, output)
-    torch.library.register_autograd(qualified, no_gradient)
+    torch.library.register_autograd(qualified, gradient or no_gradient, setup_context=setup)
     return getattr(torch.ops.alexnet, name).default
+
+
+def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype | None = None) -> list:
+    """The tensors as an operator sees them under :class:`torch.autocast`; as they are outside it.
+
+    There, floating-point tensors are cast to ``dtype``, or where it is None to autocast's own dtype: products take
+    that, and what adds up exponentials float32, as PyTorch has it
+    (https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference). Casts are differentiated.
+    """
+    if not torch.is_autocast_enabled(device_type):
+        return list(tensors)
+    dtype = dtype or torch.get_autocast_dtype(device_type)
+    floating = lambda value: isinstance(value, torch.Tensor) and value.is_floating_point()
+    return [tensor.to(dtype) if floating(tensor) else tensor for tensor in tensors]
 
 
 def runs_on(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ of the paper's two GPUs, each of which held half of the filters of conv2, conv4 
 
 import os
 from collections.abc import Iterable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,12 @@ class AlexNet(nn.Module):
         x = self.drop6(self.fc6(x))  # N x 4096       ReLU
         x = self.drop7(self.fc7(x))  # N x 4096       ReLU
         return self.fc8(x)  #  N x num_classes
+
+    def use(self, operators: ModuleType) -> "AlexNet":
+        """Runs on another module's operators, such as :mod:`kernels.pytorch`'s, to compare the kernels with."""
+        for layer in self.children():
+            layer.operators = operators
+        return self
 
     def capture(self, batch: int) -> Captured:
         """The forward pass for up to ``batch`` images as a CUDA graph: ``run = net.capture(256); logits = run(x)``."""

@@ -1,7 +1,7 @@
 """The network's layers: PyTorch's own modules with the kernels underneath.
 
 Parameters, names and initialisation are those of ``torch.nn``; only ``forward`` differs. Each layer also tells
-its cost for an input of a given shape.
+its cost for an input of a given shape. ``operators`` is the module whose functions a layer calls.
 """
 
 import torch
@@ -11,11 +11,15 @@ import kernels
 from kernels import cost
 
 
-class Conv2d(nn.Conv2d):
+class _Layer(nn.Module):
+    operators = kernels
+
+
+class Conv2d(_Layer, nn.Conv2d):
     """Convolution, bias and ReLU in one kernel."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.conv2d(
+        return self.operators.conv2d(
             x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, relu=True
         )
 
@@ -24,7 +28,7 @@ class Conv2d(nn.Conv2d):
         return cost.conv2d(input, shape, self.stride, self.padding, self.dilation, itemsize=itemsize)
 
 
-class Linear(nn.Linear):
+class Linear(_Layer, nn.Linear):
     """Fully connected layer, with ReLU in the same kernel but for the last."""
 
     def __init__(self, in_features: int, out_features: int, *, relu: bool):
@@ -32,14 +36,14 @@ class Linear(nn.Linear):
         self.relu = relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.linear(x, self.weight, self.bias, relu=self.relu)
+        return self.operators.linear(x, self.weight, self.bias, relu=self.relu)
 
     def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
         rows = (input[0], self.in_features)
         return cost.linear(rows, tuple(self.weight.shape), itemsize=itemsize)
 
 
-class LRNMaxPool2d(nn.Module):
+class LRNMaxPool2d(_Layer):
     """Local response normalisation, then 3 x 3 max pooling at stride 2, in one pass over memory."""
 
     def __init__(self, size: int, alpha: float, beta: float, k: float):
@@ -47,7 +51,7 @@ class LRNMaxPool2d(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.lrn_max_pool2d(x, self.size, self.alpha, self.beta, self.k, kernel_size=3, stride=2)
+        return self.operators.lrn_max_pool2d(x, self.size, self.alpha, self.beta, self.k, kernel_size=3, stride=2)
 
     def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
         return cost.lrn_max_pool2d(input, self.size, (3, 3), (2, 2), itemsize=itemsize)
@@ -56,18 +60,18 @@ class LRNMaxPool2d(nn.Module):
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, kernel_size=3, stride=2"
 
 
-class MaxPool2d(nn.MaxPool2d):
+class MaxPool2d(_Layer, nn.MaxPool2d):
     """Max pooling."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.max_pool2d(x, self.kernel_size, self.stride)
+        return self.operators.max_pool2d(x, self.kernel_size, self.stride)
 
     def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
         return cost.max_pool2d(input, (self.kernel_size,) * 2, (self.stride,) * 2, itemsize=itemsize)
 
 
-class Dropout(nn.Dropout):
+class Dropout(_Layer, nn.Dropout):
     """Dropout in training, the identity in evaluation."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.dropout(x, self.p, self.training)
+        return self.operators.dropout(x, self.p, self.training)

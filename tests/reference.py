@@ -19,8 +19,8 @@ def name(value: object) -> str:
 
 
 def exact(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """In float64 on the CPU."""
-    return None if tensor is None else tensor.detach().cpu().double()
+    """In float64 on the CPU; differentiable."""
+    return None if tensor is None else tensor.cpu().double()
 
 
 def conv2d(input, weight, bias=None, *args, relu=False, **kwargs):
@@ -105,6 +105,34 @@ def assert_close(
             f"{len(wrong)} of {got.numel()} elements are wrong; the first is [{', '.join(map(str, at))}]: "
             f"got {got[at].item()!r}, expected {want[at].item()!r} (bound {bound:g} x {scale:g})"
         )
+
+
+def assert_gradients(
+    ours: Callable,
+    theirs: Callable,
+    tensors: Sequence[torch.Tensor | None],
+    guarded: Callable = lambda tensor: tensor,
+    bound: float | None = None,
+) -> None:
+    """Fails unless ``ours(*tensors)`` has the gradients of ``theirs(*tensors)`` in float64, all within the bound.
+
+    Both are given one random gradient of their output, and ours as it comes, in a guarded buffer of NaN. Tensors that
+    are None or of integers are handed on and have none.
+    """
+    differentiable = lambda tensor: tensor is not None and tensor.is_floating_point()
+    given = [guarded(tensor) for tensor in tensors]
+    given = [tensor.detach().requires_grad_() if differentiable(tensor) else tensor for tensor in given]
+    wanted = [exact(tensor).detach().requires_grad_() if differentiable(tensor) else tensor for tensor in tensors]
+    output, reference = ours(*given), theirs(*wanted)
+    gradient = torch.randn(reference.shape).to(output.dtype)
+    got = torch.autograd.grad(output, [t for t in given if differentiable(t)], guarded(gradient))
+    want = torch.autograd.grad(reference, [t for t in wanted if differentiable(t)], exact(gradient))
+    positions = [position for position, tensor in enumerate(tensors) if differentiable(tensor)]
+    for position, actual, expected in zip(positions, got, want, strict=True):
+        try:
+            assert_close(actual, expected, tensors[position].dtype, bound)
+        except AssertionError as error:
+            raise AssertionError(f"gradient of argument {position}: {error}") from None
 
 
 def assert_refused(ours: Callable, theirs: Callable, arguments: dict, words: Sequence[str]) -> None:
