@@ -160,6 +160,17 @@ def cast(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def trips(count):
+    """``count`` for ``range()``, where it is known only at run time: ``for step in range(runtime.trips(count))``.
+
+    A plain int where it is interpreted: Triton 3.6 cannot make one of its tensors with NumPy 2.4.
+    """
+    if _INTERPRETED:
+        return count.handle.data.item()
+    return count
+
+
+@triton.jit
 def tile_order(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     """The tile (pid_m, pid_n) of program ``pid``: GROUP_M rows of tiles at a time, column by column.
 

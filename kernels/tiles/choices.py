@@ -28,13 +28,16 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "tf32": 4}
 """Bytes of an element. Products of float32 are ``tf32`` where the tensor cores make them, ``float32`` else."""
 
 
-ELEMENTWISE = ("bias_relu", "dropout", "add_shares")
+ELEMENTWISE = ("bias_relu", "dropout", "add_shares", "depth_to_space")
+MATRIX = ("conv2d", "conv2d_input_gradient", "conv2d_weight_gradient", "linear")
+SPLIT = ("conv2d", "conv2d_weight_gradient")
+"""Products: the tensor cores', where there are any for the dtype."""
 
 
 def default(problem: Problem) -> Tile:
     """A good tile for a GPU that nobody has tuned for."""
     operator, dtype, _, N, K = problem
-    if operator in ("conv2d", "linear"):
+    if operator in MATRIX:
         return _default_product(problem)
     if operator == "linear_row":
         return {"BLOCK_N": 2, "BLOCK_K": 2048 // ITEMSIZE[dtype], "num_warps": 4}
@@ -71,7 +74,7 @@ def _default_product(problem: Problem) -> Tile:
     stages = 4 if block_m + block_n <= 128 else 3  # as many as an MI300X has shared memory for
     run = 64 if dtype == "float32" else 128
     tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=stages, run=run)
-    if operator == "conv2d":
+    if operator in SPLIT:
         # Still too few: share out the taps, as long as each share keeps the pipeline busy.
         programs, steps, tile["SPLIT_K"] = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // tile["BLOCK_K"], 1
         while programs * tile["SPLIT_K"] < 128 and steps >= 8 * tile["SPLIT_K"] and tile["SPLIT_K"] < 8:
@@ -135,13 +138,13 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
     operator, dtype, M, N, K = problem
     first = default(problem)
     lanes = 64 if architecture.startswith("gfx") else 32  # of a warp
-    if operator in ("conv2d", "linear"):
+    if operator in MATRIX:
         tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
         # No tile that is mostly padding, and none that does not fit in shared memory.
         tried = [t for t in tried if t["BLOCK_M"] < 2 * max(M, 16) and t["BLOCK_N"] < 2 * max(N, 16)]
         limit = SHARED_MEMORY.get(architecture, 64 * 1024)
         tried = [t for t in tried if shared_memory(architecture, t, dtype) <= limit]
-        if operator == "conv2d":
+        if operator in SPLIT:
             splits = [1]
             if triton.cdiv(M, 64) * triton.cdiv(N, 64) < 128:
                 splits = [s for s in (1, 2, 4, 8) if s * 256 <= K]
@@ -177,13 +180,13 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
 def interpreter(problem: Problem) -> Tile:
     """Large tiles: the interpreter's cost is per operation and per program, hardly per element."""
     operator, _, M, N, K = problem
-    if operator in ("conv2d", "linear"):
+    if operator in MATRIX:
         # Everything at once where it fits; half of Triton's limit of 2^20 elements a tile was fastest.
         block_n = _power(N, 16, 1024)
         block_k = _power(K, 16, 512)
         block_m = _power(M, 16, 2**19 // max(block_n, block_k))
         tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 1}
-        return tile | {"SPLIT_K": 1} if operator == "conv2d" else tile
+        return tile | {"SPLIT_K": 1} if operator in SPLIT else tile
     if operator == "linear_row":
         block_k = _power(K, 1, 1024)
         return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
