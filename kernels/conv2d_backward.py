@@ -54,7 +54,7 @@ def _conv2d_input_gradient_kernel(
     dz_ptr,  # [N, P, Q, GROUPS * K]
     w_ptr,  # [GROUPS * K, R, S, C]
     dx_ptr,  # [N, H, W, GROUPS * C]
-    M,  # pixels of a phase: N * ceil(H / STRIDE_H) * ceil(W / STRIDE_W)
+    M,  # rows of a phase: N * ceil(H / STRIDE_H) * ceil(W / STRIDE_W / PIXELS)
     C: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -72,6 +72,7 @@ def _conv2d_input_gradient_kernel(
     STEP_H: tl.constexpr,  # from one of a phase's taps to the next: STRIDE / gcd(STRIDE, DILATION)
     STEP_W: tl.constexpr,
     GROUPS: tl.constexpr,
+    PIXELS: tl.constexpr,  # side by side in a row of the product; more than one at stride and dilation 1 only
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -83,61 +84,67 @@ def _conv2d_input_gradient_kernel(
     group = tl.program_id(1)
     phase_h = tl.program_id(2) // STRIDE_W
     phase_w = tl.program_id(2) % STRIDE_W
-    pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(C, BLOCK_N), GROUP_M)
+    pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(PIXELS * C, BLOCK_N), GROUP_M)
     offs_m = pid_m.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] pixels
-    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] channels
-    mask_n = offs_n < C
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] channels, of one pixel and then the next
+    mask_m = offs_m < M
+    mask_n = offs_n < PIXELS * C
 
-    # The phase's pixels are i * STRIDE + phase; tap number t of those that reach them does so from p0 + i - t * BACK.
+    # The phase's pixels are i * STRIDE + phase. Its tap number t has pixel p0 + i - t * BACK of dz under it.
     ROWS: tl.constexpr = (H + STRIDE_H - 1) // STRIDE_H
-    COLUMNS: tl.constexpr = (W + STRIDE_W - 1) // STRIDE_W
+    COLUMNS: tl.constexpr = (W + STRIDE_W * PIXELS - 1) // (STRIDE_W * PIXELS)
     BACK_H: tl.constexpr = STEP_H * DILATION_H // STRIDE_H
     BACK_W: tl.constexpr = STEP_W * DILATION_W // STRIDE_W
     r0, taps_h, p0 = _taps(phase_h, R, STRIDE_H, PAD_H, DILATION_H, STEP_H)
     s0, taps_w, q0 = _taps(phase_w, S, STRIDE_W, PAD_W, DILATION_W, STEP_W)
     n = offs_m // (ROWS * COLUMNS)
     i = offs_m // COLUMNS % ROWS
-    j = offs_m % COLUMNS
-    mask_m = offs_m < M
-    p0 += i  # [BLOCK_M]; may lie outside dz, as may any other tap's
-    q0 += j
-    dz_ptrs = dz_ptr + group * K + (((n * P + p0) * Q + q0) * (GROUPS * K))[:, None]  # [BLOCK_M, 1]
-    w_ptrs = w_ptr + offs_n[None, :] + (((group * K).to(INDEX) * R + r0) * S + s0) * C  # [1, BLOCK_N]
+    j = offs_m % COLUMNS * PIXELS
+    p = p0 + i  # [BLOCK_M]; may lie outside dz, as what is under the other taps may
+    q = q0 + j + (PIXELS - 1)
+    dz_ptrs = dz_ptr + group * K + (((n * P + p) * Q + q) * (GROUPS * K))[:, None]  # [BLOCK_M, 1]
+    w_ptrs = w_ptr + (((group * K).to(INDEX) * R + r0) * S + s0) * C
 
+    taps_w += PIXELS - 1  # those of all the pixels side by side
     terms = taps_h * taps_w * K
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(runtime.trips(tl.cdiv(terms, BLOCK_K))):
         k0 = step * BLOCK_K
         offs_k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K], filters fastest
-        # The tap (t, u) and filter k of each; a block that lies within one tap has one t and one u.
+        # The tap (t, u) and filter k of each. A block that lies within one tap has one t and one u: a mask per
+        # pixel then does for the whole block.
         if K % BLOCK_K == 0:
-            t = k0 // K // taps_w
-            u = k0 // K % taps_w
+            tap_a = k0 // K
+            tap_b = k0 // K
             k = tl.multiple_of(k0 % K, BLOCK_K) + tl.arange(0, BLOCK_K)
-            p = p0[:, None] - t * BACK_H
-            q = q0[:, None] - u * BACK_W
-            w_tap = (t * (STEP_H * S) + u * STEP_W) * C
         else:
-            t = (offs_k // K // taps_w)[None, :]
-            u = (offs_k // K % taps_w)[None, :]
+            tap_a = (offs_k // K)[None, :]
+            tap_b = (offs_k // K)[:, None]
             k = offs_k % K
-            p = p0[:, None] - t * BACK_H
-            q = q0[:, None] - u * BACK_W
-            w_tap = tl.trans(t * (STEP_H * S) + u * STEP_W) * C
-        mask_a = mask_m[:, None] & (p >= 0) & (p < P) & (q >= 0) & (q < Q)
+        t = tap_a // taps_w
+        u = tap_a % taps_w
+        p_t = p[:, None] - t * BACK_H
+        q_u = q[:, None] - u * BACK_W
+        mask_a = mask_m[:, None] & (p_t >= 0) & (p_t < P) & (q_u >= 0) & (q_u < Q)
+        dz_offs = k[None, :] - (t * (BACK_H * Q) + u * BACK_W) * (GROUPS * K)
+        # Tap u of the second pixel side by side is the first one's tap u + 1, C elements on in a row of S * C.
+        column = (tap_b % taps_w * STEP_W - (PIXELS - 1)) * C + offs_n[None, :]
         mask_b = mask_n[None, :]
+        if PIXELS > 1:
+            mask_b = mask_b & (column >= 0) & (column < S * C)
+        w_offs = k.to(INDEX)[:, None] * (R * S * C) + tap_b // taps_w * (STEP_H * S * C) + column
         if K % BLOCK_K != 0:
             mask_a = mask_a & (offs_k < terms)[None, :]
             mask_b = mask_b & (offs_k < terms)[:, None]
-        dz = tl.load(dz_ptrs - (t * (BACK_H * Q) + u * BACK_W) * (GROUPS * K) + k[None, :], mask=mask_a, other=0.0)
-        w = tl.load(w_ptrs + k.to(INDEX)[:, None] * (R * S * C) + w_tap, mask=mask_b, other=0.0)
+        dz = tl.load(dz_ptrs + dz_offs, mask=mask_a, other=0.0)
+        w = tl.load(w_ptrs + w_offs, mask=mask_b, other=0.0)
         acc = runtime.dot(dz, w, acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
 
-    h = i * STRIDE_H + phase_h
-    w = j * STRIDE_W + phase_w
-    mask_m = mask_m & (h < H) & (w < W)  # a phase may end before the others
-    dx_ptrs = dx_ptr + (((n * H + h) * W + w) * (GROUPS * C))[:, None] + group * C + offs_n[None, :]
-    tl.store(dx_ptrs, runtime.cast(acc, dx_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+    h = (i * STRIDE_H + phase_h)[:, None]
+    w = (j * STRIDE_W + phase_w)[:, None] + offs_n[None, :] // C
+    mask = mask_m[:, None] & mask_n[None, :] & (h < H) & (w < W)  # a phase, or pixels side by side, may end outside
+    dx_ptrs = dx_ptr + ((n[:, None] * H + h) * W + w) * (GROUPS * C) + group * C + offs_n[None, :] % C
+    tl.store(dx_ptrs, runtime.cast(acc, dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -190,24 +197,25 @@ def _conv2d_weight_gradient_kernel(
         r = (offs_n // (S * C))[None, :]
         s = (offs_n // C % S)[None, :]
         c = (offs_n % C)[None, :]
-    dz_ptrs = dz_ptr + group * K + offs_m[None, :]  # [1, BLOCK_M]
+    dz_ptrs = dz_ptr + group * K + offs_m[:, None]  # [1, BLOCK_M]
     x_ptrs = x_ptr + group * C + (r * (DILATION_H * W) + s * DILATION_W) * (GROUPS * C) + c  # [1, BLOCK_N]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(runtime.trips(tl.cdiv(pixels, BLOCK_K * SPLIT_K))):
         offs_k = (step * SPLIT_K + split).to(INDEX) * BLOCK_K + tl.arange(0, BLOCK_K)  # [BLOCK_K] pixels of dz
-        mask_k = (offs_k < pixels)[:, None]
-        n = offs_k // (P * Q)
-        h0 = offs_k // Q % P * STRIDE_H - PAD_H
-        w0 = offs_k % Q * STRIDE_W - PAD_W
-        mask_b = mask_k & mask_n[None, :]
+        mask_k = offs_k < pixels
+        row = offs_k // Q
+        n = row // P
+        h0 = (row - n * P) * STRIDE_H - PAD_H
+        w0 = (offs_k - row * Q) * STRIDE_W - PAD_W
+        mask_b = mask_k[:, None] & mask_n[None, :]
         if PADDED:
             h = h0[:, None] + r * DILATION_H
             w = w0[:, None] + s * DILATION_W
             mask_b = mask_b & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        dz = tl.load(dz_ptrs + (offs_k * (GROUPS * K))[:, None], mask=mask_k & mask_m[None, :], other=0.0)
+        dz = tl.load(dz_ptrs + (offs_k * (GROUPS * K))[None, :], mask=mask_k[None, :] & mask_m[:, None], other=0.0)
         x = tl.load(x_ptrs + (((n * H + h0) * W + w0) * (GROUPS * C))[:, None], mask=mask_b, other=0.0)
-        acc = runtime.dot(tl.trans(dz), x, acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
+        acc = runtime.dot(dz, x, acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
 
     filters = (split * (GROUPS * K) + group * K + offs_m).to(INDEX)
     dw_ptrs = dw_ptr + (filters * TAPS)[:, None] + offs_n[None, :]
@@ -240,15 +248,14 @@ def launch_conv2d_input_gradient(
     _, C, R, S = w.shape
     K //= groups
     STEP_H, STEP_W = (step // math.gcd(step, d) for step, d in zip(stride, dilation, strict=True))
-    M = N * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1])
-    tile = tiles.lookup("conv2d_input_gradient", dz, M, C, K * triton.cdiv(R, STEP_H) * triton.cdiv(S, STEP_W))
+    phases = stride[0] * stride[1]
+    pixels = 2 if C <= 64 and S >= 3 and stride[1] == dilation[1] == 1 else 1
+    M = N * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1] * pixels)
+    terms = K * triton.cdiv(R, STEP_H) * (triton.cdiv(S, STEP_W) + pixels - 1)
+    tile = tiles.lookup("conv2d_input_gradient", dz, M * phases * groups, C * pixels, terms)
     runtime.launch(
         _conv2d_input_gradient_kernel,
-        lambda META: (
-            triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(C, META["BLOCK_N"]),
-            groups,
-            stride[0] * stride[1],
-        ),
+        lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(C * pixels, META["BLOCK_N"]), groups, phases),
         dz,
         w,
         output,
@@ -270,6 +277,7 @@ def launch_conv2d_input_gradient(
         STEP_H=STEP_H,
         STEP_W=STEP_W,
         GROUPS=groups,
+        PIXELS=pixels,
         PRECISION=runtime.dot_precision(dz.dtype),
         INDEX=runtime.index_type(dz, w, output),
         **tile,
