@@ -246,6 +246,8 @@ def conv2d(
         TypeError: an argument of the wrong type.
         ArgumentError: whatever else ``torch.nn.functional.conv2d`` refuses; also dtypes other than those above.
     """
+    if isinstance(input, torch.Tensor):
+        input, weight, bias = runtime.autocast(input.device.type, input, weight, bias)
     check_tensor("conv2d", "input", input)
     check_tensor("conv2d", "weight", weight, like=input)
     check(input.dim() in (3, 4), f"conv2d: input must be (N, C, H, W) or (C, H, W), got shape {tuple(input.shape)}")

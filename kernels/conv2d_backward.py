@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
+from kernels.bias_relu import epilogue_gradient
 from kernels.space_to_depth import fold_input, fold_weight, folds, launch_depth_to_space
 from kernels.split_k import launch_add_shares
 
@@ -361,23 +362,24 @@ conv2d_weight_gradient = runtime.register(
 
 
 def save(ctx, inputs, output):
-    """Of conv2d's arguments and output what its gradients are made of, and nothing that nobody asks for."""
+    """Keeps of conv2d's arguments and output what the gradients that are asked for are made of."""
     input, weight, bias, *ctx.geometry, relu = inputs
     need_input, need_weight, *_ = ctx.needs_input_grad
     ctx.sizes = input.shape, weight.shape
-    ctx.channels = None if bias is None else len(bias)
     ctx.save_for_backward(input if need_weight else None, weight if need_input else None, output if relu else None)
 
 
 def gradients(ctx, grad):
-    """Of conv2d's arguments, from its output's."""
+    """The gradients of conv2d's arguments from its output's: one pass through the epilogue, then a product for each."""
     need_input, need_weight, need_bias, *_ = ctx.needs_input_grad
     input, weight, output = ctx.saved_tensors
     input_size, weight_size = ctx.sizes
-    dx = dw = db = None
-    dz = grad
-    if need_input:
-        dx = conv2d_input_gradient(dz, weight, input_size, *ctx.geometry)
-    if need_weight:
-        dw = conv2d_weight_gradient(dz, input, weight_size, *ctx.geometry)
-    return dx, dw, db, *[None] * 5
+    N, K, P, Q = grad.shape
+    matrix = lambda tensor: tensor.movedim(1, -1).reshape(N * P * Q, K)
+    dz, db = epilogue_gradient(matrix(grad), None if output is None else matrix(output), need_bias)
+    dz = dz.view(N, P, Q, K).movedim(-1, 1)
+    dx = conv2d_input_gradient(dz, weight, input_size, *ctx.geometry) if need_input else None
+    dw = conv2d_weight_gradient(dz, input, weight_size, *ctx.geometry) if need_weight else None
+    if need_bias and K != weight_size[0]:  # no channels in: none out either, whatever the filters
+        db = grad.new_zeros(weight_size[0])
+    return dx, dw, db if need_bias else None, None, None, None, None, None

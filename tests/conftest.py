@@ -51,6 +51,8 @@ def small_tiles(monkeypatch):
         "linear_row": {"BLOCK_N": 4, "BLOCK_K": 16},
         "add_shares": {"BLOCK_M": 64},
         "bias_relu": {"BLOCK_M": 64},
+        "bias_relu_gradient": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},
+        "column_sums": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},
         "dropout": {"BLOCK_M": 64},
         "local_response_norm": {"BLOCK_M": 4},
         "max_pool2d": {"BLOCK_M": 4},

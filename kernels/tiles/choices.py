@@ -30,8 +30,9 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "tf32": 4}
 
 ELEMENTWISE = ("bias_relu", "dropout", "add_shares", "depth_to_space")
 MATRIX = ("conv2d", "conv2d_input_gradient", "conv2d_weight_gradient", "linear")
-SPLIT = ("conv2d", "conv2d_weight_gradient")
 """Products: the tensor cores', where there are any for the dtype."""
+SPLIT = ("conv2d", "conv2d_weight_gradient")
+SUMMED = ("bias_relu_gradient", "column_sums")
 
 
 def default(problem: Problem) -> Tile:
@@ -43,6 +44,8 @@ def default(problem: Problem) -> Tile:
         return {"BLOCK_N": 2, "BLOCK_K": 2048 // ITEMSIZE[dtype], "num_warps": 4}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": 1024, "num_warps": 4}
+    if operator in SUMMED:
+        return _default_summed(problem)
     if operator == "softmax":
         return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
     if operator in ("local_response_norm", "max_pool2d"):
@@ -80,6 +83,16 @@ def _default_product(problem: Problem) -> Tile:
         while programs * tile["SPLIT_K"] < 128 and steps >= 8 * tile["SPLIT_K"] and tile["SPLIT_K"] < 8:
             tile["SPLIT_K"] *= 2
     return tile
+
+
+def _default_summed(problem: Problem) -> Tile:
+    """8 KB of a [M, N] matrix a step. Few rows: one program has all of them, of few columns; many: a thousandth."""
+    _, dtype, M, N, _ = problem
+    few = M <= 1024
+    block_n = _power(N, 1, 64 // ITEMSIZE[dtype] if few else 128)
+    block_m = _power(M, 1, 8192 // ITEMSIZE[dtype] // block_n)
+    steps = _power(triton.cdiv(M, block_m if few else block_m * 1024), 1, 128)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": steps, "num_warps": 4}
 
 
 def _product(dtype: str, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Tile:
@@ -155,6 +168,13 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
         ]
     elif operator in ELEMENTWISE:
         tried = [{"BLOCK_M": m, "num_warps": w} for m in (512, 1024, 2048, 4096) for w in (4, 8)]
+    elif operator in SUMMED:
+        rows, tried = first["BLOCK_M"] * first["STEPS"], []
+        for block_n in (first["BLOCK_N"] // 2, first["BLOCK_N"], first["BLOCK_N"] * 2):
+            for block_m in (first["BLOCK_M"] // 2, first["BLOCK_M"]):
+                if block_m and 0 < block_n < 2 * N:
+                    tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": rows // block_m}
+                    tried += [tile | {"num_warps": warps} for warps in (4, 8)]
     elif operator == "softmax":
         tried = [first | {"num_warps": warps} for warps in (1, 2, 8)]
     elif operator in ("local_response_norm", "max_pool2d"):
@@ -192,6 +212,9 @@ def interpreter(problem: Problem) -> Tile:
         return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": _power(M, 1, 2**18)}
+    if operator in SUMMED:
+        block_n = _power(N, 1, 2**12)
+        return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n, "STEPS": 1}
     if operator in ("local_response_norm", "max_pool2d", "lrn_max_pool2d"):
         tile = {"BLOCK_M": _power(_vectors(problem), 1, 2**15)}
         return tile | {"BLOCK_P": 1, "BLOCK_Q": 1} if operator == "lrn_max_pool2d" else tile
