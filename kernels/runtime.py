@@ -74,6 +74,11 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = None
 
 
+def recorded() -> bool:
+    """Whether launches are noted instead of run, so that tensors hold nothing to look at."""
+    return _recorded is not None
+
+
 def register(
     name: str, launcher: Callable, output: Callable, setup: Callable | None = None, gradient: Callable | None = None
 ) -> Callable:

@@ -54,6 +54,7 @@ def small_tiles(monkeypatch):
         "bias_relu_gradient": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},
         "column_sums": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},
         "dropout": {"BLOCK_M": 64},
+        "reduce_losses": {"BLOCK_M": 4},
         "local_response_norm": {"BLOCK_M": 4},
         "max_pool2d": {"BLOCK_M": 4},
         "lrn_max_pool2d": {"BLOCK_M": 4, "BLOCK_P": 2, "BLOCK_Q": 2},

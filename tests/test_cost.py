@@ -107,3 +107,7 @@ def test_elementwise():
     assert cost.bias_relu((2, 3), (3,)) == ((2, 3), 0, 12, 4 * (12 + 3))
     assert cost.dropout((2, 3), itemsize=2) == ((2, 3), 0, 12, 2 * 12)
     assert cost.softmax((2, 3), itemsize=2) == ((2, 3), 0, 24, 2 * 12)
+
+
+def test_cross_entropy():
+    assert cost.cross_entropy((2, 3), itemsize=2) == ((2,), 0, 30, 2 * 6 + 2 * 12)
