@@ -97,6 +97,12 @@ def softmax(input: Shape, *, itemsize: int = 4) -> Cost:
     return Cost(input, 0, 4 * elements, 2 * elements * itemsize)
 
 
+def cross_entropy(input: Shape, *, itemsize: int = 4) -> Cost:
+    """Shape (N, C), for classes as targets, 8 bytes each; the loss of each row in float32."""
+    N, C = input
+    return Cost((N,), 0, 5 * N * C, N * C * itemsize + N * (8 + 4))
+
+
 def conv2d_gradient(
     input: Shape,
     weight: Shape,

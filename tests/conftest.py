@@ -44,6 +44,9 @@ def small_tiles(monkeypatch):
 
     tile = {
         "conv2d": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "SPLIT_K": 2},
+        "conv2d_input_gradient": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2},
+        "conv2d_weight_gradient": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "SPLIT_K": 3},
+        "depth_to_space": {"BLOCK_M": 64},
         "linear": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2},
         "linear_input_gradient": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2},
         "linear_weight_gradient": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2},
@@ -53,6 +56,7 @@ def small_tiles(monkeypatch):
         "bias_relu_gradient": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},
         "column_sums": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},
         "dropout": {"BLOCK_M": 64},
+        "reduce_losses": {"BLOCK_M": 4},
         "local_response_norm": {"BLOCK_M": 4},
         "max_pool2d": {"BLOCK_M": 4},
         "lrn_max_pool2d": {"BLOCK_M": 4, "BLOCK_P": 2, "BLOCK_Q": 2},

@@ -109,6 +109,10 @@ def test_elementwise():
     assert cost.softmax((2, 3), itemsize=2) == ((2, 3), 0, 24, 2 * 12)
 
 
+def test_cross_entropy():
+    assert cost.cross_entropy((2, 3), itemsize=2) == ((2,), 0, 30, 2 * 6 + 2 * 12)
+
+
 @pytest.mark.parametrize("layer", [*LAYERS, "relu1", "norm1", "drop6", "prob"])
 def test_gradients_have_the_inputs_shape_and_a_product_is_two_more(layer):
     layer = layers.LAYERS[layer]

@@ -28,10 +28,18 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "tf32": 4}
 """Bytes of an element. Products of float32 are ``tf32`` where the tensor cores make them, ``float32`` else."""
 
 
-ELEMENTWISE = ("bias_relu", "dropout", "add_shares")
-MATRIX = ("conv2d", "linear", "linear_input_gradient", "linear_weight_gradient")
-SPLIT = ("conv2d",)
+ELEMENTWISE = ("bias_relu", "dropout", "add_shares", "depth_to_space", "reduce_losses")
+MATRIX = (
+    "conv2d",
+    "conv2d_input_gradient",
+    "conv2d_weight_gradient",
+    "linear",
+    "linear_input_gradient",
+    "linear_weight_gradient",
+)
 """Products: the tensor cores', where there are any for the dtype."""
+SPLIT = ("conv2d", "conv2d_weight_gradient")
+ROWS_OF_CLASSES = ("softmax", "softmax_gradient", "cross_entropy", "cross_entropy_gradient")
 SUMMED = ("bias_relu_gradient", "column_sums")
 
 
@@ -46,7 +54,7 @@ def default(problem: Problem) -> Tile:
         return {"BLOCK_M": 1024, "num_warps": 4}
     if operator in SUMMED:
         return _default_summed(problem)
-    if operator == "softmax":
+    if operator in ROWS_OF_CLASSES:
         return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
     if operator in ("local_response_norm", "max_pool2d"):
         return {"BLOCK_M": 256, "num_warps": 4}
@@ -181,7 +189,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
                 if block_m and 0 < block_n < 2 * N:
                     tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": rows // block_m}
                     tried += [tile | {"num_warps": warps} for warps in (4, 8)]
-    elif operator == "softmax":
+    elif operator in ROWS_OF_CLASSES:
         tried = [first | {"num_warps": warps} for warps in (1, 2, 8)]
     elif operator in ("local_response_norm", "max_pool2d"):
         tried = [{"BLOCK_M": lanes * warps * rows, "num_warps": warps} for rows in (1, 2) for warps in (1, 2, 4, 8)]
