@@ -7,6 +7,7 @@ that decode to the one that trains as bytes; they become numbers there, on its d
 
 import functools
 import hashlib
+import itertools
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -56,10 +57,8 @@ def read_folder(path: Path) -> Folder:
     empty = sorted(places.keys() - {classes[index] for _, index in images})
     if empty:
         shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
-        plural = "es" * (len(empty) > 1)
-        raise UsageError(
-            f"{path}: no images for the class{plural} {shown} (files that end in {'|'.join(IMG_EXTENSIONS)})"
-        )
+        kinds = ", ".join(IMG_EXTENSIONS)
+        raise UsageError(f"{path}: no images of the class{'es' * (len(empty) > 1)} {shown} (accepted: {kinds})")
     return Folder(path, tuple(classes), images)
 
 
@@ -163,10 +162,10 @@ class Photos(Dataset):
 
 
 def _collate(arrays: bool, samples: list[tuple]) -> list:
-    """Columns of a batch, the last of which (errors) stays as it is; samples without an image contribute only that."""
+    """Columns of a batch; samples without an image contribute only their error, to the last, which stays a tuple."""
     *columns, errors = zip(*samples, strict=True)
-    columns = list(zip(*(row for row in zip(*columns, strict=True) if row[0] is not None), strict=True))
-    stacked = [np.stack(column) for column in columns]
+    whole = [image is not None for image in columns[0]]
+    stacked = [np.array(list(itertools.compress(column, whole))) for column in columns]
     return [*(stacked if arrays else map(torch.from_numpy, stacked)), errors]
 
 

@@ -13,7 +13,6 @@ the same twice. Ctrl-C and SIGTERM finish the step in hand, write a checkpoint, 
 """
 
 import argparse
-import sys
 import traceback
 from pathlib import Path
 
@@ -37,10 +36,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--freeze", nargs="+", default=[], metavar="LAYER", help="layers that do not train, such as conv1")
     add(
         "--init",
-        choices=("he", "paper", "bvlc"),
-        default="he",
-        help="of layers that start anew (he, which learns far sooner from few images than the other two); from "
-        "scratch, paper also chooses the paper's formula of local response normalisation, and the others BVLC's",
+        choices=("bvlc", "paper"),
+        default="bvlc",
+        help="how layers that start anew are drawn; from scratch, also whose local response normalisation (bvlc)",
     )
     add("--epochs", type=int, default=90, metavar="N", help="how often each image is seen (90)")
     add("--batch", type=int, default=128, metavar="N", help="images in a step, over all processes (128)")
@@ -102,4 +100,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -63,18 +63,18 @@ class Training:
         self.steps = self.per_epoch * args.epochs
         if not self.per_epoch:
             raise UsageError(f"--batch {args.batch} is more than the {len(images)} images of {self.folder.path}")
-        tensors, entries = {}, {}
+        tensors, meta = {}, {}
         if args.resume and self.last.exists():
-            tensors, entries = checkpoint.read(self.last)
+            tensors, meta = checkpoint.read(self.last)
         elif self.last.exists():
             raise UsageError(f"{args.out} holds a run: --resume goes on with it, another --out starts a new one")
         elif args.resume and self.ranks.first:
             print(f"{self.last}: no such file; starting a new run", file=sys.stderr)
         arguments = {name: value for name, value in vars(args).items() if name not in ELSEWHERE}
-        if entries:
-            self.position = entries["training"]
+        if meta:
+            self.position = meta["training"]
             self.agree(arguments)
-            lrn, mean = entries["meta"]["lrn"], entries["meta"]["mean"]
+            lrn, mean = meta["lrn"], meta["mean"]
             self.net = self.network(lrn)
             state = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
             try:
@@ -87,7 +87,7 @@ class Training:
             if loaded:
                 mean = list(loaded.preprocess.mean)
             torch.manual_seed(args.seed)
-            self.net = self.network(loaded.lrn if loaded else "paper" if args.init == "paper" else "bvlc")
+            self.net = self.network(loaded.lrn if loaded else args.init)
             self.net.initialise(args.init)
             if loaded:
                 try:
@@ -253,7 +253,7 @@ class Training:
         if counts.top1 > self.position["best"]:
             self.position["best"] = counts.top1
             if self.ranks.first:
-                checkpoint.write(self.best, dict(self.net.named_parameters()), meta=self.meta())
+                checkpoint.write(self.best, dict(self.net.named_parameters()), self.meta())
         return {"validation_loss": counts.loss, "validation_accuracy": counts.top1}
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
@@ -293,7 +293,7 @@ class Training:
             self.log.sync()
             tensors, self.position["scaler"] = self.learner.state()
             parameters = dict(self.net.named_parameters())
-            checkpoint.write(self.last, parameters | tensors, meta=self.meta(), training=self.position)
+            checkpoint.write(self.last, parameters | tensors, self.meta() | {"training": self.position})
         self.clock = time.perf_counter()
 
     def meta(self) -> dict:
@@ -307,7 +307,9 @@ class Training:
             self.log.close()
             self.draw()
         best = f"; best validation {self.position['best']:.1%} in {self.best}" if self.validation else ""
-        skipped = f"; {len(self.unreadable)} images that cannot be read were skipped" if self.unreadable else ""
+        count = len(self.unreadable)
+        were = "image that cannot be read was" if count == 1 else "images that cannot be read were"
+        skipped = f"; {count} {were} skipped" if count else ""
         if self.stopping:
             self.say(
                 f"stopped after step {self.saved} of {self.steps}, saved in {self.last}: --resume goes on{skipped}"
@@ -327,7 +329,7 @@ class Training:
                 raise UsageError(self.ranks.name(problem))
             if problem not in self.unreadable and self.ranks.first:
                 with tqdm.external_write_mode(sys.stderr):
-                    print(f"model.train: {problem}; taking the next image", file=sys.stderr)
+                    print(f"model.train: {problem}; taking the next", file=sys.stderr)
             self.unreadable.add(problem)
 
     def progress(self, first: int) -> tqdm:
