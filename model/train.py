@@ -13,11 +13,10 @@ the same twice. Ctrl-C and SIGTERM finish the step in hand, write a checkpoint, 
 """
 
 import argparse
-import traceback
 from pathlib import Path
 
 from model import command
-from model.command import Parser, UsageError, choose_device, interrupts_exit
+from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -76,20 +75,25 @@ def run(args: argparse.Namespace) -> int:
     """Trains to the end or until told to stop; the exit status."""
     with interrupts_exit():
         device = choose_device(args.device)
+        import torch
+
         from model.distributed import Ranks
         from model.training import Training
 
     ranks = Ranks(device)
     try:
         status = Training(args, device, ranks).run()
-    except (UsageError, SystemExit, KeyboardInterrupt):
+    except torch.OutOfMemoryError as error:
+        fits = f"--batch {args.batch} does not fit in the memory of {device_name(device)}"
+        raise UsageError(ranks.name(fits)) from error
+    except OSError as error:
+        raise UsageError(ranks.name(f"{error.filename or args.out}: {error.strerror or error}")) from error
+    except RuntimeError as error:
+        if ranks.lost(error):
+            raise UsageError(ranks.name("another rank has ended, and this one with it")) from error
+        if ranks.size > 1:  # the traceback does not tell which of many processes it is from
+            command.complain("model.train", ranks.name(error))
         raise
-    except Exception as error:
-        if ranks.size == 1:
-            raise
-        # One line below the traceback, which says in which of many processes it was.
-        traceback.print_exc()
-        raise UsageError(ranks.name(f"{type(error).__name__}: {error}")) from error
     ranks.leave()
     return status
 

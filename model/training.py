@@ -185,7 +185,7 @@ class Training:
                 target = torch.as_tensor(target).to(self.device, non_blocking=True)
                 factor = rate(args.schedule, step, self.steps)
                 metrics = self.learner.step(step, x, target, factor)
-                signalled = metrics.new_tensor([float(self.signalled)])
+                signalled = metrics.new_full((1,), float(self.signalled))
                 self.waiting.append((step + 1, factor, ranks.sum(torch.cat([metrics, signalled]))))
 
                 epoch_ends = (step + 1) % self.per_epoch == 0

@@ -59,10 +59,10 @@ def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room):
 
 
 def test_crops(folder):
-    """A 227 x 227 window of the 256 x 256 square, blue first, mirrored or not; another in each epoch."""
+    """A 227 x 227 window of the 256 x 256 square, mirrored or not; another in each epoch."""
     crops = data.Crops(folder.images, 0, np.zeros((3, 3)))
     square = np.asarray(Image.open(folder.images[5][0]).resize((256, 256), Image.Resampling.BILINEAR, (4, 0, 44, 40)))
-    windows = np.lib.stride_tricks.sliding_window_view(square[..., ::-1], (227, 227), (0, 1))  # (30, 30, 3, 227, 227)
+    windows = np.lib.stride_tricks.sliding_window_view(square, (227, 227), (0, 1))  # (30, 30, 3, 227, 227)
     places, mirrored = set(), 0
     for epoch in range(12):
         crop, shift, target, errors = crops[epoch, 5]

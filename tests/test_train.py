@@ -107,23 +107,29 @@ def test_resumes_every_state(here, folder, tmp_path, options, monkeypatch):
     assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
 
 
+def two(arguments, folder, **trapped):
+    """Two processes of one run in ``folder``/two; ``trapped`` is for rank 1."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000), "WORLD_SIZE": "2"}
+    arguments = [*arguments, "--out", folder / "two"]
+    return [
+        Process(arguments, folder / "0.txt", RANK="0", **address),
+        Process(arguments, folder / "1.txt", RANK="1", **address, **trapped),
+    ]
+
+
 def test_two_processes_train_as_one(folder, tmp_path):
     """The same global batches, averaged gradients: the same curve; without dropout, which differs by rank."""
     arguments = [folder, *SMALL, "--epochs", 2, "--keep-prob", 1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000), "WORLD_SIZE": "2"}
     alone = Process([*arguments, "--out", tmp_path / "one"], tmp_path / "one.txt")
-    both = [
-        Process([*arguments, "--out", tmp_path / "two"], tmp_path / f"{rank}.txt", RANK=str(rank), **address)
-        for rank in range(2)
-    ]
+    both = two(arguments, tmp_path)
     assert alone.join()[0] == 0
     for process in both:
         status, printed = process.join()
         assert status == 0, printed
     assert not (tmp_path / "1.txt").read_text(), "only rank 0 prints"
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert len(one) == len(two) == 6
-    for a, b in zip(one, two, strict=True):
+    one, other = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(other) == 6
+    for a, b in zip(one, other, strict=True):
         assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=1e-4)
         assert (b["step"], b["accuracy"], b["validation_accuracy"]) == (
             a["step"],
@@ -133,6 +139,15 @@ def test_two_processes_train_as_one(folder, tmp_path):
     alone, together = (load_file(tmp_path / run / "last.safetensors") for run in ("one", "two"))
     for name, tensor in alone.items():
         assert torch.allclose(together[name], tensor, atol=1e-4), name
+
+
+def test_a_rank_that_vanishes(folder, tmp_path):
+    """The other one ends too, and says so."""
+    first, second = two([folder, *SMALL, "--epochs", 2], tmp_path, trapped=("step", 2))
+    assert second.join()[0] == -9
+    status, printed = first.join()
+    assert status == 2
+    assert printed.splitlines()[-1] == "model.train: error: rank 0: another rank has ended, and this one with it"
 
 
 def test_a_failing_rank_ends_the_run(folder, tmp_path):
