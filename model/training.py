@@ -40,6 +40,8 @@ class Training:
         self.args, self.device, self.ranks = args, device, ranks
         self.last, self.best = args.out / "last.safetensors", args.out / "best.safetensors"
         self.rate = RATES[args.optimizer] if args.lr is None else args.lr
+        if len(set(ranks.gather(self.last.exists()))) > 1:
+            ranks.stop(f"{self.last} is not there for every rank: --out must be a folder that all machines share")
         tensors = ranks.agree(self.prepare)
         optimizer = make_optimizer(self.net, args.optimizer, self.rate)
         self.learner = Learner(self.net, optimizer, DTYPES[args.dtype], args.seed, ranks.rank, ranks.size)
@@ -194,6 +196,8 @@ class Training:
                 rows = self.settle(0 if due or self.device.type == "cpu" else 1)
                 if self.stopping:
                     rows += self.settle(0)
+                if due or self.stopping:
+                    self.check_weights(step + 1)
                 if epoch_ends:
                     rows[-1] |= self.validate()
                 self.write(rows, epoch_ends)
@@ -211,8 +215,7 @@ class Training:
             loss, right, signalled = metrics.tolist()
             loss /= self.ranks.size
             if not math.isfinite(loss):
-                kept = f"{self.last}, of step {self.saved}, is kept" if self.saved else "no checkpoint was written yet"
-                self.ranks.stop(f"the loss of step {step} is {loss}; {kept}; a lower --lr may help")
+                self.diverged(f"the loss of step {step} is {loss}")
             now = time.perf_counter()
             rows.append(
                 {
@@ -227,6 +230,15 @@ class Training:
             self.clock = now
             self.stopping |= signalled > 0.0
         return rows
+
+    def check_weights(self, step: int) -> None:
+        """Ends the run where the step's update left no numbers, which the next loss would tell too late."""
+        if not torch.stack([parameter.isfinite().all() for parameter in self.net.parameters()]).all():
+            self.diverged(f"step {step} made weights of NaN or infinity")
+
+    def diverged(self, what: str) -> None:
+        kept = f"{self.last}, of step {self.saved}, is kept" if self.saved else "no checkpoint was written yet"
+        self.ranks.stop(f"{what}; {kept}; a lower --lr may help")
 
     def validate(self) -> dict:
         """Loss and accuracy on the validation images, and the best weights so far written down."""
@@ -329,7 +341,7 @@ class Training:
                 raise UsageError(self.ranks.name(problem))
             if problem not in self.unreadable and self.ranks.first:
                 with tqdm.external_write_mode(sys.stderr):
-                    print(f"model.train: {problem}; taking the next", file=sys.stderr)
+                    print(f"model.train: {problem}; skipped", file=sys.stderr)
             self.unreadable.add(problem)
 
     def progress(self, first: int) -> tqdm:

@@ -212,19 +212,41 @@ def test_unreadable_images(here, tmp_path):
     arguments = [images, *SMALL, "--epochs", 4, "--out", tmp_path / "run"]
     status, out, err = here(*arguments)
     assert status == 0
-    assert err.splitlines() == [f"model.train: {broken}: not an image in a format that Pillow reads; taking the next"]
+    assert err.splitlines() == [f"model.train: {broken}: not an image in a format that Pillow reads; skipped"]
     assert out.splitlines()[-1].endswith("; 1 image that cannot be read was skipped")
     status, _, err = here(*arguments[:-1], tmp_path / "other", "--strict")
     assert status == 2
     assert err.splitlines() == [f"model.train: error: {broken}: not an image in a format that Pillow reads"]
 
 
-def test_a_loss_that_is_no_number(here, folder, tmp_path):
-    status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", tmp_path / "run", "--lr", 1e4, "--save-every", 1)
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_loss_that_is_no_number(here, folder, tmp_path, every):
+    """Or weights that are none, which are not saved: the last good checkpoint stays."""
+    out = tmp_path / "run"
+    status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", out, "--lr", 3e4, "--save-every", every)
     assert status == 2 and len(err.splitlines()) == 1
-    assert "the loss of step 2 is " in err or "the loss of step 3 is " in err
-    assert f"{tmp_path / 'run' / 'last.safetensors'}, of step " in err and "is kept; a lower --lr may help" in err
-    assert weights.load(tmp_path / "run" / "last.safetensors").classes == tuple(COLOURS)
+    assert "the loss of step " in err or " made weights of NaN or infinity; " in err
+    assert err.endswith("; a lower --lr may help\n")
+    if (out / "last.safetensors").exists():
+        assert f"; {out / 'last.safetensors'}, of step " in err
+        assert weights.load(out / "last.safetensors").classes == tuple(COLOURS), "holds NaN"
+    else:
+        assert "no checkpoint was written yet" in err
+
+
+def test_weights_that_are_no_numbers_are_not_saved(here, folder, tmp_path, monkeypatch):
+    step = training.Learner.step
+
+    def overflows(self, number, *args):
+        metrics = step(self, number, *args)
+        if number == 4:
+            self.net.fc7.bias.data[3] = torch.inf
+        return metrics
+
+    monkeypatch.setattr(training.Learner, "step", overflows)
+    status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", tmp_path / "run", "--save-every", 1)
+    assert status == 2 and "step 5 made weights of NaN or infinity" in err and "of step 4, is kept" in err
+    assert weights.load(tmp_path / "run" / "last.safetensors").layers["fc7"][1].isfinite().all()
 
 
 BAD = {
