@@ -116,7 +116,7 @@ class Half(nn.Module):
         x = self.conv4(x)  #              N x 192 x  13 x  13    of 192 own maps
         x = self.conv5(x)  #              N x 128 x  13 x  13    of 192 own maps
         x = self.pool5(x)  #              N x 128 x   6 x   6
-        x = join(x).flatten(1)  #         N x 9216               joined first: C, H, W with the C of both
+        x = join(x).flatten(1)  #         N x 9216               C, H, W with the C of both
         x = self.fc6(x)  #                N x 2048
         x = self.fc7(join(x))  #          N x 2048               of all 4096
         x = self.fc8(join(x))  #          N x num_classes / 2
