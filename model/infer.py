@@ -35,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m model.infer", description="Classifies photos with AlexNet on the Triton kernels.")
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="photos, or folders of them; none: a cat from scikit-image")
-    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), or a file: last.safetensors, bvlc_alexnet.npy")
+    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), or a file such as bvlc_alexnet.npy")
     add("--top", type=int, metavar="K", help="how many classes to list for a photo (5)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
