@@ -16,7 +16,7 @@ import kernels
 from kernels import pytorch
 from kernels.layers import DTYPES
 from model import checkpoint, data, evaluate, weights
-from model.alexnet import AlexNet
+from model.alexnet import LRN, AlexNet
 from model.command import UsageError, device_name
 from model.distributed import Ranks
 from model.learner import RATES, Learner, make_optimizer, rate
@@ -132,6 +132,8 @@ class Training:
             loaded = weights.load(self.args.weights)
         except weights.WeightsError as error:
             raise UsageError(error) from error
+        if loaded.lrn not in LRN:
+            raise UsageError(f"{loaded.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
         if "fc8" not in self.args.skip_layer and len(loaded.classes) not in (0, len(self.classes)):
             raise UsageError(
                 f"{loaded.name} has {len(loaded.classes)} classes, and {self.folder.path} {len(self.classes)}: "

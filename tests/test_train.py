@@ -4,11 +4,13 @@ Most runs here are of a thin network on plain PyTorch (tests/narrow.py), in proc
 """
 
 import csv
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -262,6 +264,10 @@ BAD = {
     "dtype": (["good", "--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
     "weights": (["good", "--weights", "nothing.npy"], "nothing.npy: no such file, and no weights of that name"),
     "class count": (["good", "--weights", "cifar10"], "cifar10 has 10 classes, and good/train 3: --skip-layer fc8"),
+    "another network": (
+        ["good", "--weights", "odd.npz"],
+        "odd.npz: weights of another network, whose lrn is not",
+    ),
     "layer": (["good", "--freeze", "conv9"], "--freeze must name layers among conv1, conv2, "),
     "skipped": (["good", "--skip-layer", "fc8"], "--skip-layer leaves out layers of --weights, which is not given"),
     "all frozen": (["good", "--freeze", *weights.LAYERS], "--freeze leaves no layer to train"),
@@ -284,6 +290,9 @@ def test_one_line_for_bad_input(here, folder, tmp_path, monkeypatch, arguments, 
         os.symlink(folder / "train" / name, f"other/val/{name}")
     os.symlink(folder / "train" / "red" / "0.png", "other/val/c/0.png")
     Path("run/last.safetensors").write_bytes(b"junk")
+    with np.load(Path(weights.__file__).with_name("cifar10.npz")) as bundled:
+        meta = json.loads(str(bundled["meta"])) | {"lrn": "other"}
+        np.savez("odd.npz", **{k: bundled[k] for k in bundled.files if k.startswith("fc8.")}, meta=json.dumps(meta))
     status, out, err = here(*arguments, *([] if "--batch" in arguments else ["--batch", 4]))
     assert (status, out) == (2, "")
     assert err.startswith(f"model.train: error: {message}") and len(err.splitlines()) == 1, err
