@@ -7,12 +7,12 @@ tell its format; its name tells nothing.
 import os
 from pathlib import Path
 
-from model.weights import npy, npz
+from model.weights import npy, npz, safetensors
 from model.weights.common import LAYERS, Weights, WeightsError, assign
 
 __all__ = ["BUNDLED", "DEFAULT", "FORMATS", "LAYERS", "Weights", "WeightsError", "assign", "load"]
 
-FORMATS = (npy, npz)
+FORMATS = (npy, npz, safetensors)
 BUNDLED = {"cifar10": Path(__file__).with_name("cifar10.npz")}
 DEFAULT = "cifar10"
 

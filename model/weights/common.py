@@ -1,12 +1,14 @@
 """What weights are once read, and the checks that every format shares."""
 
+import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from model.preprocess import Preprocess
+from model.preprocess import RESIZE, Preprocess
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -68,6 +70,23 @@ def check_any(name: str, found: list[str], layers: dict) -> None:
     if not layers:
         shown = ", ".join(map(repr, found[:8])) + ", ..." * (len(found) > 8)
         raise WeightsError(f"{name}: must hold {', '.join(LAYERS)}, got {shown or 'nothing'}")
+
+
+def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str, Preprocess]:
+    """Classes, LRN variant and preprocessing from the JSON that a file of weights carries."""
+    try:
+        meta = json.loads(text)
+        classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
+    if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
+        raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r}")
+    numbers = isinstance(mean, list) and all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
+    if not numbers or len(mean) != 3:
+        raise WeightsError(f"{name}: meta's mean must be three numbers, blue, green and red, got {mean!r}")
+    if resize not in RESIZE:
+        raise WeightsError(f"{name}: meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r}")
+    return tuple(classes), str(lrn), Preprocess(tuple(map(float, mean)), resize)
 
 
 @torch.no_grad()
