@@ -6,6 +6,12 @@ In sequence the two read and write the full-size feature map once each, and then
 normalises the pixels under its windows as it reads them, and only the maxima are written. Windows overlap, and a
 pixel that several threads need is normalised by each: arithmetic in exchange for memory traffic. A thread therefore
 takes a block of windows. Of 3 x 3 windows at stride 2, a block of 3 x 3 needs 7 x 7 pixels, 5.4 a window instead of 9.
+
+The gradient is one pass too. Kept are x and, in a byte, which tap of each window won; a thread gathers the gradients of
+its pixels' normalised channels from the windows that they won, and those of the neighbouring channels, which it needs
+to differentiate the normalisation. So x is read once and dx written once; unpooled and then differentiated, they would
+have a feature map written and read between them. Two vectors of channels a thread share neighbours: 20 channels are
+gathered and normalised for 16, instead of 12 for 8.
 """
 
 from collections.abc import Sequence
@@ -16,8 +22,8 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, integer, number, pair
-from kernels.local_response_norm import divisor, normalise
-from kernels.max_pool2d import output_size
+from kernels.local_response_norm import divisor, lanes, load_lanes, normalise, normalise_gradient, rows
+from kernels.max_pool2d import gather, gradient_wanted, output_size, tap_dtype
 
 
 @triton.jit
@@ -26,9 +32,16 @@ def _maximum(a, b):
 
 
 @triton.jit
+def _winner(a, b, at_a, at_b):
+    """Where the maximum of a and of b, which comes later, lies: the first of equals, the last NaN, as in PyTorch."""
+    return tl.where((b > a) | (b != b), at_b, at_a)
+
+
+@triton.jit
 def _lrn_max_pool2d_kernel(
     x_ptr,  # [N, H, W, C]
     y_ptr,  # [N, P, Q, C]
+    tap_ptr,  # [N, P, Q, C], r * S + s of each maximum
     N,
     scale,  # alpha / SIZE
     beta,
@@ -44,6 +57,7 @@ def _lrn_max_pool2d_kernel(
     STRIDE_W: tl.constexpr,
     SIZE: tl.constexpr,
     ROOTS: tl.constexpr,
+    TAPS: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -62,19 +76,27 @@ def _lrn_max_pool2d_kernel(
     h0 = p0 * STRIDE_H
     w0 = q0 * STRIDE_W
     x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c
-    y_ptrs = y_ptr + (((n * P + p0) * Q + q0) * C)[:, None] + offs_c
+    offs = (((n * P + p0) * Q + q0) * C)[:, None] + offs_c
+    y_ptrs = y_ptr + offs
+    tap_ptrs = tap_ptr + offs
 
     # Squares keep the order: x|x| / d^1.5 takes one root less a pixel than x / d^0.75. Only float16's fit in fp32.
     SQUARED: tl.constexpr = ROOTS and x_ptr.dtype.element_ty == tl.float16
     # Rows that a window shares with the one below are normalised once: their maxima are carried over.
     CARRIED: tl.constexpr = R - STRIDE_H if STRIDE_H < R and R <= 2 * STRIDE_H else 0
     nothing = ()
+    nowhere = ()
     for _ in tl.static_range(BLOCK_Q):
         nothing += (tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32),)
+        nowhere += (tl.zeros((BLOCK_M, VECTOR), dtype=tl.int32),)
     carry = nothing
+    carry_tap = nowhere
     for p in range(BLOCK_P):
         best = carry  # BLOCK_Q tiles [BLOCK_M, VECTOR]
         carry = nothing
+        if TAPS:
+            tap = carry_tap
+            carry_tap = nowhere
         for r in range(min(p, 1) * CARRIED, R):
             h = p * STRIDE_H + r
             row = ()  # of normalised pixels
@@ -89,15 +111,28 @@ def _lrn_max_pool2d_kernel(
                     row += (normalise(x, d, beta, ROOTS),)
             better = ()
             later = ()
+            better_tap = ()
+            later_tap = ()
             for q in tl.static_range(BLOCK_Q):
                 y = row[q * STRIDE_W]
+                at = r * S
                 for s in tl.static_range(1, S):
+                    if TAPS:
+                        at = _winner(y, row[q * STRIDE_W + s], at, r * S + s)
                     y = _maximum(y, row[q * STRIDE_W + s])
+                if TAPS:
+                    better_tap += (_winner(best[q], y, tap[q], at),)
+                    shared = _winner(carry[q], y, carry_tap[q], at - STRIDE_H * S)
+                    later_tap += (tl.where(r >= STRIDE_H, shared, carry_tap[q]),)
                 better += (_maximum(best[q], y),)
                 later += (tl.where(r >= STRIDE_H, _maximum(carry[q], y), carry[q]),)
             best = better
+            if TAPS:
+                tap = better_tap
             if CARRIED > 0:
                 carry = later
+                if TAPS:
+                    carry_tap = later_tap
         for q in tl.static_range(BLOCK_Q):
             y = best[q]
             if SQUARED:
@@ -106,6 +141,89 @@ def _lrn_max_pool2d_kernel(
             mask = (n < N) & (p0 + p < P) & (q0 + q < Q)
             y = runtime.cast(y, y_ptr.dtype.element_ty)
             tl.store(y_ptrs + (p * Q + q) * C, y, mask=mask[:, None] & (offs_c < C))
+            if TAPS:
+                at = tap[q].to(tap_ptr.dtype.element_ty)
+                tl.store(tap_ptrs + (p * Q + q) * C, at, mask=mask[:, None] & (offs_c < C))
+
+
+@triton.jit
+def _lrn_max_pool2d_gradient_kernel(
+    x_ptr,  # [N, H, W, C]
+    dy_ptr,  # [N, P, Q, C]
+    tap_ptr,  # [N, P, Q, C]
+    dx_ptr,  # [N, H, W, C]
+    N,
+    scale,  # alpha / SIZE
+    factor,  # 2 * scale * beta
+    beta,
+    k,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROOTS: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    # A thread has OWN channels of a cell, STRIDE_H x STRIDE_W pixels, as in kernels/max_pool2d.py.
+    VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    OWN: tl.constexpr = BLOCK_C * VECTOR
+    OWNERS: tl.constexpr = (C + OWN - 1) // OWN  # threads for all channels
+    CELLS_P: tl.constexpr = (H + STRIDE_H - 1) // STRIDE_H
+    CELLS_Q: tl.constexpr = (W + STRIDE_W - 1) // STRIDE_W
+    v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M], in the order N, P, Q, C
+    c0 = v % OWNERS * OWN
+    offs_c = c0[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
+    q = v // OWNERS % CELLS_Q
+    p = v // (OWNERS * CELLS_Q) % CELLS_P
+    n = v // (OWNERS * CELLS_Q * CELLS_P)
+    h0 = p * STRIDE_H
+    w0 = q * STRIDE_W
+    offs_x = (((n * H + h0) * W + w0) * C)[:, None] + offs_c
+    offs_y = (((n * P + p) * Q + q) * C)[:, None] + offs_c
+
+    # The gradients of the normalised pixels, of the neighbouring channels too: read from L1, like those of x below.
+    FIRST: tl.constexpr = ((SIZE - 1) // 2 + VECTOR - 1) // VECTOR
+    LAST: tl.constexpr = (SIZE // 2 + VECTOR - 1) // VECTOR + BLOCK_C - 1
+    ROWS: tl.constexpr = min(STRIDE_H, R)
+    COLUMNS: tl.constexpr = min(STRIDE_W, S)
+    cells = ()
+    for j in tl.static_range(-FIRST, LAST + 1):
+        c = offs_c + j * VECTOR
+        dy_ptrs = dy_ptr + offs_y + j * VECTOR
+        tap_ptrs = tap_ptr + offs_y + j * VECTOR
+        mask = (n < N)[:, None] & (c >= 0) & (c < C)
+        cells += (
+            gather(dy_ptrs, tap_ptrs, p, q, mask, None, ROWS, COLUMNS, C, W, P, Q, R, S, STRIDE_H, STRIDE_W, 1, 1),
+        )
+
+    x = ()
+    for i in tl.static_range(ROWS * COLUMNS + 1):
+        previous = x
+        if i < ROWS * COLUMNS:  # is read while the pixel before it is computed
+            h = i // COLUMNS
+            w = i % COLUMNS
+            mask = ((n < N) & (h0 + h < H) & (w0 + w < W))[:, None]
+            x = load_lanes(x_ptr + offs_x + (h * W + w) * C, offs_c, mask, SIZE - 1, SIZE - 1 + OWN - VECTOR, C)
+        if i > 0:
+            dy = ()
+            for j in tl.static_range(FIRST + LAST + 1):
+                dy += lanes(cells[j][i - 1])
+            dx = normalise_gradient(previous, dy, c0, scale, factor, beta, k, C, SIZE, VECTOR, OWN, ROOTS)
+            h = (i - 1) // COLUMNS
+            w = (i - 1) % COLUMNS
+            mask = ((n < N) & (h0 + h < H) & (w0 + w < W))[:, None]
+            for j in tl.static_range(BLOCK_C):
+                dx_ptrs = dx_ptr + offs_x + (h * W + w) * C + j * VECTOR
+                vector = runtime.cast(rows(dx, j * VECTOR, VECTOR), dx_ptr.dtype.element_ty)
+                tl.store(dx_ptrs, vector, mask=mask & (offs_c + j * VECTOR < C))
 
 
 def launch_lrn_max_pool2d(
@@ -116,10 +234,11 @@ def launch_lrn_max_pool2d(
     k: float,
     kernel_size: Sequence[int],
     stride: Sequence[int],
-) -> torch.Tensor:
-    output = _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride)
+    taps: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    output, tap = _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride, taps)
     if output.numel() == 0:
-        return output
+        return output, tap
     x = input.contiguous(memory_format=torch.channels_last)
     N, C, H, W = x.shape
     _, _, P, Q = output.shape
@@ -132,8 +251,63 @@ def launch_lrn_max_pool2d(
         grid,
         x,
         output,
+        tap,
         N,
         alpha / size,
+        beta,
+        k,
+        C=C,
+        H=H,
+        W=W,
+        P=P,
+        Q=Q,
+        R=kernel_size[0],
+        S=kernel_size[1],
+        STRIDE_H=stride[0],
+        STRIDE_W=stride[1],
+        SIZE=size,
+        ROOTS=beta == 0.75,
+        TAPS=taps,
+        INDEX=runtime.index_type(x),
+        **tile,
+    )
+    return output, tap
+
+
+def launch_lrn_max_pool2d_gradient(
+    gradient: torch.Tensor,
+    input: torch.Tensor,
+    tap: torch.Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+) -> torch.Tensor:
+    output = _lrn_max_pool2d_gradient_output(gradient, input, tap, size, alpha, beta, k, kernel_size, stride)
+    if output.numel() == 0:
+        return output
+    if any(step > window for step, window in zip(stride, kernel_size, strict=True)):
+        output.zero_()  # pixels between the windows, which the kernel does not visit
+    x, dy, tap = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (input, gradient, tap))
+    N, C, H, W = x.shape
+    _, _, P, Q = dy.shape
+    cells = N * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1])
+    tile = tiles.lookup("lrn_max_pool2d_gradient", x, cells, C, kernel_size[0] * kernel_size[1])
+    vectors = lambda META: triton.cdiv(C, META["BLOCK_C"] * 16 // x.element_size())  # of a pixel
+    grid = lambda META: (triton.cdiv(cells * vectors(META), META["BLOCK_M"]),)
+    scale = alpha / size
+    runtime.launch(
+        _lrn_max_pool2d_gradient_kernel,
+        grid,
+        x,
+        dy,
+        tap,
+        output,
+        N,
+        scale,
+        2 * scale * beta,
         beta,
         k,
         C=C,
@@ -153,14 +327,38 @@ def launch_lrn_max_pool2d(
     return output
 
 
-def _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride):
+def _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride, taps):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0], 0, 1, ceil_mode=False)
     Q = output_size(W, kernel_size[1], stride[1], 0, 1, ceil_mode=False)
-    return torch.empty((N, C, P, Q), dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    like = {"device": input.device, "memory_format": torch.channels_last}
+    output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
+    return output, torch.empty((N, C, P, Q) if taps else (0, 0, 0, 0), dtype=tap_dtype(kernel_size), **like)
 
 
-_lrn_max_pool2d = runtime.register("lrn_max_pool2d", launch_lrn_max_pool2d, _lrn_max_pool2d_output)
+def _lrn_max_pool2d_gradient_output(gradient, input, tap, size, alpha, beta, k, kernel_size, stride):
+    return torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
+_lrn_max_pool2d_gradient = runtime.register(
+    "lrn_max_pool2d_gradient", launch_lrn_max_pool2d_gradient, _lrn_max_pool2d_gradient_output
+)
+
+
+def _save(ctx, inputs, output):
+    x, *ctx.arguments, taps = inputs
+    check(taps, "lrn_max_pool2d: a gradient takes the taps")
+    ctx.save_for_backward(x, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the gradient that taps do not have
+
+
+def _gradient(ctx, dy, _):
+    dx = None if dy is None else _lrn_max_pool2d_gradient(dy, *ctx.saved_tensors, *ctx.arguments)
+    return dx, None, None, None, None, None, None, None
+
+
+_lrn_max_pool2d = runtime.register("lrn_max_pool2d", launch_lrn_max_pool2d, _lrn_max_pool2d_output, _save, _gradient)
 
 
 def lrn_max_pool2d(
@@ -207,5 +405,5 @@ def lrn_max_pool2d(
     )
 
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output = _lrn_max_pool2d(batched, size, alpha, beta, k, kernel_size, stride)
+    output, _ = _lrn_max_pool2d(batched, size, alpha, beta, k, kernel_size, stride, gradient_wanted(input))
     return output if input.dim() == 4 else output.squeeze(0)

@@ -4,6 +4,13 @@
 
 AlexNet pools 3 x 3 windows at stride 2, so that neighbours share a row or a column: 55 -> 27 -> 13 and 13 -> 6.
 Memory is NHWC: each thread reads 16 bytes of channels of the R * S pixels in a window.
+
+The gradient of a window goes to the pixel that won it:
+
+    dx[n, c, h, w] = sum of dy[n, c, p, q] over the windows (p, q) whose maximum lies at (h, w)
+
+For that the forward pass saves of each window the tap that won, r * S + s, in one byte. Windows overlap, so that
+scattering dy would need atomic additions; instead each pixel gathers from the windows that hold it.
 Names as in kernels/conv2d.py.
 """
 
@@ -21,7 +28,7 @@ from kernels.arguments import boolean, check, check_tensor, pair
 def _max_pool2d_kernel(
     x_ptr,  # [N, H, W, C]
     y_ptr,  # [N, P, Q, C]
-    indices_ptr,  # [N, P, Q, C] int64, h * W + w of each maximum
+    where_ptr,  # [N, P, Q, C], of each maximum what WHERE says
     M,  # N * P * Q
     C: tl.constexpr,
     H: tl.constexpr,
@@ -36,7 +43,7 @@ def _max_pool2d_kernel(
     PAD_W: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
-    INDICES: tl.constexpr,
+    WHERE: tl.constexpr,  # "none"; "tap": r * S + s; "plane": h * W + w; where there is no maximum, -1
     INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
@@ -52,31 +59,145 @@ def _max_pool2d_kernel(
     w0 = offs_m % Q * STRIDE_W - PAD_W
     x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c  # [BLOCK_M, VECTOR]
 
+    # Whether all windows lie inside the input.
+    WHOLE: tl.constexpr = (
+        PAD_H + PAD_W == 0
+        and (P - 1) * STRIDE_H + (R - 1) * DILATION_H < H
+        and (Q - 1) * STRIDE_W + (S - 1) * DILATION_W < W
+    )
     best = tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32)
-    where = tl.full((BLOCK_M, VECTOR), -1, dtype=tl.int64)
+    if WHERE != "none":
+        # The first pixel in the window, which stays the winner if all are -inf.
+        r0 = (tl.maximum(-h0, 0) + DILATION_H - 1) // DILATION_H
+        s0 = (tl.maximum(-w0, 0) + DILATION_W - 1) // DILATION_W
+        h = h0 + r0 * DILATION_H
+        w = w0 + s0 * DILATION_W
+        first = h * W + w if WHERE == "plane" else r0 * S + s0
+        where = tl.where((h < H) & (w < W), first, -1)[:, None].broadcast_to((BLOCK_M, VECTOR))
     for r in tl.static_range(R):
         for s in tl.static_range(S):
             h = h0 + r * DILATION_H
             w = w0 + s * DILATION_W
-            inside = mask_m & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            inside = mask_m if WHOLE else mask_m & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             x = tl.load(
                 x_ptrs + (r * DILATION_H * W + s * DILATION_W) * C,
                 mask=inside[:, None] & mask_c,
                 other=float("-inf"),
             ).to(tl.float32)
-            if INDICES:
-                # The first of equals, the last NaN, and the first element of a window that is all -inf: as PyTorch.
-                better = inside[:, None] & ((x > best) | (x != x) | (where < 0))
-                best = tl.where(better, x, best)
-                where = tl.where(better, (h * W + w).to(tl.int64)[:, None], where)
-            else:
-                best = tl.maximum(best, x, propagate_nan=tl.PropagateNan.ALL)
+            if WHERE != "none":
+                better = (x > best) | (x != x)  # the first of equals, the last NaN: as PyTorch
+                where = tl.where(better, (h * W + w)[:, None] if WHERE == "plane" else r * S + s, where)
+            best = tl.maximum(best, x, propagate_nan=tl.PropagateNan.ALL)
 
     offs = (offs_m * C)[:, None] + offs_c
     mask = mask_m[:, None] & mask_c
     tl.store(y_ptr + offs, runtime.cast(best, y_ptr.dtype.element_ty), mask=mask)
-    if INDICES:
-        tl.store(indices_ptr + offs, where, mask=mask)
+    if WHERE != "none":
+        tl.store(where_ptr + offs, where.to(where_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gather(
+    dy_ptrs,  # [M, VECTOR], of window (p, q)
+    where_ptrs,  # [M, VECTOR]
+    p,  # [M]
+    q,  # [M]
+    mask,  # [M, VECTOR]
+    place,  # [M], h * W + w of the cell's first pixel; None if where holds taps
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    C: tl.constexpr,
+    W: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+):
+    """The gradients of ROWS x COLUMNS pixels in the cell (p, q), row by row, each [M, VECTOR] in fp32.
+
+    The strides cut the padded input into cells; window (p, q) begins in the corner of cell (p, q). Which pixel of its
+    cell a tap falls on, and how many cells the window begins before, is the same everywhere: every tap belongs to one
+    pixel, and the few windows that reach into a cell are read once for all its pixels.
+    """
+    cell = ()
+    for _ in tl.static_range(ROWS * COLUMNS):
+        cell += (tl.zeros(dy_ptrs.shape, dtype=tl.float32),)
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            up = r * DILATION_H // STRIDE_H
+            left = s * DILATION_W // STRIDE_W
+            row = r * DILATION_H % STRIDE_H
+            column = s * DILATION_W % STRIDE_W
+            inside = (p >= up) & (p < P + up) & (q >= left) & (q < Q + left)
+            inside = inside[:, None] & mask
+            offs = (up * Q + left) * C
+            dy = tl.load(dy_ptrs - offs, mask=inside, other=0.0).to(tl.float32)
+            where = tl.load(where_ptrs - offs, mask=inside, other=0)  # whatever it is: dy is 0
+            won = where == (r * S + s if place is None else (place + (row * W + column))[:, None])
+            updated = ()
+            for i in tl.static_range(ROWS * COLUMNS):
+                updated += (cell[i] + tl.where(won, dy, 0.0) if i == row * COLUMNS + column else cell[i],)
+            cell = updated
+    return cell
+
+
+@triton.jit
+def _max_pool2d_gradient_kernel(
+    dy_ptr,  # [N, P, Q, C]
+    where_ptr,  # [N, P, Q, C]
+    dx_ptr,  # [N, H, W, C]
+    N,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    WHERE: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    # A thread has 16 bytes of channels of a cell, STRIDE_H x STRIDE_W pixels; those beyond the taps' reach are left.
+    VECTOR: tl.constexpr = 128 // dy_ptr.dtype.element_ty.primitive_bitwidth
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    FIRST_P: tl.constexpr = PAD_H // STRIDE_H  # the first cell that holds pixels
+    FIRST_Q: tl.constexpr = PAD_W // STRIDE_W
+    CELLS_P: tl.constexpr = (H + PAD_H + STRIDE_H - 1) // STRIDE_H - FIRST_P
+    CELLS_Q: tl.constexpr = (W + PAD_W + STRIDE_W - 1) // STRIDE_W - FIRST_Q
+    v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M], in the order N, P, Q, C
+    offs_c = (v % VECTORS * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
+    q = v // VECTORS % CELLS_Q + FIRST_Q
+    p = v // (VECTORS * CELLS_Q) % CELLS_P + FIRST_P
+    n = v // (VECTORS * CELLS_Q * CELLS_P)
+    mask = (n < N)[:, None] & (offs_c < C)
+    w0 = q * STRIDE_W - PAD_W
+    offs = (((n * P + p) * Q + q) * C)[:, None] + offs_c
+
+    ROWS: tl.constexpr = min(STRIDE_H, (R - 1) * DILATION_H + 1)
+    COLUMNS: tl.constexpr = min(STRIDE_W, (S - 1) * DILATION_W + 1)
+    h0 = p * STRIDE_H - PAD_H
+    place = h0 * W + w0
+    cell = gather(
+        dy_ptr + offs, where_ptr + offs, p, q, mask, place if WHERE == "plane" else None, ROWS, COLUMNS,
+        C, W, P, Q, R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
+    )  # fmt: skip
+    dx_ptrs = dx_ptr + ((n * (H * W) + place) * C)[:, None] + offs_c
+    for i in tl.static_range(ROWS):
+        for j in tl.static_range(COLUMNS):
+            inside = (h0 + i >= 0) & (h0 + i < H) & (w0 + j >= 0) & (w0 + j < W)
+            dx = runtime.cast(cell[i * COLUMNS + j], dx_ptr.dtype.element_ty)
+            tl.store(dx_ptrs + (i * W + j) * C, dx, mask=inside[:, None] & mask)
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
@@ -91,6 +212,16 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return count - 1 if (count - 1) * stride >= size + padding else count
 
 
+def tap_dtype(kernel_size: Sequence[int]) -> torch.dtype:
+    """What holds the taps of a window, and one value more: a byte, of which all are taken at 16 x 16."""
+    return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
+
+
+def gradient_wanted(input: torch.Tensor) -> bool:
+    """Whether autograd is recording what becomes of ``input``."""
+    return torch.is_grad_enabled() and input.requires_grad
+
+
 def launch_max_pool2d(
     input: torch.Tensor,
     kernel_size: Sequence[int],
@@ -98,9 +229,9 @@ def launch_max_pool2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
-    return_indices: bool,
+    where: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    output, indices = _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    output, indices = _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, where)
     if output.numel() == 0:
         return output, indices
     x = input.contiguous(memory_format=torch.channels_last)
@@ -130,24 +261,97 @@ def launch_max_pool2d(
         PAD_W=padding[1],
         DILATION_H=dilation[0],
         DILATION_W=dilation[1],
-        INDICES=return_indices,
+        WHERE=where,
         INDEX=runtime.index_type(x),
         **tile,
     )
     return output, indices
 
 
-def _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
+def launch_max_pool2d_gradient(
+    gradient: torch.Tensor,
+    indices: torch.Tensor,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    where: str,
+) -> torch.Tensor:
+    output = _max_pool2d_gradient_output(gradient, indices, size, kernel_size, stride, padding, dilation, where)
+    if output.numel() == 0:
+        return output
+    if any(step > d * (window - 1) + 1 for step, window, d in zip(stride, kernel_size, dilation, strict=True)):
+        output.zero_()  # pixels between the windows, which the kernel does not visit
+    dy = gradient.contiguous(memory_format=torch.channels_last)
+    N, C, P, Q = dy.shape
+    H, W = size
+    cells = N * (triton.cdiv(H + padding[0], stride[0]) - padding[0] // stride[0])
+    cells *= triton.cdiv(W + padding[1], stride[1]) - padding[1] // stride[1]
+    tile = tiles.lookup("max_pool2d_gradient", dy, cells, C, kernel_size[0] * kernel_size[1])
+    vectors = triton.cdiv(C, 16 // dy.element_size())  # of a pixel
+    grid = lambda META: (triton.cdiv(cells * vectors, META["BLOCK_M"]),)
+    runtime.launch(
+        _max_pool2d_gradient_kernel,
+        grid,
+        dy,
+        indices.contiguous(memory_format=torch.channels_last),
+        output,
+        N,
+        C=C,
+        H=H,
+        W=W,
+        P=P,
+        Q=Q,
+        R=kernel_size[0],
+        S=kernel_size[1],
+        STRIDE_H=stride[0],
+        STRIDE_W=stride[1],
+        PAD_H=padding[0],
+        PAD_W=padding[1],
+        DILATION_H=dilation[0],
+        DILATION_W=dilation[1],
+        WHERE=where,
+        INDEX=runtime.index_type(output, dy),
+        **tile,
+    )
+    return output
+
+
+def _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, where):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0], padding[0], dilation[0], ceil_mode)
     Q = output_size(W, kernel_size[1], stride[1], padding[1], dilation[1], ceil_mode)
     like = {"device": input.device, "memory_format": torch.channels_last}
     output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
-    indices = torch.empty((N, C, P, Q) if return_indices else (0, 0, 0, 0), dtype=torch.int64, **like)
+    dtype = torch.int64 if where == "plane" else tap_dtype(kernel_size)
+    indices = torch.empty((0, 0, 0, 0) if where == "none" else (N, C, P, Q), dtype=dtype, **like)
     return output, indices
 
 
-_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, _max_pool2d_output)
+def _max_pool2d_gradient_output(gradient, indices, size, kernel_size, stride, padding, dilation, where):
+    shape = (*gradient.shape[:2], *size)
+    return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+
+
+_max_pool2d_gradient = runtime.register("max_pool2d_gradient", launch_max_pool2d_gradient, _max_pool2d_gradient_output)
+
+
+def _save(ctx, inputs, output):
+    x, *ctx.geometry, _, ctx.where = inputs
+    check(ctx.where != "none", "max_pool2d: a gradient takes where each maximum lies, got where='none'")
+    ctx.size = x.shape[2:]
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the gradient that indices do not have
+
+
+def _gradient(ctx, dy, _):
+    dx = None if dy is None else _max_pool2d_gradient(dy, *ctx.saved_tensors, ctx.size, *ctx.geometry, ctx.where)
+    return dx, None, None, None, None, None, None
+
+
+_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, _max_pool2d_output, _save, _gradient)
 
 
 def max_pool2d(
@@ -206,7 +410,8 @@ def max_pool2d(
     )
 
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output, indices = _max_pool2d(batched, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    where = "plane" if return_indices else "tap" if gradient_wanted(input) else "none"
+    output, indices = _max_pool2d(batched, kernel_size, stride, padding, dilation, ceil_mode, where)
     if input.dim() == 3:
         output = output.squeeze(0)
         indices = indices.squeeze(0) if return_indices else indices

@@ -58,8 +58,11 @@ def small_tiles(monkeypatch):
         "dropout": {"BLOCK_M": 64},
         "reduce_losses": {"BLOCK_M": 4},
         "local_response_norm": {"BLOCK_M": 4},
+        "local_response_norm_gradient": {"BLOCK_M": 4},
         "max_pool2d": {"BLOCK_M": 4},
+        "max_pool2d_gradient": {"BLOCK_M": 4},
         "lrn_max_pool2d": {"BLOCK_M": 4, "BLOCK_P": 2, "BLOCK_Q": 2},
+        "lrn_max_pool2d_gradient": {"BLOCK_M": 4, "BLOCK_C": 2},
     }
     other = {"BLOCK_M": 4, "BLOCK_N": 16}
     monkeypatch.setattr(tiles, "lookup", lambda operator, *_: tile.get(operator, other))

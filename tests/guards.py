@@ -17,6 +17,8 @@ POISON = {
     torch.float16: {"output": 0x7E25, "input": 0x7E5A},
     torch.bfloat16: {"output": 0x7FC5, "input": 0x7FDA},
     torch.int64: {"output": 0x5A5A5A5A5A5A5A5B, "input": 0x2525252525252525},
+    torch.int32: {"output": 0x5A5A5A5B, "input": 0x25252525},
+    torch.uint8: {"output": 0x5B, "input": 0x25},
 }
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

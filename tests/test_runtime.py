@@ -174,8 +174,8 @@ def test_operators_are_registered_with_pytorch():
         "dropout": (x, 0.5, 3),
         "linear": (torch.randn(3, 5), torch.randn(7, 5), torch.randn(7), False),
         "local_response_norm": (x, 5, 1e-4, 0.75, 1.0),
-        "lrn_max_pool2d": (x, 5, 1e-4, 0.75, 1.0, [3, 3], [2, 2]),
-        "max_pool2d": (x, [3, 3], [2, 2], [1, 1], [1, 1], False, True),
+        "lrn_max_pool2d": (x, 5, 1e-4, 0.75, 1.0, [3, 3], [2, 2], False),
+        "max_pool2d": (x, [3, 3], [2, 2], [1, 1], [1, 1], False, "none"),
         "softmax": (torch.randn(3, 5),),
     }
     device = runtime.default_device()

@@ -41,6 +41,7 @@ MATRIX = (
 SPLIT = ("conv2d", "conv2d_weight_gradient")
 ROWS_OF_CLASSES = ("softmax", "softmax_gradient", "cross_entropy", "cross_entropy_gradient")
 SUMMED = ("bias_relu_gradient", "column_sums")
+VECTORISED = ("local_response_norm", "local_response_norm_gradient", "max_pool2d", "max_pool2d_gradient")
 
 
 def default(problem: Problem) -> Tile:
@@ -56,8 +57,11 @@ def default(problem: Problem) -> Tile:
         return _default_summed(problem)
     if operator in ROWS_OF_CLASSES:
         return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
-    if operator in ("local_response_norm", "max_pool2d"):
+    if operator in VECTORISED:
         return {"BLOCK_M": 256, "num_warps": 4}
+    if operator == "lrn_max_pool2d_gradient":
+        # Two vectors of channels a thread share neighbours, which saves arithmetic, once there are threads enough.
+        return {"BLOCK_M": 128, "BLOCK_C": 2 if _vectors(problem) >= 2**18 else 1, "num_warps": 4}
     if operator == "lrn_max_pool2d":
         # Blocks of pixels, which save arithmetic, once there are threads enough; they need registers, as windows do.
         threads = _vectors(problem) if K <= 9 else 0
@@ -191,7 +195,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
                     tried += [tile | {"num_warps": warps} for warps in (4, 8)]
     elif operator in ROWS_OF_CLASSES:
         tried = [first | {"num_warps": warps} for warps in (1, 2, 8)]
-    elif operator in ("local_response_norm", "max_pool2d"):
+    elif operator in VECTORISED:
         tried = [{"BLOCK_M": lanes * warps * rows, "num_warps": warps} for rows in (1, 2) for warps in (1, 2, 4, 8)]
     elif operator == "lrn_max_pool2d":
         tried = [
@@ -199,6 +203,10 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
             for p in (1, 2, 3, 7, 9)
             for q in (1, 2, 3)
             for warps in (2, 4)
+        ]
+    elif operator == "lrn_max_pool2d_gradient":
+        tried = [
+            {"BLOCK_M": lanes * warps, "BLOCK_C": c, "num_warps": warps} for c in (1, 2, 3) for warps in (1, 2, 4, 8)
         ]
     else:  # space_to_depth
         vector = first["BLOCK_N"] // 2
@@ -229,9 +237,9 @@ def interpreter(problem: Problem) -> Tile:
     if operator in SUMMED:
         block_n = _power(N, 1, 2**12)
         return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n, "STEPS": 1}
-    if operator in ("local_response_norm", "max_pool2d", "lrn_max_pool2d"):
-        tile = {"BLOCK_M": _power(_vectors(problem), 1, 2**15)}
-        return tile | {"BLOCK_P": 1, "BLOCK_Q": 1} if operator == "lrn_max_pool2d" else tile
+    if operator in (*VECTORISED, "lrn_max_pool2d", "lrn_max_pool2d_gradient"):
+        block = {"lrn_max_pool2d": {"BLOCK_P": 1, "BLOCK_Q": 1}, "lrn_max_pool2d_gradient": {"BLOCK_C": 1}}
+        return {"BLOCK_M": _power(_vectors(problem), 1, 2**15)} | block.get(operator, {})
     block_n = _power(N, 1, 2**18)
     return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n}
 
