@@ -363,7 +363,7 @@ conv2d_weight_gradient = runtime.register(
 
 def save(ctx, inputs, output):
     """Keeps of conv2d's arguments and output what the gradients that are asked for are made of."""
-    input, weight, bias, *ctx.geometry, relu = inputs
+    input, weight, _, *ctx.geometry, relu = inputs
     need_input, need_weight, *_ = ctx.needs_input_grad
     ctx.sizes = input.shape, weight.shape
     ctx.save_for_backward(input if need_weight else None, weight if need_input else None, output if relu else None)
@@ -374,12 +374,13 @@ def gradients(ctx, grad):
     need_input, need_weight, need_bias, *_ = ctx.needs_input_grad
     input, weight, output = ctx.saved_tensors
     input_size, weight_size = ctx.sizes
+    filters = weight_size[0]
     N, K, P, Q = grad.shape
     matrix = lambda tensor: tensor.movedim(1, -1).reshape(N * P * Q, K)
     dz, db = epilogue_gradient(matrix(grad), None if output is None else matrix(output), need_bias)
     dz = dz.view(N, P, Q, K).movedim(-1, 1)
     dx = conv2d_input_gradient(dz, weight, input_size, *ctx.geometry) if need_input else None
     dw = conv2d_weight_gradient(dz, input, weight_size, *ctx.geometry) if need_weight else None
-    if need_bias and K != weight_size[0]:  # no channels in: none out either, whatever the filters
-        db = grad.new_zeros(weight_size[0])
+    if filters != K:  # no channels in: none out either, whatever the filters
+        db = grad.new_zeros(filters)
     return dx, dw, db if need_bias else None, None, None, None, None, None

@@ -120,7 +120,7 @@ def launch_depth_to_space(y: torch.Tensor, block: int, top: int, left: int, shap
     0 where space to depth took nothing from.
     """
     output = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
-    N, C, H, W = shape
+    _, C, H, W = shape
     elements = output.numel()
     tile = tiles.lookup("depth_to_space", y, elements, 1, 1)
     runtime.launch(

@@ -74,7 +74,7 @@ def test_default_comes_first_among_the_candidates(layer, batch):
         assert noted
         for problem, tile in noted:
             found = choices.candidates(architecture, problem)
-            assert found[0] == choices.default(problem)
+            assert found[0] == choices.default(architecture, problem)
             assert len(found) == len({json.dumps(candidate) for candidate in found})
             assert tile in (found[0], tiles.tuned(architecture, problem))
             for candidate in found:
@@ -156,4 +156,4 @@ def test_tuner_refuses(arguments, named, capsys):
 def test_an_unknown_gpu_has_tiles():
     problem = Problem("conv2d", "float16", 21632, 384, 2304)
     found = choices.candidates("sm_120", problem)
-    assert found[0] == choices.default(problem) and len(found) > 5
+    assert found[0] == choices.default("sm_120", problem) and len(found) > 5

@@ -37,7 +37,7 @@ def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Tile:
     elif architecture == "interpreter":
         tile = choices.interpreter(problem)
     else:
-        tile = tuned(architecture, problem) or choices.default(problem)
+        tile = tuned(architecture, problem) or choices.default(architecture, problem)
     if _noted is not None:
         _noted.append((problem, tile))
     return tile
@@ -93,11 +93,14 @@ def table(architecture: str) -> dict[Problem, Tile]:
 def tuned(architecture: str, problem: Problem) -> Tile | None:
     """The tile of the same problem at the nearest M, by ratio: a layer keeps N and K when the batch varies.
 
-    None where nothing within four times M was tuned.
+    At the nearest K where the batch is summed up. None where nothing within four times M was tuned.
     """
     rows = table(architecture)
-    alike = [row for row in rows if row._replace(M=problem.M) == problem and 1 / 4 <= row.M / problem.M <= 4]
-    return rows[min(alike, key=lambda row: abs(math.log(row.M / problem.M)))] if alike else None
+    axis = "K" if problem.operator in choices.SUMS_THE_BATCH else "M"
+    size = getattr(problem, axis)
+    ratios = {row: getattr(row, axis) / size for row in rows if row._replace(**{axis: size}) == problem}
+    alike = [row for row, ratio in ratios.items() if 1 / 4 <= ratio <= 4]
+    return rows[min(alike, key=lambda row: abs(math.log(ratios[row])))] if alike else None
 
 
 def forget() -> None:

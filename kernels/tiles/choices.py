@@ -29,15 +29,20 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "tf32": 4}
 
 
 ELEMENTWISE = ("bias_relu", "dropout", "add_shares", "depth_to_space")
-MATRIX = ("conv2d", "conv2d_input_gradient", "conv2d_weight_gradient", "linear")
+GRADIENTS = ("conv2d_input_gradient", "conv2d_weight_gradient")
+MATRIX = ("conv2d", "linear", *GRADIENTS)
 """Products: the tensor cores', where there are any for the dtype."""
 SPLIT = ("conv2d", "conv2d_weight_gradient")
+SUMS_THE_BATCH = ("conv2d_weight_gradient",)
+"""Products whose K grows with the batch, where others' M does."""
 SUMMED = ("bias_relu_gradient", "column_sums")
 
 
-def default(problem: Problem) -> Tile:
+def default(architecture: str, problem: Problem) -> Tile:
     """A good tile for a GPU that nobody has tuned for."""
     operator, dtype, _, N, K = problem
+    if operator in GRADIENTS:
+        return _default_gradient(architecture, problem)
     if operator in MATRIX:
         return _default_product(problem)
     if operator == "linear_row":
@@ -77,12 +82,59 @@ def _default_product(problem: Problem) -> Tile:
     stages = 4 if block_m + block_n <= 128 else 3  # as many as an MI300X has shared memory for
     run = 64 if dtype == "float32" else 128
     tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=stages, run=run)
-    if operator in SPLIT:
+    if operator == "conv2d":
         # Still too few: share out the taps, as long as each share keeps the pipeline busy.
         programs, steps, tile["SPLIT_K"] = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // tile["BLOCK_K"], 1
         while programs * tile["SPLIT_K"] < 128 and steps >= 8 * tile["SPLIT_K"] and tile["SPLIT_K"] < 8:
             tile["SPLIT_K"] *= 2
     return tile
+
+
+def _default_gradient(architecture: str, problem: Problem) -> Tile:
+    # What has to fit in registers: the accumulator, the addresses, and the operands too, unless tensor cores read them
+    # from shared memory, as Hopper's and Blackwell's do.
+    if problem.dtype == "float32":
+        block_m = 64 if problem.operator in SUMS_THE_BATCH else 128
+        fits = lambda tile: (tile["BLOCK_M"], tile["BLOCK_N"], tile["BLOCK_K"]) == (block_m, 64, 16)
+    elif problem.dtype == "tf32" or architecture not in ("sm_90", "sm_100"):
+        fits = lambda tile: tile["BLOCK_M"] * tile["BLOCK_N"] <= 128 * 128
+    else:
+        fits = lambda _: True
+    return next(tile for tile in _by_model(architecture, problem) if fits(tile))
+
+
+def _by_model(architecture: str, problem: Problem) -> list[Tile]:
+    """Products' tiles, the one first that takes the least time by a model of an H100.
+
+    In a cycle a multiprocessor multiplies so many elements and reads 64 bytes from L2, and all of them together read
+    4096: what has small tiles waits for L2. Programs run in rounds of one for each multiprocessor.
+    """
+    operator, dtype, M, N, K = problem
+    rate = {"float32": 128, "tf32": 1024}.get(dtype, 2048)
+
+    def cycles(tile: Tile) -> float:
+        block_m, block_n, block_k, splits = (tile[x] for x in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLIT_K"))
+        rows, columns, steps = triton.cdiv(M, block_m), triton.cdiv(N, block_n), triton.cdiv(K, block_k * splits)
+        programs = rows * columns * splits
+        read = (M / rows + N / columns) * block_k * ITEMSIZE[dtype]  # bytes a step; what is masked is not read
+        step = max(block_m * block_n * block_k / rate, read / 64)
+        busy = triton.cdiv(programs, MULTIPROCESSORS) * (steps * step + 2000)
+        adding = 5000 + splits * M * N * 8 / 1500 if splits > 1 else 0  # shares, written and read
+        return max(busy, programs * steps * read / 4096) + adding
+
+    tried = [tile | {"SPLIT_K": splits} for tile in _fitting(architecture, dtype) for splits in _splits(tile, problem)]
+    tried.sort(key=cycles)
+    return [{key: size for key, size in tile.items() if key != "SPLIT_K" or operator in SPLIT} for tile in tried]
+
+
+def _splits(tile: Tile, problem: Problem) -> list[int]:
+    """Numbers of shares that fill the multiprocessors once, twice, ... where K is long enough for the pipeline."""
+    operator, _, M, N, K = problem
+    programs = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
+    found = {1}
+    if operator in SUMS_THE_BATCH:
+        found |= {MULTIPROCESSORS * rounds // programs for rounds in (1, 2, 3)}
+    return sorted(s for s in found if s == 1 or 1 < s <= K // (4 * tile["BLOCK_K"]))
 
 
 def _default_summed(problem: Problem) -> Tile:
@@ -140,23 +192,33 @@ ROWS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 2048, 4), (4, 4096, 8), (8
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
+MULTIPROCESSORS = 132  # an H100's
+
+
 def shared_memory(architecture: str, tile: Tile, dtype: str) -> int:
     """Bytes that a product's pipeline takes: a tile of A and one of B for each stage, but for AMD's last."""
     buffers = tile["num_stages"] - architecture.startswith("gfx")
     return (tile["BLOCK_M"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * ITEMSIZE[dtype] * buffers
 
 
+def _fitting(architecture: str, dtype: str) -> list[Tile]:
+    """Products' tiles that shared memory holds."""
+    tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
+    limit = SHARED_MEMORY.get(architecture, 64 * 1024)
+    return [tile for tile in tried if shared_memory(architecture, tile, dtype) <= limit]
+
+
 def candidates(architecture: str, problem: Problem) -> list[Tile]:
     """The tiles that the tuner tries for a problem on ``architecture``, the default first."""
     operator, dtype, M, N, K = problem
-    first = default(problem)
+    first = default(architecture, problem)
     lanes = 64 if architecture.startswith("gfx") else 32  # of a warp
-    if operator in MATRIX:
-        tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
-        # No tile that is mostly padding, and none that does not fit in shared memory.
+    if operator in GRADIENTS:
+        tried = _by_model(architecture, problem)[:24]
+    elif operator in MATRIX:
+        # No tile that is mostly padding.
+        tried = _fitting(architecture, dtype)
         tried = [t for t in tried if t["BLOCK_M"] < 2 * max(M, 16) and t["BLOCK_N"] < 2 * max(N, 16)]
-        limit = SHARED_MEMORY.get(architecture, 64 * 1024)
-        tried = [t for t in tried if shared_memory(architecture, t, dtype) <= limit]
         if operator in SPLIT:
             splits = [1]
             if triton.cdiv(M, 64) * triton.cdiv(N, 64) < 128:
