@@ -127,13 +127,13 @@ def gather(
     for _ in tl.static_range(ROWS * COLUMNS):
         cell += (tl.zeros(dy_ptrs.shape, dtype=tl.float32),)
     for r in tl.static_range(R):
+        up = r * DILATION_H // STRIDE_H
+        row = r * DILATION_H % STRIDE_H
+        mask_p = mask & ((p >= up) & (p < P + up))[:, None]
         for s in tl.static_range(S):
-            up = r * DILATION_H // STRIDE_H
             left = s * DILATION_W // STRIDE_W
-            row = r * DILATION_H % STRIDE_H
             column = s * DILATION_W % STRIDE_W
-            inside = (p >= up) & (p < P + up) & (q >= left) & (q < Q + left)
-            inside = inside[:, None] & mask
+            inside = mask_p & ((q >= left) & (q < Q + left))[:, None]
             offs = (up * Q + left) * C
             dy = tl.load(dy_ptrs - offs, mask=inside, other=0.0).to(tl.float32)
             where = tl.load(where_ptrs - offs, mask=inside, other=0)  # whatever it is: dy is 0

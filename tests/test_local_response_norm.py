@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import kernels
 from kernels.layers import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, name, randn
 
 CASES = {  # input, size
     "1x1": ((1, 1, 1, 1), 1),
@@ -103,6 +103,120 @@ def test_negative_base_is_nan_as_in_pytorch(beta, guarded):
 @pytest.mark.parametrize("size", [1, 2, 8, 17, 40])
 def test_windows_that_end_within_a_threads_16_bytes_or_far_beyond(size, guarded):
     check(guarded, channels_last(randn(1, 24, 3, 2, dtype=torch.float16)), size, **STRONG)
+
+
+def check_gradient(guarded, x, size, **arguments):
+    ours = lambda x: kernels.local_response_norm(x, size, **arguments)
+    assert_gradients(ours, lambda x: reference.local_response_norm(x, size, **arguments), [x], guarded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("empty-with-window-0", "no-channels")])
+def test_gradient(case, dtype, guarded):
+    shape, size = CASES[case]
+    check_gradient(guarded, channels_last(randn(*shape, dtype=dtype)), size, **STRONG)
+
+
+@pytest.mark.parametrize("shape, size", [((0, 5, 3, 3), 0), ((2, 0, 3, 3), 5)], ids=["window-0", "no-channels"])
+def test_gradient_of_nothing(shape, size, guarded):
+    """PyTorch makes nothing of these: in the forward pass of the first, in the backward pass of the second."""
+    x = guarded(randn(*shape)).requires_grad_()
+    (dx,) = torch.autograd.grad(kernels.local_response_norm(x, size).sum(), x)
+    assert dx.shape == x.shape
+
+
+@pytest.mark.parametrize("case", ["window-4", "window-over-channels", "channels-31"])
+def test_gradient_in_small_tiles(case, guarded, small_tiles):
+    shape, size = CASES[case]
+    check_gradient(guarded, channels_last(randn(*shape, dtype=torch.float16)), size, **STRONG)
+
+
+@pytest.mark.parametrize("beta", [0.6, 0.75])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 17, 40])
+def test_gradient_of_windows_of_any_size(size, beta, guarded):
+    """Windows are no mirror images of themselves where the size is even: a gradient comes from one channel more above.
+
+    Theirs begin and end within a thread's 16 bytes, with them, and far beyond."""
+    x = channels_last(randn(1, 24, 3, 2, dtype=torch.float16))
+    check_gradient(guarded, x, size, **{**STRONG, "beta": beta})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"alpha": 5e-4, "k": 2.0}, {"alpha": 0.0}, {"beta": 0.0}, {"beta": -0.5}, {"k": 0.0}, {"beta": 1.0}],
+    ids=str,
+)
+def test_gradient_of_formulas(arguments, dtype, guarded):
+    check_gradient(guarded, channels_last(10 * randn(2, 9, 3, 5, dtype=dtype)), 5, **arguments)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_layouts(layout, guarded):
+    check_gradient(guarded, LAYOUTS[layout](randn(2, 5, 7, 3)), 3, **STRONG)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("layer", ["pool1", "pool2"])
+def test_gradient_alexnet(layer, dtype, guarded):
+    (shape,) = (x.input for x in ALEXNET if x.name == layer)
+    check_gradient(guarded, channels_last(30 * randn(1, *shape, dtype=dtype)), 5)
+
+
+def test_gradient_where_squares_overflow_float16(guarded):
+    check_gradient(guarded, channels_last(3e4 * randn(1, 9, 2, 3).clamp(-2, 2)).half(), 5)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e5, 1e12], ids=str)
+@pytest.mark.parametrize("beta", [0.6, 0.75])
+def test_gradient_of_large_and_small_numbers(beta, scale, guarded):
+    """Where k is nothing beside the squares; a tiny k keeps the smallest finite."""
+    check_gradient(guarded, channels_last(scale * randn(1, 9, 2, 3)), 5, alpha=1.0, beta=beta, k=0.0)
+
+
+@pytest.mark.parametrize("k", [0.0, -0.5])
+def test_gradient_at_the_edges_of_the_channels(k, guarded):
+    """Beside the last channel are windows with nothing in them, of which k = 0 makes 0 / 0: they are nobody's."""
+    x = 3 + randn(1, 9, 2, 3).abs()
+    x[:, 0] = x[:, -1] = 0.0
+    check_gradient(guarded, channels_last(x), 5, alpha=1.0, beta=0.75, k=k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_gradient_spreads_nan_as_in_pytorch(dtype, guarded):
+    x = randn(1, 12, 2, 3, dtype=dtype)
+    x[0, 3, 0, 0] = float("nan")
+    check_gradient(guarded, channels_last(x), 5, **STRONG)
+
+
+def test_gradient_of_a_sum_is_expanded(guarded):
+    x = randn(2, 5, 3, 3)
+    ours = guarded(x).requires_grad_()
+    theirs = reference.exact(x).requires_grad_()
+    kernels.local_response_norm(ours, 5, **STRONG).sum().backward()
+    F.local_response_norm(theirs, 5, **STRONG).sum().backward()
+    assert_close(ours.grad, theirs.grad)
+
+
+def test_a_second_derivative_is_refused(guarded):
+    x = guarded(randn(1, 2, 5, 5)).requires_grad_()
+    (dx,) = torch.autograd.grad(kernels.local_response_norm(x, 3).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="local_response_norm_gradient has no gradient"):
+        dx.sum().backward()
+
+
+def test_gradcheck(guarded):
+    """In float32 values of about 1 have errors of 1e-7, which steps of 0.02 make 1e-5; the steps' own are 1e-4."""
+    x = guarded(randn(1, 5, 2, 1)).requires_grad_()
+    norm = lambda x: kernels.local_response_norm(x, 4, 0.7, 0.75, 1.0)
+    assert torch.autograd.gradcheck(norm, (x,), eps=1e-2, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.parametrize("shape", [(2, 5, 3, 3), (2, 5, 7)], ids=str)
+def test_registered_with_its_gradient(shape, device):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    torch.library.opcheck(torch.ops.alexnet.local_response_norm.default, (x, 5, 1e-4, 0.75, 1.0))
 
 
 def T(*shape, dtype=torch.float32):  # noqa: N802

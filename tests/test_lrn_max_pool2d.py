@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import tiles
+from kernels import runtime, tiles
 from kernels.layers import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn
 
 CASES = {  # input, size, kernel_size, stride
     "1x1": ((1, 1, 1, 1), 1, 1, 1),
@@ -106,6 +106,164 @@ def test_nan_and_infinity_spread_as_in_pytorch(dtype, guarded):
 
 def test_squares_may_overflow_float16(guarded):
     check(guarded, (3e4 * randn(1, 9, 5, 5).clamp(-2, 2)).half(), 5, (1e-4, 0.75, 1.0), 3, 2)
+
+
+def undecided(x, size, formula, kernel_size, stride):
+    """Where two pixels come so close to winning that float32 may take the one, and float64 the other."""
+    y = F.local_response_norm(exact(x) if x.dim() == 4 else exact(x)[None], size, *formula)
+    (R, S), (U, V) = ((v, v) if isinstance(v, int) else v for v in (kernel_size, stride))
+    windows = y.unfold(2, R, U).unfold(3, S, V).flatten(4)  # [N, C, P, Q, R * S]
+    best = windows.amax(-1, keepdim=True)
+    close = ((windows < best) & (windows > best - 3e-6 * best.abs())).any(-1)
+    return close if x.dim() == 4 else close[0]
+
+
+def check_gradient(guarded, x, size, formula, kernel_size, stride):
+    close = undecided(x, size, formula, kernel_size, stride)
+    assert close.sum() <= 1e-3 * close.numel()
+    arguments = (size, *formula, kernel_size, stride)
+    ours = lambda x: kernels.lrn_max_pool2d(x, *arguments).masked_fill(close.to(x.device), 0.0)
+    assert_gradients(ours, lambda x: reference.lrn_max_pool2d(x, *arguments).masked_fill(close, 0.0), [x], guarded)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "pair-of-one"])
+def test_gradient(case, guarded):
+    shape, size, kernel_size, stride = CASES[case]
+    x = randn(*shape)
+    check_gradient(guarded, LAYOUTS["channels_last"](x) if x.dim() == 4 else x, size, STRONG, kernel_size, stride)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("beta", [0.6, 0.75])
+@pytest.mark.parametrize("case", ["7-square", "channels-48", "even-window"])
+def test_gradient_of_16_bits(case, beta, dtype, guarded):
+    shape, size, kernel_size, stride = CASES[case]
+    x = LAYOUTS["channels_last"](randn(*shape, dtype=dtype))
+    check_gradient(guarded, x, size, (0.7, beta, 0.5), kernel_size, stride)
+
+
+@pytest.mark.parametrize("case", ["even-window", "stride-over-window"])
+def test_gradient_in_small_tiles(case, guarded, small_tiles):
+    shape, size, kernel_size, stride = CASES[case]
+    check_gradient(guarded, LAYOUTS["channels_last"](randn(*shape)), size, STRONG, kernel_size, stride)
+
+
+def check_taps(guarded, x, formula, kernel_size, stride, tile):
+    """Those that are noted, against PyTorch's indices; pixels are normalised on their own, so that equals stay so."""
+    (R, S), (U, V) = ((v, v) if isinstance(v, int) else v for v in (kernel_size, stride))
+    with tiles.use("lrn_max_pool2d", tile):
+        y, taps = torch.ops.alexnet.lrn_max_pool2d(guarded(x), 1, *formula, [R, S], [U, V], True)
+    normalised = reference.local_response_norm(x, 1, *formula)
+    expected, where = F.max_pool2d(normalised, (R, S), (U, V), return_indices=True)
+    h, w = torch.arange(y.shape[2])[:, None] * U, torch.arange(y.shape[3]) * V
+    assert_close(y, expected, x.dtype)
+    assert torch.equal(taps.cpu(), (where // x.shape[3] - h) * S + where % x.shape[3] - w)
+
+
+@pytest.mark.parametrize("blocks", [(1, 1), (1, 3), (3, 2)], ids=str)
+@pytest.mark.parametrize("kernel_size", [1, 3, (4, 5)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2, (3, 4)], ids=str)
+def test_taps_of_blocks_of_pixels(stride, kernel_size, blocks, guarded):
+    """Carried from window to window along with the maxima; of few distinct numbers, so that the first of equals wins,
+    and with some NaN, of which the last does."""
+    x = torch.randint(-1, 3, (1, 2, 11, 8)).float()
+    x[torch.rand(x.shape) < 0.05] = float("nan")
+    tile = {"BLOCK_M": 256, "BLOCK_P": blocks[0], "BLOCK_Q": blocks[1]}
+    check_taps(guarded, LAYOUTS["channels_last"](x), (0.1, 0.6, 1.0), kernel_size, stride, tile)
+
+
+def test_taps_of_squares(guarded):
+    """Squares are compared in float16 where beta is 3/4."""
+    x = torch.randint(-2, 3, (1, 3, 11, 8)).half()
+    x[torch.rand(x.shape) < 0.05] = float("nan")
+    check_taps(guarded, x, (0.1, 0.75, 1.0), 3, 2, {"BLOCK_M": 256, "BLOCK_P": 3, "BLOCK_Q": 2})
+
+
+@pytest.mark.parametrize("size, vectors", [(1, 2), (2, 2), (5, 1), (5, 2), (5, 3), (8, 2), (17, 2), (40, 3)])
+def test_gradient_of_windows_of_channels(size, vectors, guarded):
+    """With as many vectors of 16 bytes a thread."""
+    with tiles.use("lrn_max_pool2d_gradient", {"BLOCK_M": 64, "BLOCK_C": vectors}):
+        x = LAYOUTS["channels_last"](randn(1, 24, 3, 3, dtype=torch.float16))
+        check_gradient(guarded, x, size, STRONG, 2, 1)
+
+
+@pytest.mark.parametrize("formula", [(1e-4, 0.75, 1.0), (5e-4, 0.75, 2.0), (1, 1, 1), (1.0, -0.5, 0.0)], ids=str)
+def test_gradient_of_formulas(formula, guarded):
+    check_gradient(guarded, 10 * randn(2, 9, 5, 5), 5, formula, 3, 2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_layouts(layout, guarded):
+    check_gradient(guarded, LAYOUTS[layout](randn(2, 5, 7, 9)), 5, STRONG, 3, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("layer", ["pool1", "pool2"])
+def test_gradient_alexnet(layer, dtype, guarded):
+    """Behind a ReLU, so that half of the numbers are equal."""
+    (shape,) = (x.input for x in ALEXNET if x.name == layer)
+    x = LAYOUTS["channels_last"](30 * randn(1, *shape, dtype=dtype).relu())
+    check_gradient(guarded, x, 5, (1e-4, 0.75, 1.0), 3, 2)
+
+
+@pytest.mark.parametrize("beta", [0.6, 0.75])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
+def test_winner_is_chosen_before_rounding(dtype, beta, guarded):
+    """The second pixel wins by too little for 16 bits, in which the two are equal and the first would win."""
+    formula = (0.02, beta, 1.0)
+    x = torch.ones(1, 2, 1, 2, dtype=dtype)
+    x[0, 0, 0, 1] -= 2 * torch.finfo(dtype).eps  # a smaller neighbour below divides by less
+    first, second = reference.local_response_norm(x, 2, *formula)[0, 1, 0]
+    assert second > first and second.to(dtype) == first.to(dtype)
+    check_gradient(guarded, x, 2, formula, (1, 2), 1)
+
+
+def test_gradient_of_a_sum_is_expanded(guarded):
+    x = randn(2, 5, 7, 7)
+    ours = guarded(x).requires_grad_()
+    theirs = exact(x).requires_grad_()
+    kernels.lrn_max_pool2d(ours, 5, *STRONG, 3, 2).sum().backward()
+    reference.lrn_max_pool2d(theirs, 5, *STRONG, 3, 2).sum().backward()
+    assert_close(ours.grad, theirs.grad)
+
+
+def test_gradient_of_windows_that_a_byte_does_not_count(guarded):
+    x = randn(1, 1, 17, 17)
+    x[..., 15, 15] = 5  # the last tap of the first
+    check_gradient(guarded, x, 1, (0.1, 0.5, 1.0), 16, 1)
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["inference", "training"])
+def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
+    x = guarded(randn(2, 3, 7, 7))
+    with runtime.recording() as launches:
+        kernels.lrn_max_pool2d(x.requires_grad_(recorded), 5, *STRONG, 3, 2)
+        with torch.no_grad():
+            kernels.lrn_max_pool2d(x, 5, *STRONG, 3, 2)
+    assert [launch.constants["TAPS"] for launch in launches] == [recorded, False]
+    sizes = [(launch.args[2].dtype, launch.args[2].numel()) for launch in launches]
+    assert sizes == [(torch.uint8, launches[0].args[1].numel() if recorded else 0), (torch.uint8, 0)]
+
+
+def test_a_second_derivative_is_refused(guarded):
+    x = guarded(randn(1, 2, 5, 5)).requires_grad_()
+    (dx,) = torch.autograd.grad(kernels.lrn_max_pool2d(x, 3, *STRONG, 3, 1).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="lrn_max_pool2d_gradient has no gradient"):
+        dx.sum().backward()
+
+
+def test_gradcheck(guarded):
+    """Of numbers so far apart that no step changes a maximum."""
+    x = guarded(torch.randperm(2 * 2 * 3).reshape(1, 2, 2, 3) / 10 + 0.5).requires_grad_()
+    both = lambda x: kernels.lrn_max_pool2d(x, 2, 0.01, 0.75, 1.0, (1, 2), 1)
+    assert torch.autograd.gradcheck(both, (x,), eps=1e-2, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+def test_registered_with_its_gradient(device):
+    x = torch.randn(2, 4, 7, 7, device=device, requires_grad=True)
+    arguments = (x, 5, 1e-4, 0.75, 1.0, [3, 3], [2, 2], True)
+    torch.library.opcheck(torch.ops.alexnet.lrn_max_pool2d.default, arguments)
 
 
 def plain(input, size, alpha, beta, k, kernel_size, stride):

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import kernels
+from kernels import runtime
 from kernels.layers import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, name, randn
 
 CASES = {
     "1x1": {"input": (1, 1, 1, 1), "kernel_size": 1},
@@ -125,6 +126,154 @@ def test_window_in_the_padding_alone(guarded):
     y, where = kernels.max_pool2d(guarded(x), **arguments, return_indices=True)
     assert y.isneginf().all()
     assert where.flatten().tolist() == [-1] * 4
+
+
+def check_gradient(guarded, x, indices=False, **arguments):
+    def ours(x):
+        y = kernels.max_pool2d(x, **arguments, return_indices=indices)
+        return y[0] if indices else y
+
+    assert_gradients(ours, lambda x: reference.max_pool2d(x, **arguments), [x], guarded)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("numpy-ints", "stride-none", "stride-empty")])
+def test_gradient(case, guarded):
+    x, arguments = tensor(CASES[case], torch.float32)
+    check_gradient(guarded, x, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("case", ["1x1", "7-square", "channels-48", "padding", "stride-over-window", "image-only"])
+def test_gradient_of_16_bits(case, dtype, guarded):
+    x, arguments = tensor(CASES[case], dtype)
+    check_gradient(guarded, x, **arguments)
+
+
+@pytest.mark.parametrize("case", ["31-not-square", "padding-uneven", "dilation", "ceil-mode-dilated", "image-only"])
+def test_gradient_by_the_indices_that_are_returned(case, guarded):
+    x, arguments = tensor(CASES[case], torch.float32)
+    check_gradient(guarded, x, True, **arguments)
+
+
+@pytest.mark.parametrize("case", ["7-square", "padding", "dilation", "stride-over-window", "ceil-mode"])
+def test_gradient_in_small_tiles(case, guarded, small_tiles):
+    x, arguments = tensor(CASES[case], torch.float16)
+    check_gradient(guarded, x, **arguments)
+
+
+@pytest.mark.parametrize("kernel, indices", [(1, False), (2, True), (3, False)])
+def test_gradients_of_every_geometry(kernel, indices, guarded):
+    """Of few distinct numbers, so that windows have many equals, and which of them wins shows."""
+    for stride, padding, dilation in itertools.product((1, 2, 4), (0, 1), (1, 2)):
+        arguments = {"stride": (stride, 3), "padding": (padding, 0), "dilation": (dilation, 1)}
+        if padding <= kernel // 2:
+            x = torch.randint(3, (1, 2, 8, 5)).float()
+            ceil_mode = (stride + dilation) % 2 == 0
+            check_gradient(guarded, x, indices, kernel_size=(kernel, 2), ceil_mode=ceil_mode, **arguments)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_layouts(layout, guarded):
+    check_gradient(guarded, LAYOUTS[layout](randn(2, 5, 7, 9)), kernel_size=3, stride=2, padding=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("layer", ["pool1", "pool2", "pool5"])
+def test_gradient_alexnet(layer, dtype, guarded):
+    """Behind a ReLU, so that half of the numbers are equal."""
+    (shape,) = (x.input for x in ALEXNET if x.name == layer)
+    x = LAYOUTS["channels_last"](randn(1, *shape, dtype=dtype).relu())
+    check_gradient(guarded, x, kernel_size=3, stride=2)
+
+
+def test_gradient_of_a_sum_is_expanded(guarded, device):
+    x = randn(2, 3, 7, 7)
+    ours = guarded(x).requires_grad_()
+    theirs = reference.exact(x).requires_grad_()
+    kernels.max_pool2d(ours, 3, 2).sum().backward()
+    F.max_pool2d(theirs, 3, 2).sum().backward()
+    assert_close(ours.grad, theirs.grad, bound=0)
+
+
+@pytest.mark.parametrize("kernel_size", [(15, 17), (16, 16)], ids=str)
+def test_gradient_of_windows_that_a_byte_does_or_does_not_count(kernel_size, guarded):
+    """255 taps and a value for none are the most that a byte holds."""
+    x = randn(1, 1, 17, 18)
+    x[..., 14, 16] = 9  # the last tap of the first
+    check_gradient(guarded, x, kernel_size=kernel_size, stride=1)
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_gradient_goes_to_the_first_infinity_and_to_the_last_nan(padding, indices, guarded):
+    x = randn(1, 3, 9, 9)
+    x[0, 0, 2, 2] = x[0, 0, 3, 3] = x[0, 0, 4, 2] = float("nan")
+    x[0, 1, 2, 2], x[0, 1, 3, 3], x[0, 1, 6, 6] = float("inf"), float("nan"), float("inf")
+    x[0, 2, :5] = float("-inf")
+    check_gradient(guarded, x, indices, kernel_size=3, stride=2, padding=padding)
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+def test_no_gradient_comes_from_a_window_in_the_padding_alone(indices, guarded):
+    x = guarded(randn(1, 1, 1, 4)).requires_grad_()
+    y = kernels.max_pool2d(x, (2, 1), 1, (1, 0), (2, 1), return_indices=indices)
+    (y[0] if indices else y).sum().backward()
+    assert x.grad.flatten().tolist() == [0] * 4
+
+
+def test_gradients_of_float16_are_summed_in_float32(guarded, device):
+    """In float16 2048 + 1 is 2048."""
+    x = torch.zeros(1, 1, 5, 5).half()
+    x[0, 0, 2, 2] = 1
+    x = guarded(x).requires_grad_()
+    y = kernels.max_pool2d(x, 3, 1)
+    gradient = torch.ones(1, 1, 3, 3, device=device).half()
+    gradient[0, 0, 0, 0] = 2048
+    (dx,) = torch.autograd.grad(y, x, gradient)
+    assert dx[0, 0, 2, 2].item() == 2056
+
+
+def test_indices_are_not_differentiable(guarded):
+    y, where = kernels.max_pool2d(guarded(randn(1, 2, 5, 5)).requires_grad_(), 3, return_indices=True)
+    assert y.requires_grad and not where.requires_grad
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["inference", "training"])
+def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
+    x = guarded(randn(2, 3, 7, 7))
+    with runtime.recording() as launches:
+        kernels.max_pool2d(x.requires_grad_(recorded), 3)
+        with torch.no_grad():
+            kernels.max_pool2d(x, 3)
+    assert [launch.constants["WHERE"] for launch in launches] == ["tap" if recorded else "none", "none"]
+    sizes = [(launch.args[2].dtype, launch.args[2].numel()) for launch in launches]
+    assert sizes == [(torch.uint8, launches[0].args[1].numel() if recorded else 0), (torch.uint8, 0)]
+
+
+def test_a_second_derivative_is_refused(guarded):
+    x = guarded(randn(1, 2, 5, 5)).requires_grad_()
+    (dx,) = torch.autograd.grad(kernels.max_pool2d(x, 3, 1).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="max_pool2d_gradient has no gradient"):
+        dx.sum().backward()
+
+
+def spread(*shape: int) -> torch.Tensor:
+    """Numbers so far apart that a small step changes no maximum."""
+    return torch.randperm(torch.Size(shape).numel()).reshape(shape) / 10
+
+
+def test_gradcheck(guarded):
+    x = guarded(spread(1, 1, 4, 3)).requires_grad_()
+    pool = lambda x: kernels.max_pool2d(x, 2, 1, (1, 0))
+    assert torch.autograd.gradcheck(pool, (x,), eps=1e-2, atol=1e-3)
+
+
+@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.parametrize("where", ["tap", "plane"])
+def test_registered_with_its_gradient(where, device):
+    x = torch.randn(2, 4, 7, 7, device=device, requires_grad=True)
+    arguments = (x, [3, 3], [2, 2], [1, 1], [1, 1], False, where)
+    torch.library.opcheck(torch.ops.alexnet.max_pool2d.default, arguments)
 
 
 def T(*shape, dtype=torch.float32):  # noqa: N802
