@@ -85,7 +85,7 @@ def test_float32(loaded, cases, batch, operators):
 @OPERATORS
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
 def test_autocast(loaded, cases, dtype, bound, operators):
-    case, net = cases["photo and noise"], network(loaded, operators)
+    case, net = cases["photo"], network(loaded, operators)
     # Keeps small gradients out of float16's subnormals; by 1024, as conv1's largest is 28 and float16 ends at 65504.
     scaler = torch.amp.GradScaler(runtime.default_device().type, 1024.0, enabled=dtype is torch.float16)
     logits, loss = step(net, operators, case.images, case.target, dtype, scaler.scale)
