@@ -26,6 +26,18 @@ def reference_alexnet(layers: dict, x: torch.Tensor, lrn: str = "bvlc") -> torch
     return F.linear(x, *w["fc8"])
 
 
+def reference_gradients(
+    layers: dict, x: torch.Tensor, target: torch.Tensor, lrn: str = "bvlc"
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits, cross-entropy and its gradients by the names of the network's parameters, in float64."""
+    leaves = {name: tuple(t.detach().double().requires_grad_() for t in layer) for name, layer in layers.items()}
+    names = [f"{name}.{part}" for name in leaves for part in ("weight", "bias")]
+    logits = reference_alexnet(leaves, x, lrn)
+    loss = F.cross_entropy(logits, target)
+    gradients = torch.autograd.grad(loss, [t for layer in leaves.values() for t in layer])
+    return logits.detach(), loss.detach(), dict(zip(names, gradients, strict=True))
+
+
 def relative_error(output: torch.Tensor, reference: torch.Tensor) -> float:
     """max|out - ref| / max|ref|; NaN where either holds one."""
     return ((output.double() - reference).abs().max() / reference.abs().max()).item()
