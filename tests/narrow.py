@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import unittest.mock
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -115,15 +116,21 @@ def trap(event: str, number: int) -> None:
     model.log.Log.add, os.replace = trapped_add, trapped_replace
 
 
+def start(function: Callable, *arguments) -> multiprocessing.Process:
+    """``function(*arguments)`` in a process of its own."""
+    process = PROCESSES.Process(target=function, args=arguments)
+    # What they all import is imported by the first one's parent, which looks for it nowhere else.
+    with unittest.mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent)):
+        process.start()
+    return process
+
+
 class Process:
     """A process that trains a thin network with these arguments; ``join`` gives its exit status."""
 
     def __init__(self, arguments: list, output: Path, trapped: tuple[str, int] | None = None, **environment: str):
         self.output = output
-        target = [str(argument) for argument in arguments], output, trapped, environment
-        self.process = PROCESSES.Process(target=_main, args=target)
-        with unittest.mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent)):  # for what they import
-            self.process.start()
+        self.process = start(_main, [str(argument) for argument in arguments], output, trapped, environment)
 
     def join(self) -> tuple[int, str]:
         """Exit status (negative: the signal that ended it), and what it printed."""

@@ -16,7 +16,7 @@ from model.alexnet import AlexNet
 from model.data import Photos
 from model.distributed import Ranks
 from model.preprocess import open_image
-from tests.narrow import PROCESSES
+from tests.narrow import PROCESSES, start
 
 DATA = Path(skimage.__file__).parent / "data"
 PHOTOS = {
@@ -161,10 +161,8 @@ def test_many_processes_count_as_one():
     results, found = PROCESSES.Queue(), []
     for size in (1, 2, 3):
         port = 20000 + (os.getpid() + 17 * size) % 20000
-        processes = [PROCESSES.Process(target=counted, args=(rank, size, port, results)) for rank in range(size)]
-        for process in processes:
-            process.start()
-        found += [results.get(timeout=60) for _ in processes]
+        processes = [start(counted, rank, size, port, results) for rank in range(size)]
+        found += [results.get(timeout=120) for _ in processes]
         for process in processes:
             process.join(60)
     assert len(found) == 6
