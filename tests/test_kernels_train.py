@@ -1,0 +1,39 @@
+"""Training on our kernels beside training on PyTorch's operators: the same losses, the same gradients."""
+
+from pathlib import Path
+
+import pytest
+import skimage
+import torch
+
+import kernels
+from kernels import pytorch
+from kernels.runtime import default_device
+from model import weights
+from model.alexnet import AlexNet
+from model.learner import Learner, make_optimizer
+from model.preprocess import open_image
+
+DATA = Path(skimage.__file__).parent / "data"
+
+
+@pytest.mark.unguarded  # the operators' own tests guard them; here 57 million parameters would be guarded too
+def test_steps_as_pytorch():
+    """Two photos, two steps, the whole network without dropout: each sums up in another order, no more."""
+    loaded = weights.load()
+    x = torch.stack([loaded.preprocess(open_image(DATA / name)) for name in ("chelsea.png", "rocket.jpg")])
+    x = x.to(default_device()).contiguous(memory_format=torch.channels_last)
+    target = torch.tensor([3, 0], device=default_device())
+    losses, gradients = [], []
+    for operators in (pytorch, kernels):
+        net = AlexNet.from_weights(loaded, keep_prob=1.0).use(operators).to(default_device())
+        learner = Learner(net, make_optimizer(net, "sgd", 1e-3))
+        losses.append([learner.step(0, x, target, 1.0)[0].item()])
+        gradients.append({name: parameter.grad.clone() for name, parameter in net.named_parameters()})
+        with torch.no_grad():
+            losses[-1].append(operators.cross_entropy(net(x), target).item())
+    assert losses[0][1] < losses[0][0], "the step does not learn"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, expected in gradients[0].items():
+        error = (gradients[1][name] - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4, f"{name}: {error}"
