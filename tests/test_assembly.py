@@ -12,7 +12,7 @@ from kernels.assembly import Assembly, Task, assemble, main
 from kernels.layers import DTYPES, LAYERS
 from kernels.tiles.choices import SHARED_MEMORY
 
-PRODUCTS = ("_conv2d_kernel", "_linear_kernel")
+PRODUCTS = ("_conv2d_kernel", "_conv2d_input_gradient_kernel", "_conv2d_weight_gradient_kernel", "_linear_kernel")
 
 
 def check_chosen(task: Task, assembly: Assembly) -> None:
@@ -42,6 +42,18 @@ def test_other_architectures_and_dtypes_compile_well():
     for task, assemblies in assemble(tasks):
         for assembly in assemblies:
             check_chosen(task, assembly)
+
+
+def test_backward_passes_compile_well_for_an_h100():
+    tasks = [
+        Task(layer, "sm_90", backward=True) for layer in ("conv1", "conv2", "conv5", "pool1", "pool5", "fc7", "prob")
+    ]
+    names = set()
+    for task, assemblies in assemble(tasks):
+        for assembly in assemblies:
+            names.add(assembly.kernel)
+            check_chosen(task, assembly)
+    assert names >= {*PRODUCTS[1:], "_bias_relu_gradient_kernel", "_lrn_max_pool2d_gradient_kernel"}
 
 
 def test_conv1_is_folded_and_its_loads_pipelined():
@@ -98,6 +110,16 @@ def test_normalisation_and_pooling_load_16_bytes_and_stay_in_registers():
 def test_every_layer_dtype_and_batch_compiles_well(architecture):
     tasks = [Task(layer, architecture, dtype) for layer in LAYERS for dtype in DTYPES]
     tasks += [Task(layer, architecture, dtype, batch=1) for layer in LAYERS for dtype in ("fp16", "fp32")]
+    for task, assemblies in assemble(tasks):
+        for assembly in assemblies:
+            check_chosen(task, assembly)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
+def test_backward_passes_compile_well(architecture):
+    layers = ("conv4", "fc6", "norm2", "pool2", "pool5")
+    tasks = [Task(layer, architecture, dtype, backward=True) for layer in layers for dtype in ("fp16", "fp32")]
     for task, assemblies in assemble(tasks):
         for assembly in assemblies:
             check_chosen(task, assembly)

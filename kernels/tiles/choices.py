@@ -155,7 +155,7 @@ def _default_summed(problem: Problem) -> Tile:
     block_n = _power(N, 1, 64 // ITEMSIZE[dtype] if few else 128)
     block_m = _power(M, 1, 8192 // ITEMSIZE[dtype] // block_n)
     steps = _power(triton.cdiv(M, block_m if few else block_m * 1024), 1, 128)
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": steps, "num_warps": 4}
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": steps, "num_warps": 8}  # with 4, some spill
 
 
 def _product(dtype: str, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Tile:
