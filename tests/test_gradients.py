@@ -1,5 +1,6 @@
 """Gradients of the whole network against plain PyTorch in float64, on the bundled weights and a photo."""
 
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import kernels
 from kernels import pytorch, runtime
 from model import weights
 from model.alexnet import AlexNet
+from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
 from model.preprocess import open_image
 from tests.reference_alexnet import reference_gradients, relative_error
 
@@ -21,8 +23,9 @@ OPERATORS = pytest.mark.parametrize("operators", [pytorch, kernels], ids=["pytor
 
 
 class Case(NamedTuple):
-    """A batch, and what its logits, loss and gradients are."""
+    """A network's weights and a batch, and what its logits, loss and gradients are."""
 
+    weights: weights.Weights
     images: torch.Tensor
     target: torch.Tensor
     logits: torch.Tensor
@@ -31,23 +34,34 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    return weights.load()
-
-
-@pytest.fixture(scope="module")
-def cases(loaded) -> dict[str, Case]:
-    photo = loaded.preprocess(open_image(CHELSEA))[None]
+def cases() -> dict[str, Case]:
+    """A batch of two for the whole network. For the photo alone, 512 units of fc6 and of fc7, an eighth of the time."""
+    whole = weights.load()
+    (w6, b6), (w7, b7), (w8, b8) = (whole.layers[name] for name in ("fc6", "fc7", "fc8"))
+    few = {"fc6": (w6[:512], b6[:512]), "fc7": (w7[:512, :512].contiguous(), b7[:512])}
+    few["fc8"] = (w8[:, :512].contiguous(), b8)
+    narrow = dataclasses.replace(whole, layers=whole.layers | few)
+    photo = whole.preprocess(open_image(CHELSEA))[None]
     noise = torch.randn(1, 3, 227, 227, generator=torch.Generator().manual_seed(0)) * 60
-    batches = {"photo": (photo, [3]), "photo and noise": (torch.cat([photo, noise]), [3, 7])}
+    given = {
+        "photo": (narrow, photo, torch.tensor([3])),
+        "photo and noise": (whole, torch.cat([photo, noise]), torch.tensor([3, 7])),
+    }
     return {
-        name: Case(images, torch.tensor(target), *reference_gradients(loaded.layers, images, torch.tensor(target)))
-        for name, (images, target) in batches.items()
+        name: Case(loaded, images, target, *reference_gradients(loaded.layers, images, target))
+        for name, (loaded, images, target) in given.items()
     }
 
 
-def network(loaded, operators: ModuleType, keep_prob: float = 1.0) -> AlexNet:
-    return AlexNet.from_weights(loaded, keep_prob).use(operators).to(runtime.default_device()).train()
+def network(loaded: weights.Weights, operators: ModuleType, keep_prob: float = 1.0) -> AlexNet:
+    """As :meth:`AlexNet.from_weights`, with fully connected layers as wide as the weights'; in training mode."""
+    with torch.device("meta"):
+        net = AlexNet(len(loaded.classes), keep_prob, loaded.lrn)
+        for name in ("fc6", "fc7", "fc8"):
+            outputs, inputs = loaded.layers[name][0].shape
+            setattr(net, name, Linear(inputs, outputs, relu=name != "fc8"))
+    weights.assign(net, loaded)
+    return net.use(operators).to(runtime.default_device()).train()
 
 
 def step(net, operators, images, target, dtype=None, scale=lambda loss: loss) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,8 +84,9 @@ def errors(net: AlexNet, case: Case, distance) -> dict[str, float]:
 # over 3025 pixels what has come through all the others. The bound is that of a single operator.
 @OPERATORS
 @pytest.mark.parametrize("batch", ["photo", "photo and noise"])
-def test_float32(loaded, cases, batch, operators):
-    case, net = cases[batch], network(loaded, operators)
+def test_float32(cases, batch, operators):
+    case = cases[batch]
+    net = network(case.weights, operators)
     logits, loss = step(net, operators, case.images, case.target)
     assert relative_error(logits, case.logits) < 1e-5
     assert loss.item() == pytest.approx(case.loss.item(), rel=1e-6)
@@ -80,12 +95,13 @@ def test_float32(loaded, cases, batch, operators):
 
 
 # Rounded activations take a few of ReLU's inputs and of pooling's maxima across the edge where gradients jump, so that
-# single elements are wrong by as much as the largest is large (0.5 in fc6 for PyTorch's own operators in bfloat16)
-# whatever the kernels do. Their norms tell: PyTorch's own have 0.07 in bfloat16, 0.01 in float16.
+# single elements are wrong by as much as the largest is large (0.5 in fc6 in bfloat16) whatever the kernels do. Their
+# norms tell: the worst parameter's are 0.13 in bfloat16 and 0.022 in float16, for PyTorch's own operators as for ours.
 @OPERATORS
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
-def test_autocast(loaded, cases, dtype, bound, operators):
-    case, net = cases["photo"], network(loaded, operators)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)], ids=str)
+def test_autocast(cases, dtype, bound, operators):
+    case = cases["photo"]
+    net = network(case.weights, operators)
     # Keeps small gradients out of float16's subnormals; by 1024, as conv1's largest is 28 and float16 ends at 65504.
     scaler = torch.amp.GradScaler(runtime.default_device().type, 1024.0, enabled=dtype is torch.float16)
     logits, loss = step(net, operators, case.images, case.target, dtype, scaler.scale)
@@ -95,25 +111,35 @@ def test_autocast(loaded, cases, dtype, bound, operators):
     assert max(norms.values()) < bound, norms
 
 
-class Maps(nn.Module):
-    """In the place of the convolutions, which take long when interpreted: some 256 x 6 x 6 maps of an image."""
+def small_classifier() -> AlexNet:
+    """The network's end, dropout included, without the convolutions and with layers that take no time."""
+    with torch.device("meta"):
+        net = AlexNet(num_classes=10)
+    for name, layer in net.named_children():
+        if isinstance(layer, (Conv2d, MaxPool2d, LRNMaxPool2d)):
+            setattr(net, name, nn.Identity())
+    net.pool5 = nn.AdaptiveAvgPool2d(5)
+    net.fc6, net.fc7, net.fc8 = Linear(75, 64, relu=True), Linear(64, 64, relu=True), Linear(64, 10, relu=False)
+    return net.to(runtime.default_device()).train()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, 0, :192, :192].relu().reshape(-1, 256, 12, 12)[..., ::2, ::2]
 
+def test_dropout_follows_the_seed():
+    images, target = torch.rand(7, 3, 227, 227), torch.arange(7)
+    net, seen = small_classifier(), {}
 
-def test_dropout_follows_the_seed(loaded, cases):
-    case = cases["photo and noise"]
+    def look(_, given, output):
+        given[0].retain_grad()
+        seen.update(input=given[0], output=output)
+
+    net.drop7.register_forward_hook(look)
 
     def gradients(seed: int) -> list[torch.Tensor]:
-        net = network(loaded, kernels, keep_prob=0.5)
-        net.conv1 = Maps()
-        net.pool1 = net.conv2 = net.pool2 = net.conv3 = net.conv4 = net.conv5 = net.pool5 = nn.Identity()
-        kept = []
-        net.drop7.register_forward_hook(lambda _, __, output: kept.append((output != 0).any(0)))
+        net.zero_grad()
         torch.manual_seed(seed)
-        step(net, kernels, case.images, case.target)
-        assert not (net.fc7.bias.grad[~kept[0]] != 0).any(), "a gradient for what dropout had dropped"
+        step(net, kernels, images, target)
+        positive = seen["input"] > 0  # a zero does not tell whether it was dropped
+        kept, passed = seen["output"] != 0, seen["input"].grad != 0
+        assert torch.equal(kept[positive], passed[positive]), "dropped forward and not backward, or the other way round"
         return [parameter.grad for parameter in net.parameters()]
 
     first, again, other = gradients(1), gradients(1), gradients(2)
@@ -124,9 +150,9 @@ def test_dropout_follows_the_seed(loaded, cases):
 # Nothing is computed without a GPU, so that it takes seconds: launches are noted, and outputs are what memory held.
 @pytest.mark.unguarded
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
-def test_compiles_without_graph_breaks(loaded, cases, dtype):
+def test_compiles_without_graph_breaks(cases, dtype):
     case = cases["photo and noise"]
-    net = network(loaded, kernels, keep_prob=0.5)
+    net = network(case.weights, kernels, keep_prob=0.5)
 
     def names(step) -> list[str]:
         net.zero_grad()
@@ -144,8 +170,9 @@ def test_compiles_without_graph_breaks(loaded, cases, dtype):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled network runs where the kernels are compiled")
 @pytest.mark.unguarded
-def test_compiled_float32(loaded, cases):
-    case, net = cases["photo and noise"], network(loaded, kernels)
+def test_compiled_float32(cases):
+    case = cases["photo and noise"]
+    net = network(case.weights, kernels)
     step(torch.compile(net, fullgraph=True), kernels, case.images, case.target)
     worst = errors(net, case, relative_error)
     assert max(worst.values()) < 1e-5, worst
