@@ -1,18 +1,19 @@
 """Trained weights: those that come with the package by name, and files in the formats that are read here.
 
-One module a format, each with ``matches(head)``, ``read(path, name)`` and a ``DESCRIPTION``. A file's first bytes
-tell its format; its name tells nothing.
+One module a format, each with ``matches(probe)``, ``read(path, name)`` and a ``DESCRIPTION``. A file's bytes tell its
+format; its name tells nothing.
 """
 
+import io
 import os
 from pathlib import Path
 
-from model.weights import npy, npz
-from model.weights.common import LAYERS, Weights, WeightsError, assign
+from model.weights import caffemodel, deep_compression, npy, npz, onnx, pth
+from model.weights.common import LAYERS, Probe, Weights, WeightsError, assign
 
 __all__ = ["BUNDLED", "DEFAULT", "FORMATS", "LAYERS", "Weights", "WeightsError", "assign", "load"]
 
-FORMATS = (npy, npz)
+FORMATS = (npy, caffemodel, onnx, deep_compression, pth, npz)
 BUNDLED = {"cifar10": Path(__file__).with_name("cifar10.npz")}
 DEFAULT = "cifar10"
 
@@ -31,13 +32,16 @@ def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
     path = BUNDLED.get(name, Path(name))
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
+            head = file.read(512)
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(size - 64, 0))
+            probe = Probe(head, file.read(64), size)
     except FileNotFoundError:
         raise WeightsError(f"{name}: no such file, and no weights of that name ({', '.join(BUNDLED)})") from None
     except (OSError, ValueError) as error:
         raise WeightsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     for format in FORMATS:
-        if format.matches(head):
+        if format.matches(probe):
             return format.read(path, name)
     accepted = ", or ".join(format.DESCRIPTION for format in FORMATS)
     found = f"begins with {head[:8]!r}" if head else "is empty"

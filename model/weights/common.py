@@ -1,18 +1,35 @@
 """What weights are once read, and the checks that every format shares."""
 
+import json
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from model.preprocess import Preprocess
+from model.preprocess import RESIZE, Preprocess
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
 
+LARGEST = 2**30
+"""Bytes of the largest file that is read: AlexNet's in float64 are half as many."""
+
+
 class WeightsError(ValueError):
     """Weights that cannot be read, or do not fit; one line that names the file and the layer."""
+
+
+class Probe(NamedTuple):
+    """What a file's format is told by: its first and last bytes, and how many there are."""
+
+    head: bytes
+    tail: bytes
+    size: int
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,43 @@ def check_any(name: str, found: list[str], layers: dict) -> None:
     if not layers:
         shown = ", ".join(map(repr, found[:8])) + ", ..." * (len(found) > 8)
         raise WeightsError(f"{name}: must hold {', '.join(LAYERS)}, got {shown or 'nothing'}")
+
+
+def read_bounded(path: str | os.PathLike, name: str) -> bytes:
+    """The whole file, if it is not larger than weights can be."""
+    size = os.stat(path).st_size
+    if size > LARGEST:
+        raise WeightsError(f"{name}: {size:,} bytes are more than AlexNet's weights can take, {LARGEST:,}")
+    return Path(path).read_bytes()
+
+
+def imagenet_classes(layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> tuple[str, ...]:
+    """Labels for weights that bring none: ImageNet's where fc8 has 1000 outputs, numbers else."""
+    if "fc8" not in layers:
+        return ()
+    count = len(layers["fc8"][1])
+    if count != 1000:
+        return tuple(f"class {index}" for index in range(count))
+    from torchvision.models._meta import _IMAGENET_CATEGORIES  # in the order of ILSVRC's indices; slow to import
+
+    return tuple(_IMAGENET_CATEGORIES)
+
+
+def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str, Preprocess]:
+    """Classes, LRN variant and preprocessing from the JSON that our own files describe themselves with."""
+    try:
+        meta = json.loads(text)
+        classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
+    if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
+        raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r}")
+    numbers = isinstance(mean, list) and all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
+    if not numbers or len(mean) != 3:
+        raise WeightsError(f"{name}: meta's mean must be three numbers, blue, green and red, got {mean!r}")
+    if resize not in RESIZE:
+        raise WeightsError(f"{name}: meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r}")
+    return tuple(classes), str(lrn), Preprocess(tuple(map(float, mean)), resize)
 
 
 @torch.no_grad()

@@ -17,15 +17,23 @@ import numpy as np
 import torch
 
 from model.preprocess import BVLC
-from model.weights.common import LAYERS, Weights, WeightsError, check_any, check_arrays, check_tensors
+from model.weights.common import (
+    LAYERS,
+    Probe,
+    Weights,
+    WeightsError,
+    check_any,
+    check_arrays,
+    check_tensors,
+    imagenet_classes,
+)
 
-MAGIC = b"\x93NUMPY"
 DESCRIPTION = "a .npy file with a dictionary of layers, as bvlc_alexnet.npy"
 
 
-def matches(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is in this format."""
-    return head.startswith(MAGIC)
+def matches(probe: Probe) -> bool:
+    """Whether a file with this beginning and end is in this format."""
+    return probe.head.startswith(b"\x93NUMPY")
 
 
 def read(path: str | os.PathLike, name: str) -> Weights:
@@ -36,8 +44,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
     found = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
     layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
     check_any(name, [str(key) for key in found], layers)
-    classes = _classes(len(layers["fc8"][1])) if "fc8" in layers else ()
-    return Weights(name, layers, classes, "bvlc", BVLC)
+    return Weights(name, layers, imagenet_classes(layers), "bvlc", BVLC)
 
 
 def _layer(name: str, layer: str, entry: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,14 +64,6 @@ def _layer(name: str, layer: str, entry: object) -> tuple[torch.Tensor, torch.Te
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes the infinity that check_tensors reports
         weight, bias = (torch.from_numpy(np.array(a, dtype=np.float32, order="C")) for a in (weight, bias))
     return check_tensors(name, layer, weight if layer.startswith("conv") else weight.flatten(1), bias)
-
-
-def _classes(count: int) -> tuple[str, ...]:
-    if count != 1000:
-        return tuple(f"class {index}" for index in range(count))
-    from torchvision.models._meta import _IMAGENET_CATEGORIES  # in the order of ILSVRC's indices; slow to import
-
-    return tuple(_IMAGENET_CATEGORIES)
 
 
 def _unpickle(path: str | os.PathLike, name: str) -> object:

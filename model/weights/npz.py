@@ -4,23 +4,28 @@ For each layer ``<layer>.weight``, ``<layer>.scale`` and ``<layer>.bias``, with 
 layout; a float weight needs no scale. ``meta`` is JSON: classes, mean (B, G, R), lrn, resize.
 """
 
-import json
-import math
 import os
 
 import numpy as np
 import torch
 
-from model.preprocess import RESIZE, Preprocess
-from model.weights.common import LAYERS, Weights, WeightsError, check_any, check_arrays, check_tensors
+from model.weights.common import (
+    LAYERS,
+    Probe,
+    Weights,
+    WeightsError,
+    check_any,
+    check_arrays,
+    check_tensors,
+    parse_meta,
+)
 
-MAGIC = b"PK\x03\x04"
 DESCRIPTION = "an .npz file with a meta entry, as the bundled ones"
 
 
-def matches(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is in this format."""
-    return head.startswith(MAGIC)
+def matches(probe: Probe) -> bool:
+    """Whether a file with this beginning and end is in this format: a zip archive, but for PyTorch's."""
+    return probe.head.startswith(b"PK\x03\x04") and b"/data.pkl" not in probe.head
 
 
 def read(path: str | os.PathLike, name: str) -> Weights:
@@ -29,7 +34,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
         with np.load(path, allow_pickle=False) as archive:
             if "meta" not in archive.files:
                 raise WeightsError(f"{name}: a zip archive without the entry meta that describes weights")
-            classes, lrn, preprocess = _meta(name, archive["meta"])
+            classes, lrn, preprocess = parse_meta(name, str(archive["meta"][()]))
             layers = {layer: _layer(name, layer, archive) for layer in LAYERS if f"{layer}.weight" in archive.files}
             check_any(name, archive.files, layers)
     except WeightsError:
@@ -60,19 +65,3 @@ def _layer(name: str, layer: str, archive: np.lib.npyio.NpzFile) -> tuple[torch.
         weight = (torch.from_numpy(weight) * scale).numpy()
     check_arrays(name, layer, weight, bias)
     return check_tensors(name, layer, torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
-
-
-def _meta(name: str, entry: np.ndarray) -> tuple[tuple[str, ...], str, Preprocess]:
-    try:
-        meta = json.loads(str(entry[()]))
-        classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
-    except (ValueError, TypeError, KeyError) as error:
-        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
-    if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
-        raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r}")
-    numbers = isinstance(mean, list) and all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
-    if not numbers or len(mean) != 3:
-        raise WeightsError(f"{name}: meta's mean must be three numbers, blue, green and red, got {mean!r}")
-    if resize not in RESIZE:
-        raise WeightsError(f"{name}: meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r}")
-    return tuple(classes), str(lrn), Preprocess(tuple(map(float, mean)), resize)
