@@ -18,6 +18,7 @@ The format has no place for what a network other than BVLC's needs, so our files
 mean, lrn and resize, its length as uint32, and a magic word. A reader of the original format stops before that.
 """
 
+import json
 import math
 import os
 import struct
@@ -95,6 +96,47 @@ def decode(name: str, data: bytes, shapes: dict[str, Sequence[int]]) -> dict[str
     if len(view):
         raise WeightsError(f"{name}: truncated or damaged: {len(view)} bytes follow the last layer")
     return layers
+
+
+def encode(weight: np.ndarray, bias: np.ndarray, codebook: np.ndarray) -> tuple[int, bytes]:
+    """A layer's number of entries, and its part of the file.
+
+    Args:
+        weight: every value is one of the codebook's; 0 is left out.
+        bias: float32, one an output.
+        codebook: 256 values, or 16 of a fully connected layer, the first 0, the rest in ascending order.
+
+    Raises:
+        ValueError: a value that is not in the codebook.
+    """
+    flat = weight.reshape(-1)
+    places = np.flatnonzero(flat)
+    codes = 1 + np.searchsorted(codebook[1:], flat[places]).clip(max=len(codebook) - 2)
+    if not np.array_equal(codebook[codes], flat[places]):
+        raise ValueError("every weight must be one of the codebook's values")
+    gaps = np.diff(places, prepend=-1) - 1
+    # An entry of code 0 stands for itself and the 15 zeros before it.
+    bridges = gaps // 16
+    ends = np.cumsum(bridges + 1) - 1
+    all_codes = np.zeros(ends[-1] + 1 if len(ends) else 0, np.uint8)
+    all_gaps = np.full(len(all_codes), 15, np.uint8)
+    all_codes[ends], all_gaps[ends] = codes, gaps % 16
+    packed = all_codes if weight.ndim == 4 else _pack(all_codes)
+    parts = codebook.astype("<f4"), bias.astype("<f4"), packed, _pack(all_gaps)
+    return len(all_codes), b"".join(part.tobytes() for part in parts)
+
+
+def join(parts: Sequence[tuple[int, bytes]], meta: dict) -> bytes:
+    """The file of some encoded layers, with our ending: ``meta`` as :func:`~model.weights.common.parse_meta` has it."""
+    text = json.dumps(meta).encode()
+    header = struct.pack(f"<{len(parts)}I", *(entries for entries, _ in parts))
+    return header + b"".join(data for _, data in parts) + text + struct.pack("<I", len(text)) + MAGIC
+
+
+def _pack(values: np.ndarray) -> np.ndarray:
+    """Half bytes into bytes, the lower first."""
+    even = np.concatenate([values, np.zeros(len(values) % 2, np.uint8)])
+    return even[::2] | even[1::2] << 4
 
 
 def _half(count: int) -> int:
