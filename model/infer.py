@@ -11,12 +11,14 @@ import importlib.util
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from model import command
+from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit, partial_for
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -27,22 +29,6 @@ if TYPE_CHECKING:
     from model.weights import Weights
 
 IMAGENET = "www.cs.toronto.edu/~guerzhoy/tf_alexnet/"
-
-
-class UsageError(Exception):
-    """Something asked for that cannot be done: one line on stderr, and exit status 2."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with one line for an error instead of two."""
-
-    def error(self, message: str):
-        raise UsageError(message)
-
-
-def complain(message: object) -> None:
-    """One line on stderr."""
-    print(f"model.infer: error: {message}", file=sys.stderr)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -74,6 +60,11 @@ def default_photo() -> Path:
     if photo is None or not photo.is_file():
         raise UsageError("no photo given, and scikit-image, whose cat stands in for one, is not installed")
     return photo
+
+
+def complain(message: object) -> None:
+    """One line on stderr."""
+    command.complain("model.infer", message)
 
 
 def find_photos(arguments: list[str]) -> tuple[list[Path], bool]:
@@ -124,48 +115,6 @@ def batches(photos: Photos, size: int) -> Iterator[list]:
     several = len(photos) > size
     loader = DataLoader(photos, batch_size=size, num_workers=2 if several else 0, collate_fn=list)
     return tqdm(loader, unit="batch", leave=False, disable=None) if several else iter(loader)
-
-
-@contextlib.contextmanager
-def interrupts_exit() -> Iterator[None]:
-    """Ctrl-C ends the process at once: PyTorch's C++ aborts, in many words, if importing raises KeyboardInterrupt."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if usual:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    try:
-        yield
-    finally:
-        if usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def choose_device(name: str) -> "torch.device":
-    """Where to compute. Must come before anything else imports ``kernels``, which decides its mode once."""
-    if name == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no GPU here that PyTorch can use")
-    from kernels import runtime
-
-    device = runtime.default_device() if name == "auto" else torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it to interpret them")
-    return device
-
-
-def device_name(device: "torch.device") -> str:
-    """The GPU's or the CPU's own name."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 class Stopwatch:
@@ -384,44 +333,21 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
     return complete
 
 
-def partial_for(plot: str) -> Path:
-    """A file beside ``plot``, to be renamed to it once whole; tried now, so as to fail before anything is computed."""
-    partial = Path(plot).with_name(f".{Path(plot).stem}.{os.getpid()}.png")
-    try:
-        if Path(plot).is_dir():
-            raise IsADirectoryError(None, "is a folder")
-        partial.open("xb").close()
-        partial.unlink()
-    except OSError as error:
-        raise UsageError(f"--plot {plot}: cannot be written: {error.strerror}") from error
-    return partial
+def classify(argv: list[str] | None) -> int:
+    """Parses the arguments and runs; whatever goes wrong, no half-drawn file stays."""
+    args = parse(argv)
+    photos, complete = find_photos(args.images) if args.images else ([default_photo()], True)
+    if args.plot and (len(args.images) > 1 or len(photos) > 1):
+        raise UsageError(f"--plot takes one photo, got {max(len(args.images), len(photos))}")
+    if not photos:
+        return 2
+    with partial_for(args.plot) if args.plot else contextlib.nullcontext() as partial:
+        return 0 if run(args, photos, partial) and complete else 2
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    partial = None
-    try:
-        args = parse(argv)
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
-        photos, complete = find_photos(args.images) if args.images else ([default_photo()], True)
-        if args.plot and (len(args.images) > 1 or len(photos) > 1):
-            raise UsageError(f"--plot takes one photo, got {max(len(args.images), len(photos))}")
-        if not photos:
-            return 2
-        partial = partial_for(args.plot) if args.plot else None
-        return 0 if run(args, photos, partial) and complete else 2
-    except UsageError as error:
-        complain(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes on its way out
-        return 141
-    finally:
-        if partial:
-            partial.unlink(missing_ok=True)
+    return command.run("model.infer", classify, argv)
 
 
 if __name__ == "__main__":

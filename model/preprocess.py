@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-SIZE = 227
+SIZE = 227  # of the network's input
+LARGE = 256  # of the square that training and ten-crop evaluation cut it from
 
 
 class ImageError(ValueError):
@@ -79,20 +80,37 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return ((values - low) * (255.0 / max(high - low, 1e-300))).round().astype(np.uint8)
 
 
-def _bvlc(image: Image.Image) -> torch.Tensor:
+def central_square(image: Image.Image, side: int = LARGE) -> Image.Image:
+    """The paper's section 2: the shorter side becomes ``side``, and of the longer one the middle is kept.
+
+    Pillow's bilinear averages over all the pixels that become one (antialiased).
+    """
+    short = min(image.size)
+    left, top = (image.width - short) / 2, (image.height - short) / 2
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+
+
+def _folder(image: Image.Image, side: int) -> torch.Tensor:
+    return _centre(_to_tensor(central_square(image)), side)
+
+
+def _bvlc(image: Image.Image, side: int) -> torch.Tensor:
     # Caffe's convert_imageset calls cv::resize, whose bilinear takes the four nearest pixels however far it shrinks,
     # as torch's (and torchvision's resize with antialias=False) does, and Pillow's, which averages, does not.
-    resized = _bilinear(_to_tensor(image), 256).round()
-    start = (256 - SIZE) // 2
-    return resized[:, start : start + SIZE, start : start + SIZE]
+    return _centre(_bilinear(_to_tensor(image), LARGE).round(), side)
 
 
-def _cifar(image: Image.Image) -> torch.Tensor:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
+def _cifar(image: Image.Image, side: int) -> torch.Tensor:
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    square = image.crop((left, top, left + short, top + short))
     small = square.resize((32, 32), Image.Resampling.LANCZOS)
-    return _bilinear(_to_tensor(small), SIZE)
+    return _bilinear(_to_tensor(small), side)
+
+
+def _centre(image: torch.Tensor, side: int) -> torch.Tensor:
+    start = (LARGE - side) // 2
+    return image[:, start : start + side, start : start + side]
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
@@ -107,8 +125,13 @@ def _bilinear(image: torch.Tensor, side: int) -> torch.Tensor:
 RESIZE = {
     "256x256 (bilinear), then the central 227x227": _bvlc,
     "centre square, then 32x32 (Lanczos), then 227x227 (bilinear)": _cifar,
+    "centre square, then 256x256 (bilinear, antialiased), then the central 227x227": _folder,
 }
-"""Rules by their description: an RGB image -> (3, 227, 227), RGB, 0..255."""
+"""Rules by their description: an RGB image and a side -> (3, side, side), RGB, 0..255.
+
+The side is the network's 227, or 256 for the square that ten crops are cut from. Training on a folder has the last.
+"""
+FOLDER = list(RESIZE)[-1]
 
 
 @dataclass(frozen=True)
@@ -125,7 +148,16 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """(3, 227, 227) float32 from a photo in any mode."""
-        rgb = RESIZE[self.resize](image if image.mode == "RGB" else to_rgb(image))
+        return self._less_mean(RESIZE[self.resize](to_rgb(image), SIZE))
+
+    def ten_crops(self, image: Image.Image) -> torch.Tensor:
+        """(10, 3, 227, 227): four corners and the centre of the photo at 256 x 256, and their mirror images."""
+        large, last = self._less_mean(RESIZE[self.resize](to_rgb(image), LARGE)), LARGE - SIZE
+        places = ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2))
+        crops = torch.stack([large[:, top : top + SIZE, left : left + SIZE] for top, left in places])
+        return torch.cat([crops, crops.flip(3)])
+
+    def _less_mean(self, rgb: torch.Tensor) -> torch.Tensor:
         return (rgb.flip(0) - torch.tensor(self.mean).view(3, 1, 1)).contiguous()
 
 

@@ -1,5 +1,6 @@
-"""Photos in every mode and state of repair, and the two rules from a photo to the network's input."""
+"""Photos in every mode and state of repair, and the rules from a photo to the network's input."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from model.preprocess import BVLC, RESIZE, ImageError, Preprocess, open_image
+from model.preprocess import BVLC, FOLDER, RESIZE, ImageError, Preprocess, open_image
 
 CIFAR = Preprocess((104.0, 117.0, 123.0), "centre square, then 32x32 (Lanczos), then 227x227 (bilinear)")
+TRAINED = Preprocess((100.0, 110.0, 120.0), FOLDER)
 
 
 def reopened(image, path, **options):
@@ -104,13 +106,13 @@ def test_not_a_photo(tmp_path, monkeypatch):
 
 
 def test_colours_and_mean():
-    for rule in (BVLC, CIFAR):
+    for rule in (BVLC, CIFAR, TRAINED):
         x = rule(Image.new("RGB", (300, 200), (10, 20, 30)))
         assert x.shape == (3, 227, 227) and x.dtype == torch.float32 and x.is_contiguous()
         expected = torch.tensor([30.0, 20.0, 10.0]) - torch.tensor(rule.mean)  # blue first
         assert torch.allclose(x, expected.view(3, 1, 1).expand_as(x), atol=1e-4)
     assert torch.equal(BVLC(Image.new("L", (9, 9), 7)), BVLC(Image.new("RGB", (9, 9), (7, 7, 7))))
-    assert set(RESIZE) == {BVLC.resize, CIFAR.resize}
+    assert set(RESIZE) == {BVLC.resize, CIFAR.resize, FOLDER}
 
 
 def bilinear(array, side):
@@ -140,8 +142,28 @@ def test_cifar_resizing():
     assert np.abs(CIFAR(Image.fromarray(photo)).permute(1, 2, 0).numpy() - expected).max() < 1e-3
 
 
+def test_folder_resizing():
+    """Shorter side to 256, central square: the same pixels whichever comes first, since 512 / 256 is whole."""
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 700, 3), np.uint8))
+    square = photo.resize((350, 256), Image.Resampling.BILINEAR).crop((47, 0, 303, 256))
+    expected = np.asarray(square, float)[14:241, 14:241, ::-1] - TRAINED.mean
+    assert np.abs(TRAINED(photo).permute(1, 2, 0).numpy() - expected).max() <= 1.01
+
+
+def test_ten_crops():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8))
+    whole = torch.from_numpy(np.asarray(photo)[..., ::-1] - np.array(TRAINED.mean)).permute(2, 0, 1).float()
+    for rule in (TRAINED, dataclasses.replace(BVLC, mean=TRAINED.mean)):
+        crops = rule.ten_crops(photo)
+        assert crops.shape == (10, 3, 227, 227)
+        assert torch.equal(crops[0], whole[:, :227, :227]) and torch.equal(crops[3], whole[:, 29:, 29:])
+        assert torch.equal(crops[1], whole[:, :227, 29:]) and torch.equal(crops[2], whole[:, 29:, :227])
+        assert torch.equal(crops[4], rule(photo)) and torch.equal(crops[5:], crops[:5].flip(3))
+    assert CIFAR.ten_crops(photo).shape == (10, 3, 227, 227)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (32, 33)], ids=str)
 def test_odd_sizes(size):
-    for rule in (BVLC, CIFAR):
+    for rule in (BVLC, CIFAR, TRAINED):
         x = rule(Image.new("RGB", size, "white"))
         assert x.shape == (3, 227, 227) and x.isfinite().all()

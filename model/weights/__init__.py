@@ -8,12 +8,12 @@ import io
 import os
 from pathlib import Path
 
-from model.weights import caffemodel, deep_compression, npy, npz, onnx, pth
+from model.weights import caffemodel, deep_compression, npy, npz, onnx, pth, safetensors
 from model.weights.common import LAYERS, Probe, Weights, WeightsError, assign
 
 __all__ = ["BUNDLED", "DEFAULT", "FORMATS", "LAYERS", "Weights", "WeightsError", "assign", "load"]
 
-FORMATS = (npy, caffemodel, onnx, deep_compression, pth, npz)
+FORMATS = (npy, caffemodel, onnx, deep_compression, pth, npz, safetensors)
 BUNDLED = {"cifar10": Path(__file__).with_name("cifar10.npz")}
 DEFAULT = "cifar10"
 

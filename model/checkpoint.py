@@ -1,0 +1,56 @@
+"""A training run in one file: weights, what the optimizer needs, and where the run is. Whole, or not there at all.
+
+Written beside its place, brought to the disk, then renamed: whatever happens meanwhile, the name stands for the old
+file or for the new one. Weights are stored as :mod:`model.weights.safetensors` reads them, so that a checkpoint is also
+a file for ``model.infer --weights``; the run's position is JSON in the header's entry ``training``.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from model.command import UsageError
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], **entries: dict) -> None:
+    """Replaces ``path``; ``entries`` are JSON in the header.
+
+    Raises:
+        UsageError: the disk is full, or whatever else the system says.
+    """
+    partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {name: json.dumps(entry) for name, entry in entries.items()}
+    try:
+        with open(partial, "wb") as file:
+            file.write(save(packed, header))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the rename itself
+        os.close(folder)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+    """Tensors and entries.
+
+    Raises:
+        UsageError: not a checkpoint of a run that can go on.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if not {"meta", "training"} <= metadata.keys():
+                raise UsageError(f"{path}: holds no training run to resume; --weights starts a new one from it")
+            entries = {name: json.loads(metadata[name]) for name in ("meta", "training")}
+            names = list(file.keys())
+            return {name: file.get_tensor(name).clone() for name in names}, entries
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error

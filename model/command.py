@@ -1,0 +1,107 @@
+"""What the commands share: their manners, and where they compute. Imports no PyTorch, which takes seconds.
+
+(``kernels.command`` cannot serve here: whatever is in ``kernels`` imports PyTorch first.)
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class UsageError(Exception):
+    """Something asked for that cannot be done: one line on stderr, and exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for an error instead of two."""
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def complain(name: str, message: object) -> None:
+    """One line on stderr."""
+    print(f"{name}: error: {message}", file=sys.stderr)
+
+
+def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
+    """The exit status of ``command(argv)``: 2 for a :class:`UsageError`, 130 for Ctrl-C, 141 for a closed pipe."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
+        return command(argv)
+    except UsageError as error:
+        complain(name, error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes on its way out
+        return 141
+
+
+@contextlib.contextmanager
+def interrupts_exit() -> Iterator[None]:
+    """Ctrl-C ends the process at once: PyTorch's C++ aborts, in many words, if importing raises KeyboardInterrupt."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def choose_device(name: str) -> "torch.device":
+    """Where to compute. Must come before anything else imports ``kernels``, which decides its mode once."""
+    if name == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no GPU here that PyTorch can use")
+    from kernels import runtime
+
+    device = runtime.default_device() if name == "auto" else torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it to interpret them")
+    return device
+
+
+def device_name(device: "torch.device") -> str:
+    """The GPU's or the CPU's own name."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+@contextlib.contextmanager
+def partial_for(plot: str) -> Iterator[Path]:
+    """A file beside ``plot``, to be renamed to it once whole; tried now, so as to fail before anything is computed."""
+    partial = Path(plot).with_name(f".{Path(plot).stem}.{os.getpid()}.png")
+    try:
+        if Path(plot).is_dir():
+            raise IsADirectoryError(None, "is a folder")
+        partial.open("xb").close()
+        partial.unlink()
+    except OSError as error:
+        raise UsageError(f"--plot {plot}: cannot be written: {error.strerror}") from error
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,234 @@
+"""A folder of images, a sub-folder per class, as batches for training and for evaluation.
+
+Training follows the paper: the shorter side to 256, the central 256 x 256, a random 227 x 227 of it, mirrored half of
+the time, and a shift of its colours along their principal components (section 4.1). Crops travel from the processes
+that decode to the one that trains as bytes; they become numbers there, on its device.
+"""
+
+import functools
+import hashlib
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from model.command import UsageError
+from model.preprocess import LARGE, SIZE, ImageError, central_square, open_image
+from model.randomness import generator
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Images by class, as torchvision's ImageFolder finds them: in the order of their names."""
+
+    path: Path
+    classes: tuple[str, ...]
+    images: list[tuple[str, int]]  # path, and index into classes
+
+    def digest(self) -> str:
+        """Changes when an image is added, removed, renamed, or moved to another class."""
+        names = (f"{Path(path).relative_to(self.path)}\n" for path, _ in self.images)
+        return hashlib.sha256("".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def read_folder(path: Path) -> Folder:
+    """Finds the images.
+
+    Raises:
+        UsageError: no such folder, no sub-folders, or one without images.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+    try:
+        classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        if not classes:
+            raise UsageError(f"{path}: must hold a sub-folder of images for each class, and holds no folder")
+        places = {name: index for index, name in enumerate(classes)}
+        images = make_dataset(path, places, IMG_EXTENSIONS, allow_empty=True)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    empty = sorted(places.keys() - {classes[index] for _, index in images})
+    if empty:
+        shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
+        plural = "es" * (len(empty) > 1)
+        raise UsageError(
+            f"{path}: no images for the class{plural} {shown} (files that end in {'|'.join(IMG_EXTENSIONS)})"
+        )
+    return Folder(path, tuple(classes), images)
+
+
+def read(path: Path) -> tuple[Folder, Folder | None]:
+    """The training images, and those to validate with: ``path/train`` and ``path/val``, or ``path`` and none."""
+    if not (path / "train").is_dir():
+        return read_folder(path), None
+    training = read_folder(path / "train")
+    if not (path / "val").is_dir():
+        return training, None
+    validation = read_folder(path / "val")
+    if validation.classes != training.classes:
+        odd = sorted(set(validation.classes) ^ set(training.classes))
+        raise UsageError(f"{path}: train and val must have the same classes; only one of them has {odd[0]!r}")
+    return training, validation
+
+
+class Order:
+    """A batch sampler: this rank's share of every global batch, from step ``first`` to step ``last``.
+
+    An epoch is a permutation of the images, cut into batches; what is left over, less than a batch, is dropped, other
+    images every time. Ranks take consecutive shares, so that a global batch is the same however many they are.
+    Yields lists of (epoch, image), which is all that an image's augmentation depends on.
+    """
+
+    def __init__(self, images: int, batch: int, seed: int, first: int, last: int, rank: int = 0, ranks: int = 1):
+        self.images, self.batch, self.seed, self.first, self.last = images, batch, seed, first, last
+        self.share, self.start = batch // ranks, batch // ranks * rank
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, ordered = None, -1
+        for step in range(self.first, self.last):
+            epoch, place = divmod(step, self.images // self.batch)
+            if epoch != ordered:
+                order, ordered = generator("order", self.seed, epoch).permutation(self.images), epoch
+            start = place * self.batch + self.start
+            yield [(epoch, int(image)) for image in order[start : start + self.share]]
+
+
+class Crops(Dataset):
+    """Training images: (epoch, image) -> crop (227, 227, 3) of bytes, blue first; shift of its colours; class; errors.
+
+    An image that cannot be read is replaced by the next that can, in the order of their names.
+
+    Args:
+        images: a folder's.
+        seed: of the run.
+        colour: (3, 3), from :func:`statistics`.
+        augment: False for the central crop, as it is.
+    """
+
+    def __init__(self, images: Sequence[tuple[str, int]], seed: int, colour: np.ndarray, augment: bool = True):
+        self.images, self.seed, self.colour, self.augment = images, seed, colour, augment
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
+        epoch, image = place
+        large, target, errors = self._readable(image)
+        top = left = (LARGE - SIZE) // 2
+        mirror, shift = False, np.zeros(3)
+        if self.augment:
+            random = generator("augmentation", self.seed, epoch, image)
+            top, left = random.integers(0, LARGE - SIZE + 1, 2)
+            mirror = random.random() < 0.5
+            shift = self.colour @ random.normal(0.0, 0.1, 3)
+        crop = large[top : top + SIZE, left : left + SIZE, ::-1]
+        crop = np.ascontiguousarray(crop[:, ::-1] if mirror else crop)
+        return crop, shift.astype(np.float32), target, errors
+
+    def _readable(self, image: int) -> tuple[np.ndarray, int, list[str]]:
+        errors = []
+        for path, target in (*self.images[image:], *self.images[:image]):
+            try:
+                return np.asarray(central_square(open_image(path))), target, errors
+            except ImageError as error:
+                errors.append(str(error))
+        raise ImageError(f"not one of {len(self.images)} images can be read; {errors[0]}")
+
+
+class Photos(Dataset):
+    """Images to evaluate: index -> what ``transform`` makes of the photo, class, None; or None, class, the error.
+
+    ``transform`` gives float32 of one input (3, 227, 227), or of so many crops.
+    """
+
+    def __init__(self, images: Sequence[tuple[str, int]], transform, crops: int = 1):
+        self.images, self.transform = images, transform
+        self.bytes = crops * 3 * SIZE * SIZE * 4  # of one photo's input
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray | None, int, str | None]:
+        path, target = self.images[index]
+        try:
+            return self.transform(open_image(path)).numpy(), target, None
+        except ImageError as error:
+            return None, target, str(error)
+
+
+def _collate(arrays: bool, samples: list[tuple]) -> list:
+    """Columns of a batch, the last of which (errors) stays as it is; samples without an image contribute only that."""
+    *columns, errors = zip(*samples, strict=True)
+    columns = list(zip(*(row for row in zip(*columns, strict=True) if row[0] is not None), strict=True))
+    stacked = [np.stack(column) for column in columns]
+    return [*(stacked if arrays else map(torch.from_numpy, stacked)), errors]
+
+
+def _worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that trains ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_a_batch: int) -> DataLoader:
+    """Batches, decoded by ``workers`` other processes.
+
+    ``bytes_a_batch`` tells whether those on their way fit in /dev/shm, of which containers have little; where they
+    do not, they are sent as arrays, which is slower.
+    """
+    room = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=functools.partial(_collate, room < 2 * (2 * workers + 1) * bytes_a_batch),
+        worker_init_fn=_worker,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def to_input(
+    pixels: torch.Tensor | np.ndarray,  # (N, 227, 227, 3), bytes
+    shifts: torch.Tensor | np.ndarray,  # (N, 3)
+    mean: Sequence[float],
+    device: torch.device,
+) -> torch.Tensor:
+    """Crops as the network's input: (N, 3, 227, 227) float32, channels_last as they come, less the mean."""
+    x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    offset = torch.as_tensor(shifts) - torch.tensor(mean)
+    return x.add_(offset.to(device, non_blocking=True)[:, :, None, None])
+
+
+def statistics(folder: Folder, most: int = 1000) -> tuple[list[float], np.ndarray]:
+    """Mean colour, and the directions in which colours vary, of up to ``most`` images chosen once and for all.
+
+    Returns:
+        The means of blue, green and red, 0..255; and M, (3, 3), such that M a, with a ~ N(0, 0.1), is the paper's
+        shift: the sum over i of p_i a_i l_i, with p_i and l_i the eigenvectors and eigenvalues of the pixels'
+        covariance. Eigenvalues are of pixels counted from 0 to 1, and the shift is brought to 0..255 afterwards: of
+        pixels from 0 to 255, they would shift any image beyond black or white.
+
+    Raises:
+        UsageError: none of these images can be read.
+    """
+    chosen = generator("sample").permutation(len(folder.images))[:most]
+    count, total, products = 0, np.zeros(3), np.zeros((3, 3))
+    for index in sorted(chosen):
+        try:
+            square = central_square(open_image(folder.images[index][0]))
+        except ImageError:
+            continue  # named when its turn comes
+        pixels = np.asarray(square).reshape(-1, 3)[:, ::-1] / 255.0
+        count += len(pixels)
+        total += pixels.sum(0)
+        products += pixels.T @ pixels
+    if not count:
+        raise UsageError(f"{folder.path}: none of the {len(chosen)} images tried can be read")
+    mean = total / count
+    values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
+    return (mean * 255.0).tolist(), vectors * values * 255.0

@@ -1,0 +1,262 @@
+"""``python -m model.evaluate DATA_DIR``: how often the network is right about a folder of images by class.
+
+Top-1 and top-5, each class's share, and which classes are taken for which. With ``--ten-crop`` as the paper tested:
+softmax averaged over four corners, the centre, and their mirror images. ``torchrun --nproc-per-node N -m
+model.evaluate ...`` shares the images among N processes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from model import command
+from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit, partial_for
+
+# PyTorch takes seconds to import: only once the arguments make sense, inside functions.
+if TYPE_CHECKING:
+    import torch
+
+    from model.data import Photos
+    from model.distributed import Ranks
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m model.evaluate", description="Top-1 and top-5 accuracy on a folder of images.")
+    add = parser.add_argument
+    add("data", metavar="DATA_DIR", type=Path, help="a folder with a sub-folder per class, or with such a folder val/")
+    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), or a file, such as last.safetensors")
+    add("--ten-crop", action="store_true", help="average over four corners, the centre, and their mirror images")
+    add("--batch", type=int, default=32, metavar="N", help="images in one forward pass (32)")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
+    add("--operators", choices=("triton", "torch"), default="triton", help="our kernels, or plain PyTorch (triton)")
+    add("--workers", type=int, default=2, metavar="N", help="processes that decode images (2)")
+    add("--plot", metavar="OUT.png", help="draws the confusion matrix")
+    add("--json", action="store_true", help="one JSON object, and nothing else on stdout")
+    args = parser.parse_args(argv)
+    for name, least in (("batch", 1), ("workers", 0)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
+        raise UsageError(f"--plot must name a .png file, got {args.plot!r}")
+    return args
+
+
+@dataclass
+class Counts:
+    """What the network said about some images."""
+
+    confusion: "torch.Tensor"  # (classes, classes) int64: images of class i taken for class j
+    loss: float  # mean of -log of the probability of an image's class
+    top5: float | None  # share of images whose class is among the five likeliest; None for five classes or fewer
+    unreadable: list[str]  # what was wrong with images that were skipped
+
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def top1(self) -> float:
+        return self.confusion.diag().sum().item() / self.images
+
+    def per_class(self) -> list[float | None]:
+        """Share of each class's images that were recognised; None for a class without images."""
+        totals, hits = self.confusion.sum(1).tolist(), self.confusion.diag().tolist()
+        return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+
+
+def count(
+    forward: "Callable[[torch.Tensor], torch.Tensor]",
+    photos: "Photos",
+    classes: int,
+    *,
+    batch: int,
+    workers: int,
+    device: "torch.device",
+    ranks: "Ranks",
+    operators: ModuleType,
+    show: bool = False,
+) -> Counts:
+    """Runs the network over this rank's share of the images, every ``ranks.size``-th, and adds up over the ranks.
+
+    Args:
+        forward: inputs (N, 3, 227, 227), or of several crops (N, crops, 3, 227, 227), to logits a crop.
+        photos: inputs and indices of classes.
+        show: a progress bar on stderr.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from model.data import loader
+
+    mine = range(ranks.rank, len(photos), ranks.size)
+    batches = [mine[start : start + batch] for start in range(0, len(mine), batch)]
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    sums, errors = torch.zeros(2, dtype=torch.float64), []  # of -log p, and of those among the first five
+    size = batch * photos.bytes
+    with torch.inference_mode():
+        loaded = loader(photos, batches, min(workers, len(batches)), device, size)
+        for x, target, problems in tqdm(loaded, unit="batch", leave=False, disable=None if show else True):
+            errors += [problem for problem in problems if problem is not None]
+            if not len(target):
+                continue
+            x = torch.as_tensor(x).to(device, non_blocking=True)
+            target = torch.as_tensor(target).to(device)
+            logits = forward(x.flatten(0, -4).contiguous(memory_format=torch.channels_last)).float()
+            probabilities = operators.softmax(logits, -1).unflatten(0, (len(target), -1)).mean(1)
+            likeliest = probabilities.topk(min(5, classes)).indices
+            places = target * classes + likeliest[:, 0]
+            confusion += torch.bincount(places, minlength=classes * classes).cpu()
+            right = probabilities.gather(1, target[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
+            sums += torch.stack([-right.double().log().sum(), (likeliest == target[:, None]).sum().double()]).cpu()
+    confusion, sums = ranks.sum(confusion.to(device)).cpu(), ranks.sum(sums.to(device)).cpu()
+    errors = sorted(error for errors in ranks.gather(errors) for error in errors)
+    loss, top5 = (sums / confusion.sum().clamp_min(1)).tolist()
+    return Counts(confusion.view(classes, classes), loss, top5 if classes > 5 else None, errors)
+
+
+def match(images: list[tuple[str, int]], folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list:
+    """The images with the weights' indices of classes for the folder's; classes are told by their names.
+
+    Raises:
+        UsageError: a folder whose name is no class of the weights.
+    """
+    unknown = [folder for folder in folders if folder not in classes]
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:3])) + ", ..." * (len(unknown) > 3)
+        known = ", ".join(map(repr, classes[:5])) + ", ..." * (len(classes) > 5)
+        raise UsageError(f"{name} has no class {shown}: a folder must have a class's name, such as {known}")
+    return [(path, classes.index(folders[index])) for path, index in images]
+
+
+def draw(counts: Counts, rows: list[int], classes: tuple[str, ...], title: str, out: Path) -> None:
+    """The confusion matrix as a PNG: a row for each class that has images, a column for each class."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+
+    numbers = counts.confusion[rows].numpy()
+    shares = numbers / numbers.sum(1, keepdims=True)
+    side = min(max(5.0, 0.55 * len(classes) + 2.0), 16.0)
+    figure, axis = plt.subplots(figsize=(side + 1.0, side * len(rows) / len(classes) + 1.5), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, label="share of the row's images")
+    axis.set(xlabel="taken for", ylabel="is")
+    axis.set_title(title, fontsize=10)
+    if len(classes) <= 40:
+        axis.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+        axis.set_yticks(range(len(rows)), [classes[row] for row in rows], parse_math=False)
+    if len(classes) <= 20:
+        for row, column in np.argwhere(numbers):
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, numbers[row, column], ha="center", va="center", color=ink, fontsize=8)
+    figure.savefig(out, format="png", dpi=110)
+    plt.close(figure)
+
+
+def run(args: argparse.Namespace, partial: Path | None) -> int:
+    """Evaluates and prints. ``partial`` is where to draw."""
+    with interrupts_exit():
+        device = choose_device(args.device)
+
+        import kernels
+        from kernels import pytorch
+        from kernels.layers import DTYPES
+        from model import data, weights
+        from model.alexnet import AlexNet
+        from model.distributed import Ranks
+
+    ranks = Ranks(device)
+    operators = pytorch if args.operators == "torch" else kernels
+
+    def prepare():
+        folder = data.read_folder(args.data / "val" if (args.data / "val").is_dir() else args.data)
+        try:
+            loaded = weights.load(weights.DEFAULT if args.weights is None else args.weights)
+            net = AlexNet.from_weights(loaded).use(operators)
+        except weights.WeightsError as error:
+            raise UsageError(error) from error
+        return folder, loaded, net, match(folder.images, folder.classes, loaded.classes, loaded.name)
+
+    folder, loaded, net, images = ranks.agree(prepare)
+    dtype = DTYPES[args.dtype]
+    net.to(device, dtype)
+    crops = loaded.preprocess.ten_crops if args.ten_crop else loaded.preprocess
+    counts = count(
+        lambda x: net(x.to(dtype)),
+        data.Photos(images, crops, 10 if args.ten_crop else 1),
+        len(loaded.classes),
+        batch=args.batch,
+        workers=args.workers,
+        device=device,
+        ranks=ranks,
+        operators=operators,
+        show=ranks.first,
+    )
+    ranks.leave()
+    if not ranks.first:
+        return 0
+    for error in counts.unreadable:
+        command.complain("model.evaluate", error)
+    if not counts.images:
+        raise UsageError(f"{folder.path}: no image can be read")
+    rows = [loaded.classes.index(name) for name in folder.classes]
+    shares = counts.per_class()
+    title = f"{loaded.name}, {counts.images} images of {folder.path}: top-1 {counts.top1:.2%}"
+    if args.json:
+        record = {
+            "weights": loaded.name,
+            "data": str(folder.path),
+            "device": device_name(device),
+            "operators": args.operators,
+            "dtype": args.dtype,
+            "ten_crop": args.ten_crop,
+            "images": counts.images,
+            "skipped": len(counts.unreadable),
+            "loss": counts.loss,
+            "top1": counts.top1,
+            "top5": counts.top5,
+            "classes": {loaded.classes[row]: shares[row] for row in rows},
+            "confusion": counts.confusion.tolist(),
+        }
+        print(json.dumps(record))
+    else:
+        width = max(map(len, folder.classes))
+        for row in rows:
+            share = "      -" if shares[row] is None else f"{shares[row]:7.1%}"
+            print(f"{loaded.classes[row]:<{width}}  {share}  of {int(counts.confusion[row].sum())}")
+        top5 = "" if counts.top5 is None else f", top-5 {counts.top5:.2%}"
+        skipped = f", {len(counts.unreadable)} skipped that cannot be read" if counts.unreadable else ""
+        how = ", ten crops" if args.ten_crop else ""
+        where = f"{device_name(device)}, {args.operators}, {args.dtype}"
+        print(f"\n{title}{top5}, loss {counts.loss:.4f}{how}{skipped} ({where})")
+    if partial:
+        draw(counts, [row for row in rows if shares[row] is not None], loaded.classes, title, partial)
+        os.replace(partial, args.plot)
+        print(f"drawn in {args.plot}", file=sys.stderr)
+    return 2 if counts.unreadable else 0
+
+
+def evaluate(argv: list[str] | None) -> int:
+    """Parses the arguments and runs; whatever goes wrong, no half-drawn file stays."""
+    args = parse(argv)
+    with partial_for(args.plot) if args.plot else contextlib.nullcontext() as partial:
+        return run(args, partial)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    return command.run("model.evaluate", evaluate, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""One step of training: forward, loss, backward, and the optimizer's rule."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.alexnet import AlexNet
+from model.randomness import generator
+
+RATES = {"sgd": 0.01, "adamw": 1e-4}
+"""Optimizers, and their learning rates where none is given."""
+
+
+def rate(schedule: str, step: int, steps: int) -> float:
+    """What the learning rate is multiplied by at a step of so many.
+
+    ``step``: the paper's division by 10, three times over the run, here after each quarter of it. ``cosine``: half a
+    period, from 1 to 0.
+    """
+    if schedule == "step":
+        return 0.1 ** (4 * step // steps)
+    return 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def make_optimizer(net: nn.Module, name: str, lr: float) -> torch.optim.Optimizer:
+    """The optimizer for the parameters that train.
+
+    ``sgd``: momentum 0.9 and weight decay 5e-4, biases at twice the rate and without decay, as BVLC. The paper writes
+    v <- 0.9 v - 5e-4 lr w - lr g, w <- w + v; PyTorch takes lr out of v, which is the same while lr is constant, and
+    where it falls, it falls for what has been gathered in v as well. ``adamw``: decay 0.01, biases without decay.
+    """
+    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    weights = [parameter for name, parameter in trained if name.endswith("weight")]
+    biases = [parameter for name, parameter in trained if name.endswith("bias")]
+    if name == "sgd":
+        groups = [
+            {"params": weights, "weight_decay": 5e-4, "base": lr},
+            {"params": biases, "weight_decay": 0.0, "base": 2.0 * lr},
+        ]
+        return torch.optim.SGD(groups, lr, momentum=0.9)
+    groups = [
+        {"params": weights, "weight_decay": 0.01, "base": lr},
+        {"params": biases, "weight_decay": 0.0, "base": lr},
+    ]
+    return torch.optim.AdamW(groups, lr)
+
+
+class Learner:
+    """A network, its optimizer and the scaler of its gradients.
+
+    Args:
+        net: on its device; trained in float32, whatever the dtype that it computes in.
+        optimizer: over the parameters that train.
+        dtype: what products are computed in, by torch.autocast; float16 has a scaler of gradients.
+        seed: of the run, from which each step's dropout is drawn.
+        rank, ranks: this process among those that train the same network; gradients are averaged over them.
+    """
+
+    def __init__(
+        self,
+        net: AlexNet,
+        optimizer: torch.optim.Optimizer,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.net, self.optimizer, self.dtype, self.seed, self.rank = net, optimizer, dtype, seed, rank
+        self.device = next(net.parameters()).device
+        self.operators = net.fc8.operators
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
+        self.forward = DistributedDataParallel(net) if ranks > 1 else net
+
+    def autocast(self) -> torch.autocast:
+        """Where the network computes in ``dtype``."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def step(self, number: int, x: torch.Tensor, target: torch.Tensor, factor: float) -> torch.Tensor:
+        """Step ``number`` on one batch, at ``factor`` times the learning rate; its loss, and how many it got right."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["base"]
+        self.net.train()
+        torch.manual_seed(int(generator("dropout", self.seed, number, self.rank).integers(2**63)))
+        with self.autocast():
+            logits = self.forward(x)
+            loss = self.operators.cross_entropy(logits, target)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)  # not where float16 overflowed, but with a smaller scale from then on
+        self.scaler.update()
+        return torch.stack([loss.detach().double(), (logits.argmax(1) == target).sum().double()])
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """The optimizer's tensors by name (``optimizer.fc8.weight.momentum_buffer``), and the scaler's numbers."""
+        tensors = {
+            f"optimizer.{name}.{key}": value
+            for name, parameter in self.net.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if value is not None
+        }
+        return tensors, self.scaler.state_dict()
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, torch.Tensor], scaler: dict) -> None:
+        """Takes up what :meth:`state` gave."""
+        for name, parameter in self.net.named_parameters():
+            prefix = f"optimizer.{name}."
+            for key, value in tensors.items():
+                if key.startswith(prefix):
+                    # In the parameter's order of memory, where it has its shape; a count of steps stays on the CPU.
+                    mine = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+                    self.optimizer.state[parameter][key.removeprefix(prefix)] = mine.copy_(value)
+        self.scaler.load_state_dict(scaler)

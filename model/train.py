@@ -1,0 +1,105 @@
+"""``python -m model.train DATA_DIR``: trains the network on a folder of images, from scratch or from weights.
+
+``torchrun --nproc-per-node N -m model.train ...`` shares each batch among N processes, on one machine or many.
+
+In the run's folder: ``last.safetensors``, the newest checkpoint; ``best.safetensors``, the weights of the best
+validation; ``log.csv`` and ``curves.png``. Both files are what ``model.infer`` and ``model.evaluate`` take as
+``--weights``.
+
+A run goes on exactly where its checkpoint was written: the position is a number of steps, and everything random is a
+function of the seed and of the step (:mod:`model.randomness`), so that the same images come next, in the same crops,
+with the same dropout. Killed at any moment and resumed, it ends with the same weights, as far as the device computes
+the same twice. Ctrl-C and SIGTERM finish the step in hand, write a checkpoint, and exit with status 130.
+"""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from model import command
+from model.command import Parser, UsageError, choose_device, interrupts_exit
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m model.train", description="Trains AlexNet on a folder of images.")
+    add = parser.add_argument
+    add(
+        "data",
+        metavar="DATA_DIR",
+        type=Path,
+        help="a folder with a sub-folder of images per class, or with two such folders, train/ and val/",
+    )
+    add("--out", type=Path, default=Path("training"), help="the run's folder (training)")
+    add("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    add("--weights", metavar="NAME|PATH", help="start from these: cifar10, bvlc_alexnet.npy, last.safetensors ...")
+    add("--skip-layer", nargs="+", default=[], metavar="LAYER", help="layers that start anew, such as fc8")
+    add("--freeze", nargs="+", default=[], metavar="LAYER", help="layers that do not train, such as conv1")
+    add(
+        "--init",
+        choices=("he", "paper", "bvlc"),
+        default="he",
+        help="of layers that start anew (he, which learns far sooner from few images than the other two); from "
+        "scratch, paper also chooses the paper's formula of local response normalisation, and the others BVLC's",
+    )
+    add("--epochs", type=int, default=90, metavar="N", help="how often each image is seen (90)")
+    add("--batch", type=int, default=128, metavar="N", help="images in a step, over all processes (128)")
+    add("--optimizer", choices=("sgd", "adamw"), default="sgd", help="sgd: momentum 0.9, weight decay 5e-4 (sgd)")
+    add("--lr", type=float, metavar="RATE", help="learning rate at the start (0.01 for sgd, 1e-4 for adamw)")
+    add("--schedule", choices=("step", "cosine"), default="step", help="step: by 10 after each quarter of it (step)")
+    add("--keep-prob", type=float, default=0.5, metavar="P", help="of dropout after fc6 and fc7 (0.5)")
+    add("--no-augment", dest="augment", action="store_false", help="central crops, no mirror images, colours as is")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of products, by torch.autocast (fp32)")
+    add(
+        "--operators",
+        choices=("triton", "torch"),
+        default="triton",
+        help="our kernels, or plain PyTorch to compare (triton)",
+    )
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
+    add("--seed", type=int, default=0, metavar="N", help="of all that is random (0)")
+    add("--workers", type=int, default=2, metavar="N", help="processes that decode images, for each that trains (2)")
+    add("--save-every", type=int, default=1000, metavar="STEPS", help="a checkpoint between the epochs' ends (1000)")
+    add("--strict", action="store_true", help="stop at an image that cannot be read, instead of taking the next")
+    args = parser.parse_args(argv)
+    for name, least in (("epochs", 1), ("batch", 1), ("seed", 0), ("workers", 0), ("save_every", 1)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if not 0.0 <= args.keep_prob <= 1.0:
+        raise UsageError(f"--keep-prob must be from 0 to 1, got {args.keep_prob}")
+    if args.lr is not None and not 0.0 < args.lr < float("inf"):
+        raise UsageError(f"--lr must be positive, got {args.lr}")
+    if args.skip_layer and not args.weights:
+        raise UsageError("--skip-layer leaves out layers of --weights, which is not given")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains to the end or until told to stop; the exit status."""
+    with interrupts_exit():
+        device = choose_device(args.device)
+        from model.distributed import Ranks
+        from model.training import Training
+
+    ranks = Ranks(device)
+    try:
+        status = Training(args, device, ranks).run()
+    except (UsageError, SystemExit, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if ranks.size == 1:
+            raise
+        # One line below the traceback, which says in which of many processes it was.
+        traceback.print_exc()
+        raise UsageError(ranks.name(f"{type(error).__name__}: {error}")) from error
+    ranks.leave()
+    return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    return command.run("model.train", lambda argv: run(parse(argv)), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
