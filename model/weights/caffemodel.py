@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from model.preprocess import BVLC
 from model.weights.common import (
     LAYERS,
     Probe,
@@ -24,7 +23,7 @@ from model.weights.common import (
     check_any,
     check_arrays,
     check_tensors,
-    imagenet_classes,
+    published,
     read_bounded,
 )
 
@@ -88,7 +87,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
     found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
     layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
     check_any(name, list(found), layers)
-    return Weights(name, layers, imagenet_classes(layers), "bvlc", BVLC)
+    return published(name, layers)
 
 
 def _layer(name: str, layer: str, blobs: list) -> tuple[torch.Tensor, torch.Tensor]:

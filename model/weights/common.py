@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.preprocess import RESIZE, Preprocess
+from model.preprocess import BVLC, RESIZE, TORCHVISION, Preprocess
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -42,14 +42,14 @@ class Weights:
             (out, in / groups, kh, kw), fully connected (out, in), fc6's columns in the order C, H, W.
         classes: the label of each output of fc8; empty where the file has no fc8.
         lrn: the formula of local response normalisation that they were trained with, as :class:`model.alexnet.AlexNet`
-            names it.
+            names it; None for torchvision's network, which has none.
         preprocess: from a photo to the network's input.
     """
 
     name: str
     layers: dict[str, tuple[torch.Tensor, torch.Tensor]]
     classes: tuple[str, ...]
-    lrn: str
+    lrn: str | None
     preprocess: Preprocess
 
 
@@ -95,16 +95,22 @@ def read_bounded(path: str | os.PathLike, name: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def imagenet_classes(layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> tuple[str, ...]:
-    """Labels for weights that bring none: ImageNet's where fc8 has 1000 outputs, numbers else."""
-    if "fc8" not in layers:
-        return ()
-    count = len(layers["fc8"][1])
-    if count != 1000:
-        return tuple(f"class {index}" for index in range(count))
-    from torchvision.models._meta import _IMAGENET_CATEGORIES  # in the order of ILSVRC's indices; slow to import
+def published(name: str, layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Weights:
+    """Weights that bring no description of their own: BVLC's, or torchvision's, whose conv1 has 64 filters.
 
-    return tuple(_IMAGENET_CATEGORIES)
+    Labels are ImageNet's where fc8 has 1000 outputs, numbers else.
+    """
+    classes: tuple[str, ...] = ()
+    count = len(layers["fc8"][1]) if "fc8" in layers else 0
+    if count == 1000:
+        from torchvision.models._meta import _IMAGENET_CATEGORIES  # in the order of ILSVRC's indices; slow to import
+
+        classes = tuple(_IMAGENET_CATEGORIES)
+    elif count:
+        classes = tuple(f"class {index}" for index in range(count))
+    if "conv1" in layers and len(layers["conv1"][1]) == 64:
+        return Weights(name, layers, classes, None, TORCHVISION)
+    return Weights(name, layers, classes, "bvlc", BVLC)
 
 
 def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str, Preprocess]:

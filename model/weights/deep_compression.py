@@ -27,8 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from model.preprocess import BVLC
-from model.weights.common import Probe, Weights, WeightsError, check_tensors, imagenet_classes, parse_meta, read_bounded
+from model.weights.common import Probe, Weights, WeightsError, check_tensors, parse_meta, published, read_bounded
 
 DESCRIPTION = "a .net file of Deep Compression's"
 MAGIC = b"AlexNet\n"
@@ -56,13 +55,16 @@ def matches(probe: Probe) -> bool:
 def read(path: str | os.PathLike, name: str) -> Weights:
     """Reads a file of the original format, or one with our ending."""
     data = read_bounded(path, name)
-    classes, lrn, preprocess = None, "bvlc", BVLC
-    if data.endswith(MAGIC):
-        data, text = _split(name, data)
-        classes, lrn, preprocess = parse_meta(name, text)
-    arrays = decode(name, data, _shapes(1000 if classes is None else len(classes)))
-    layers = {layer: check_tensors(name, layer, *map(torch.from_numpy, pair)) for layer, pair in arrays.items()}
-    return Weights(name, layers, imagenet_classes(layers) if classes is None else classes, lrn, preprocess)
+    if not data.endswith(MAGIC):
+        return published(name, _decoded(name, data, 1000))
+    data, text = _split(name, data)
+    classes, lrn, preprocess = parse_meta(name, text)
+    return Weights(name, _decoded(name, data, len(classes)), classes, lrn, preprocess)
+
+
+def _decoded(name: str, data: bytes, classes: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    arrays = decode(name, data, _shapes(classes))
+    return {layer: check_tensors(name, layer, *map(torch.from_numpy, pair)) for layer, pair in arrays.items()}
 
 
 def decode(name: str, data: bytes, shapes: dict[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

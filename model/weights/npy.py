@@ -16,7 +16,6 @@ import re
 import numpy as np
 import torch
 
-from model.preprocess import BVLC
 from model.weights.common import (
     LAYERS,
     Probe,
@@ -25,7 +24,7 @@ from model.weights.common import (
     check_any,
     check_arrays,
     check_tensors,
-    imagenet_classes,
+    published,
 )
 
 DESCRIPTION = "a .npy file with a dictionary of layers, as bvlc_alexnet.npy"
@@ -44,7 +43,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
     found = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
     layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
     check_any(name, [str(key) for key in found], layers)
-    return Weights(name, layers, imagenet_classes(layers), "bvlc", BVLC)
+    return published(name, layers)
 
 
 def _layer(name: str, layer: str, entry: object) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 
-from model.preprocess import BVLC
 from model.weights.common import (
     LAYERS,
     Probe,
@@ -20,7 +19,7 @@ from model.weights.common import (
     WeightsError,
     check_arrays,
     check_tensors,
-    imagenet_classes,
+    published,
     read_bounded,
 )
 
@@ -49,7 +48,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
         layer: _layer(name, layer, node, tensors)
         for layer, node in zip(LAYERS, nodes["Conv"] + nodes["Gemm"], strict=True)
     }
-    return Weights(name, layers, imagenet_classes(layers), "bvlc", BVLC)
+    return published(name, layers)
 
 
 def _layer(name: str, layer: str, node: onnx.NodeProto, tensors: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""``.pth`` and ``.pt``: a state dict saved by PyTorch, with our layers' names.
+"""``.pth`` and ``.pt``: a state dict saved by PyTorch, with our layers' names or with torchvision's.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers, and refuses to run anything. A training
 script's checkpoint may hold the state dict as ``state_dict`` or ``model``, and ``DataParallel`` puts ``module.`` before
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import torch
 
-from model.preprocess import BVLC
 from model.weights.common import (
     LARGEST,
     LAYERS,
@@ -20,11 +19,23 @@ from model.weights.common import (
     check_any,
     check_arrays,
     check_tensors,
-    imagenet_classes,
+    published,
 )
 
 DESCRIPTION = "a .pth file with a state dict"
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the magic number that files of before PyTorch 1.6 begin with
+
+
+TORCHVISION = {  # its names -> ours
+    "features.0": "conv1",
+    "features.3": "conv2",
+    "features.6": "conv3",
+    "features.8": "conv4",
+    "features.10": "conv5",
+    "classifier.1": "fc6",
+    "classifier.4": "fc7",
+    "classifier.6": "fc8",
+}
 
 
 def matches(probe: Probe) -> bool:
@@ -46,10 +57,15 @@ def read(path: str | os.PathLike, name: str) -> Weights:
             state = state[key]
     if not isinstance(state, Mapping):
         raise WeightsError(f"{name}: must hold a state dict, got {type(state).__name__}")
-    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    state = {_rename(str(key).removeprefix("module.")): value for key, value in state.items()}
     layers = {layer: _layer(name, layer, state) for layer in LAYERS if f"{layer}.weight" in state}
     check_any(name, list(state), layers)
-    return Weights(name, layers, imagenet_classes(layers), "bvlc", BVLC)
+    return published(name, layers)
+
+
+def _rename(key: str) -> str:
+    layer, _, part = key.rpartition(".")
+    return f"{TORCHVISION.get(layer, layer)}.{part}"
 
 
 def _layer(name: str, layer: str, state: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
