@@ -145,7 +145,7 @@ def test_one_line_for_bad_input(tmp_path, arguments, message):
 
 def test_weights_that_do_not_fit(tmp_path):
     """One line that names the file and the layer."""
-    np.savez(tmp_path / "a.npz", meta=np.load(weights.BUNDLED["cifar10"])["meta"], **{"fc8.bias": np.zeros(3)})
+    np.savez(tmp_path / "a.npz", meta=np.load(weights.NAMED["cifar10"].bundled)["meta"], **{"fc8.bias": np.zeros(3)})
     status, out, err = infer(tmp_path, "--weights", "a.npz")
     assert (status, out, len(err)) == (2, [], 1)
     assert err[0].startswith("model.infer: error: a.npz: must hold conv1, ")

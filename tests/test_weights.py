@@ -83,7 +83,7 @@ def test_bundled(bundled):
     assert list(bundled.layers) == list(weights.LAYERS)
     assert bundled.classes[3] == "cat" and len(bundled.classes) == 10
     assert bundled.lrn == "bvlc"
-    with np.load(weights.BUNDLED["cifar10"]) as file:
+    with np.load(weights.NAMED["cifar10"].bundled) as file:
         for name, (weight, _) in bundled.layers.items():
             last = file[f"{name}.weight"][-1].astype(np.float64) * file[f"{name}.scale"][-1]
             np.testing.assert_allclose(weight[-1], last, rtol=1e-6)
@@ -302,5 +302,5 @@ def test_damaged_npz(tmp_path):
 
 def test_a_files_name_tells_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(weights.BUNDLED["cifar10"], tmp_path / "photo.npy")
+    shutil.copy(weights.NAMED["cifar10"].bundled, tmp_path / "photo.npy")
     assert weights.load(Path("photo.npy")).classes[0] == "airplane"

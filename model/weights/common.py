@@ -3,15 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from model.preprocess import BVLC, RESIZE, TORCHVISION, Preprocess
+from model.preprocess import BVLC, RESIZE, SIZE, TORCHVISION, Preprocess
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -113,21 +113,33 @@ def published(name: str, layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -
     return Weights(name, layers, classes, "bvlc", BVLC)
 
 
-def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str, Preprocess]:
-    """Classes, LRN variant and preprocessing from the JSON that our own files describe themselves with."""
+def describe(classes: Sequence[str], lrn: str | None, preprocess: Preprocess) -> dict:
+    """What our own files say of themselves, for JSON: classes, lrn, mean and resize, and what else is not usual."""
+    usual = Preprocess(preprocess.mean, preprocess.resize)
+    given = {name: value for name, value in asdict(preprocess).items() if value != getattr(usual, name)}
+    return {"classes": list(classes), "lrn": lrn, "mean": preprocess.mean, "resize": preprocess.resize, **given}
+
+
+def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str | None, Preprocess]:
+    """Classes, LRN variant and preprocessing from what :func:`describe` gave."""
     try:
         meta = json.loads(text)
         classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        std, order, size = meta.get("std", [1.0] * 3), meta.get("order", "BGR"), meta.get("size", SIZE)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
     if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
-        raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r}")
-    numbers = isinstance(mean, list) and all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
-    if not numbers or len(mean) != 3:
-        raise WeightsError(f"{name}: meta's mean must be three numbers, blue, green and red, got {mean!r}")
+        raise WeightsError(f"{name}: meta's classes must be a list of strings, got {str(classes)[:200]}")
+    for what, colours, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        numbers = isinstance(colours, list) and all(type(c) in (int, float) for c in colours)
+        if not numbers or len(colours) != 3 or not all(math.isfinite(c) and c > least for c in colours):
+            raise WeightsError(f"{name}: meta's {what} must be three numbers, one a colour, got {str(colours)[:200]}")
     if resize not in RESIZE:
         raise WeightsError(f"{name}: meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r}")
-    return tuple(classes), str(lrn), Preprocess(tuple(map(float, mean)), resize)
+    if order not in ("BGR", "RGB") or size not in (224, 227):
+        raise WeightsError(f"{name}: meta's order must be BGR or RGB and its size 224 or 227, got {order!r}, {size!r}")
+    mean, std = (tuple(map(float, colours)) for colours in (mean, std))
+    return tuple(classes), None if lrn is None else str(lrn), Preprocess(mean, resize, std, order, size)
 
 
 @torch.no_grad()
