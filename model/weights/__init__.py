@@ -1,17 +1,16 @@
 """Trained weights: by name, bundled or downloaded, and files in the formats that are read here.
 
-One module a format, each with ``matches(probe)``, ``read(path, name)`` and a ``DESCRIPTION``. A file's bytes tell its
-format; its name tells nothing.
+What is public is imported where it is first used: ``python -m model.weights --help`` imports this package too, and
+needs no PyTorch, which takes seconds.
 """
 
-import io
-import os
-from pathlib import Path
-from types import ModuleType
+import importlib
+from typing import TYPE_CHECKING
 
-from model.weights import caffemodel, deep_compression, npy, npz, onnx, pth, safetensors
-from model.weights.common import LAYERS, Probe, Weights, WeightsError, assign
-from model.weights.named import NAMED, cached, fetch
+if TYPE_CHECKING:
+    from model.weights.common import LAYERS, Weights, WeightsError, assign
+    from model.weights.named import NAMED, cached, fetch
+    from model.weights.registry import DEFAULT, FORMATS, format_of, load
 
 __all__ = [
     "DEFAULT",
@@ -27,41 +26,15 @@ __all__ = [
     "load",
 ]
 
-FORMATS = (npy, caffemodel, onnx, deep_compression, pth, npz, safetensors)
-DEFAULT = "cifar10"
+_MODULES = {
+    "common": ("LAYERS", "Weights", "WeightsError", "assign"),
+    "named": ("NAMED", "cached", "fetch"),
+    "registry": ("DEFAULT", "FORMATS", "format_of", "load"),
+}
 
 
-def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
-    """Reads weights by their registered name, or from a file.
-
-    Args:
-        name_or_path: a name among :data:`NAMED`, whose file is downloaded if it neither came with the package nor is
-            in the cache; anything else is a path.
-
-    Raises:
-        WeightsError: no such name or file, a download that failed, a format that is not known here, or a file that
-            does not hold what its format promises.
-    """
-    name = os.fspath(name_or_path)
-    path = fetch(name) if name in NAMED else Path(name)
-    return format_of(path, name).read(path, name)
-
-
-def format_of(path: str | os.PathLike, name: str) -> ModuleType:
-    """The module among :data:`FORMATS` that reads a file, told by its content."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-            size = file.seek(0, io.SEEK_END)
-            file.seek(max(size - 64, 0))
-            probe = Probe(head, file.read(64), size)
-    except FileNotFoundError:
-        raise WeightsError(f"{name}: no such file, and no weights of that name ({', '.join(NAMED)})") from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for format in FORMATS:
-        if format.matches(probe):
-            return format
-    accepted = ", or ".join(format.DESCRIPTION for format in FORMATS)
-    found = f"begins with {head[:8]!r}" if head else "is empty"
-    raise WeightsError(f"{name}: not weights in a known format: the file {found}; accepted: {accepted}")
+def __getattr__(name: str):
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

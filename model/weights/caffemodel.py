@@ -22,9 +22,9 @@ from model.weights.common import (
     WeightsError,
     check_any,
     check_arrays,
-    check_tensors,
     published,
     read_bounded,
+    to_tensors,
 )
 
 DESCRIPTION = "a .caffemodel"
@@ -73,8 +73,15 @@ NetParameter = _net_parameter()
 
 
 def matches(probe: Probe) -> bool:
-    """Whether a file with this beginning and end is in this format: its first field is the network's name."""
-    return probe.head[:1] == b"\x0a" and probe.head[2:3].isalnum()
+    """Whether a file with this beginning and end is in this format: a network's name, if any, then another field."""
+    tag = probe.head[:1]
+    if tag == b"\x0a":
+        length = probe.head[1:2] or b"\0"
+        tag = probe.head[2 + length[0] : 3 + length[0]]
+        if length[0] > 127 or not probe.head[2 : 2 + length[0]].isascii():
+            return False
+    # layers, input, input_dim, force_backward, state, debug_info, input_shape, layer
+    return tag in (b"\x12", b"\x1a", b"\x20", b"\x28", b"\x32", b"\x38", b"\x42", b"\xa2")
 
 
 def read(path: str | os.PathLike, name: str) -> Weights:
@@ -82,9 +89,9 @@ def read(path: str | os.PathLike, name: str) -> Weights:
     net = NetParameter()
     try:
         net.ParseFromString(read_bounded(path, name))
+        found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
     except (message.DecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{name}: truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
-    found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
     layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
     check_any(name, list(found), layers)
     return published(name, layers)
@@ -96,16 +103,17 @@ def _layer(name: str, layer: str, blobs: list) -> tuple[torch.Tensor, torch.Tens
     dims = (4 if layer.startswith("conv") else 2, 1)
     weight, bias = (_array(name, layer, blob, d) for blob, d in zip(blobs, dims, strict=True))
     check_arrays(name, layer, weight, bias)
-    return check_tensors(name, layer, torch.from_numpy(weight), torch.from_numpy(bias))
+    return to_tensors(name, layer, weight, bias)
 
 
 def _array(name: str, layer: str, blob: message.Message, dims: int) -> np.ndarray:
     """A blob as float32, with the leading ones of an older blob's four dimensions left out down to ``dims``."""
     shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
+    if len(shape) > 32:  # Caffe's own limit
+        raise WeightsError(f"{name}: {layer} has a blob of {len(shape)} dimensions")
     while len(shape) > dims and shape[0] == 1:
         shape.pop(0)
     numbers = blob.data or blob.double_data
     if min(shape, default=1) < 0 or math.prod(shape) != len(numbers):
         raise WeightsError(f"{name}: {layer} has a blob of shape {tuple(shape)} with {len(numbers)} numbers")
-    with np.errstate(over="ignore"):  # a double beyond float32 becomes the infinity that check_tensors reports
-        return np.array(numbers, dtype=np.float32).reshape(shape)
+    return np.array(numbers, np.float64 if blob.double_data else np.float32).reshape(shape)

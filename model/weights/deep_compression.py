@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from model.weights.common import Probe, Weights, WeightsError, check_tensors, parse_meta, published, read_bounded
+from model.weights.common import Probe, Weights, WeightsError, parse_meta, published, read_bounded, to_tensors
 
 DESCRIPTION = "a .net file of Deep Compression's"
 MAGIC = b"AlexNet\n"
@@ -64,7 +64,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
 
 def _decoded(name: str, data: bytes, classes: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     arrays = decode(name, data, _shapes(classes))
-    return {layer: check_tensors(name, layer, *map(torch.from_numpy, pair)) for layer, pair in arrays.items()}
+    return {layer: to_tensors(name, layer, *pair) for layer, pair in arrays.items()}
 
 
 def decode(name: str, data: bytes, shapes: dict[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -84,12 +84,15 @@ def decode(name: str, data: bytes, shapes: dict[str, Sequence[int]]) -> dict[str
         return taken
 
     for (layer, shape), entries in zip(shapes.items(), take("its header", "<u4", len(shapes)).tolist(), strict=True):
-        fully = len(shape) == 2
+        fully, size = len(shape) == 2, math.prod(shape)
+        if entries > size:
+            raise WeightsError(f"{name}: truncated or damaged: {layer} has {entries} entries for {size} weights")
         codebook = take(layer, "<f4", 16 if fully else 256)
-        bias = take(layer, "<f4", shape[0]).copy()
+        bias = take(layer, "<f4", shape[0])
         codes = _halves(take(layer, "u1", _half(entries)), entries) if fully else take(layer, "u1", entries)
-        places = np.cumsum(_halves(take(layer, "u1", _half(entries)), entries).astype(np.int64) + 1) - 1
-        size = math.prod(shape)
+        places = _halves(take(layer, "u1", _half(entries)), entries).astype(np.int64)
+        places[1:] += 1
+        np.cumsum(places, out=places)
         if entries and places[-1] >= size:
             raise WeightsError(f"{name}: truncated or damaged: {layer} has an entry past its {size} weights")
         weight = np.full(size, codebook[0], np.float32)

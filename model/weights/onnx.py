@@ -18,9 +18,10 @@ from model.weights.common import (
     Weights,
     WeightsError,
     check_arrays,
-    check_tensors,
     published,
     read_bounded,
+    reason,
+    to_tensors,
 )
 
 DESCRIPTION = "an .onnx file"
@@ -56,10 +57,14 @@ def _layer(name: str, layer: str, node: onnx.NodeProto, tensors: dict) -> tuple[
         raise WeightsError(f"{name}: {layer} must have a weight and a bias, got {len(node.input) - 1} of them")
     weight, bias = (_array(name, layer, input, tensors) for input in node.input[1:])
     check_arrays(name, layer, weight, bias)
-    if layer.startswith("fc") and not any(a.name == "transB" and a.i for a in node.attribute):
-        weight = weight.T
-    weight, bias = (torch.from_numpy(np.array(a, dtype=np.float32, order="C")) for a in (weight, bias))
-    return check_tensors(name, layer, weight, bias)
+    if node.op_type == "Gemm":
+        given = {attribute.name: attribute for attribute in node.attribute}
+        for factor in ("alpha", "beta"):
+            if factor in given and given[factor].f != 1.0:
+                raise WeightsError(f"{name}: {layer} has the factor {factor} {given[factor].f}, which AlexNet has not")
+        if "transB" not in given or not given["transB"].i:
+            weight = weight.T
+    return to_tensors(name, layer, weight, bias)
 
 
 def _array(name: str, layer: str, tensor: str, tensors: dict) -> np.ndarray:
@@ -70,4 +75,4 @@ def _array(name: str, layer: str, tensor: str, tensors: dict) -> np.ndarray:
     try:
         return onnx.numpy_helper.to_array(tensors[tensor])
     except Exception as error:  # a shape that the numbers do not fill, a type that is not known
-        raise WeightsError(f"{name}: {layer}'s tensor {tensor!r} is damaged: {error}") from error
+        raise WeightsError(f"{name}: {layer}'s tensor {tensor!r} is damaged: {reason(error)}") from error
