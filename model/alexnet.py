@@ -171,12 +171,17 @@ class AlexNet(nn.Module):
                 raise ArgumentError(f"skip_layer must name layers among {', '.join(names)}, got {name!r}")
         weights.assign(self, weights.load(weights_path), skipped)
 
-    @classmethod
-    def from_weights(cls, loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
+    @staticmethod
+    def from_weights(loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
         """The network that some weights were trained as, in evaluation mode; nothing is initialised at random."""
-        kind = TorchvisionAlexNet if loaded.lrn is None else cls
+        kind = TorchvisionAlexNet if loaded.lrn is None else AlexNet
         if loaded.lrn not in kind.formulas:
             raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
+        if loaded.preprocess.size != kind.size:
+            raise weights.WeightsError(
+                f"{loaded.name}: the network with lrn {loaded.lrn} takes photos of {kind.size} x {kind.size}, "
+                f"got a size of {loaded.preprocess.size}"
+            )
         with torch.device("meta"):
             net = kind(max(len(loaded.classes), 1), keep_prob, loaded.lrn)
         weights.assign(net, loaded)

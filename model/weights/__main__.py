@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from model import command
-from model.command import Parser, UsageError
+from model.command import Parser, UsageError, interrupts_exit
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -55,18 +55,19 @@ def verify(path: str) -> None:
     print(
         f"{total:,} parameters, {len(loaded.classes)} classes, normalisation {loaded.lrn or 'none'}: whole and finite"
     )
-    print(f"the published file of {name}" if name else "not a file whose checksum is known here")
+    bundled = path in weights.NAMED and weights.NAMED[path].bundled
+    known = f"the published file of {name}" if name else "not a file whose checksum is known here"
+    print("the bundled file" if bundled else known)
 
 
 def convert(path: str, out: Path) -> None:
     """Writes the weights of a file as a checkpoint of ours, whole or not at all."""
     from model import checkpoint, weights
+    from model.alexnet import AlexNet
     from model.weights.common import describe
 
     loaded = weights.load(path)
-    if len(loaded.layers) != len(weights.LAYERS):
-        missing = [layer for layer in weights.LAYERS if layer not in loaded.layers]
-        raise UsageError(f"{path}: lacks {', '.join(missing)}")
+    AlexNet.from_weights(loaded)  # every layer there, and of its shape
     tensors = {
         f"{layer}.{part}": tensor
         for layer, pair in loaded.layers.items()
@@ -78,13 +79,13 @@ def convert(path: str, out: Path) -> None:
 
 def run(argv: list[str] | None) -> int:
     args = parse(argv)
-    if args.what == "list":
-        show_list()
-        return 0
-    from model.weights import NAMED, WeightsError, fetch
+    with interrupts_exit():
+        from model.weights import NAMED, WeightsError, fetch
 
     try:
-        if args.what == "download":
+        if args.what == "list":
+            show_list()
+        elif args.what == "download":
             if args.name not in NAMED:
                 raise UsageError(f"NAME must be one of {', '.join(NAMED)}, got {args.name!r}")
             print(fetch(args.name))

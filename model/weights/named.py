@@ -1,19 +1,22 @@
 """Weights by name: the bundled ones, and published ones that are downloaded when somebody asks for them.
 
 Downloads go where ``torch.hub`` keeps its own, ``$TORCH_HOME/hub/checkpoints``. ``torch.hub``'s downloader itself has
-neither a time limit nor a limit of size, and knows SHA-256 alone, so this one streams through requests: to a temporary
-file that gets its name only once its size and its checksum are what was published.
+neither a time limit nor a limit of size, and knows SHA-256 alone, so this one streams: to a temporary file that gets
+its name only once its size and its checksum are what was published.
 """
 
 import contextlib
 import hashlib
+import http.client
 import os
-import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import requests
 import torch
 from tqdm import tqdm
 
@@ -21,6 +24,7 @@ from model.weights import deep_compression
 from model.weights.common import LARGEST, WeightsError
 
 TIMEOUT = 30.0  # seconds without a byte
+SLOWEST = 1000.0  # bytes a second, of which less is as good as none
 
 
 class Source(NamedTuple):
@@ -85,7 +89,7 @@ def cache() -> Path:
 
 
 def cached(name: str) -> Path | None:
-    """The file of a downloaded name; None where it is not there, or not whole."""
+    """The file of a downloaded name, by its size; None where it is not there."""
     for source in NAMED[name].sources:
         path = cache() / source.file
         if path.is_file() and source.bytes in (None, path.stat().st_size):
@@ -97,76 +101,122 @@ def published_as(path: Path) -> str | None:
     """The name whose published file this is, by its size and checksum; None for any other file."""
     for name, named in NAMED.items():
         for source in named.sources:
-            if source.digest and source.bytes in (None, path.stat().st_size):
-                with open(path, "rb") as file:
-                    digest = hashlib.new(source.algorithm)
-                    while block := file.read(2**20):
-                        digest.update(block)
-                if digest.hexdigest().startswith(source.digest):
-                    return name
+            if not source.digest or source.bytes not in (None, path.stat().st_size):
+                continue
+            if _digest(source, path).startswith(source.digest):
+                return name
     return None
 
 
 def fetch(name: str) -> Path:
-    """The file of a name, downloaded if it is not there yet, from the first of its sources that answers.
+    """The file of a name, downloaded if it is not there yet, from the first of its sources that gives it.
 
     Raises:
         WeightsError: no source gave the file that was published; nothing has been written then.
     """
     named = NAMED[name]
-    found = named.bundled or cached(name)
-    if found:
-        return found
+    if named.bundled:
+        return named.bundled
     failures = []
+    for source in named.sources:
+        path = cache() / source.file
+        if path.is_file():
+            try:
+                _check(source, path, str(path))
+                return path
+            except (WeightsError, OSError) as error:
+                failures.append(str(error))
     for source in named.sources:
         try:
             return _download(source)
         except WeightsError as error:
             failures.append(str(error))
+    source = named.sources[0]
     raise WeightsError(
-        f"{name}: cannot be downloaded: {'; '.join(failures)}. Put the file of {named.sources[0].url} at "
-        f"{cache() / named.sources[0].file}, or use the bundled weights, cifar10"
+        f"{name}: cannot be downloaded: {'; '.join(failures)}. Put the file of {source.url} at "
+        f"{cache() / source.file}; cifar10, which is bundled, needs no network"
     )
+
+
+def _digest(source: Source, path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.new(source.algorithm)
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check(source: Source, path: Path, what: str) -> None:
+    """Checks that a file is the one published; one without a checksum is decoded, which takes all of its bytes."""
+    size = path.stat().st_size
+    if source.bytes not in (None, size):
+        raise WeightsError(f"{what} has {size:,} bytes, and {source.bytes:,} were published")
+    if not source.digest:
+        deep_compression.read(path, what)
+        return
+    digest = _digest(source, path)
+    if not digest.startswith(source.digest):
+        raise WeightsError(f"{what} is another file: its {source.algorithm} is {digest}")
 
 
 def _download(source: Source) -> Path:
     """One source's file, whole and checked, in the cache."""
     host = urlsplit(source.url).netloc
     target = cache() / source.file
+    partial = target.with_name(f".{source.file}.{os.getpid()}.partial")
+    bar = tqdm(total=source.bytes, desc=source.file, unit="B", unit_scale=True, leave=False, disable=None)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{source.file}.", delete=False) as file:
-            try:
-                _stream(source, file, host)
-                if not source.digest:
-                    deep_compression.read(file.name, f"what {host} sent")
-                os.replace(file.name, target)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(file.name)
-    except requests.RequestException as error:
-        what = str(error.response.status_code) if error.response is not None else type(error).__name__
-        raise WeightsError(f"{host} did not send it ({what})") from error
+        with bar:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                for block in _blocks(source, host):
+                    file.write(block)
+                    bar.update(len(block))
+                file.flush()
+                os.fsync(file.fileno())
+        _check(source, partial, f"what {host} sent")
+        os.replace(partial, target)
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return target
 
 
-def _stream(source: Source, file, host: str) -> None:
-    limit = LARGEST if source.bytes is None else source.bytes
-    digest, length = hashlib.new(source.algorithm), 0
-    with requests.get(source.url, stream=True, timeout=TIMEOUT) as answer:
-        answer.raise_for_status()
-        with tqdm(total=source.bytes, desc=source.file, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            for block in answer.iter_content(2**20):
+def _blocks(source: Source, host: str) -> Iterator[bytes]:
+    """What the source sends, as it comes.
+
+    Raises:
+        WeightsError: no answer, an answer that stops or hardly moves, or more bytes than were published.
+    """
+    request = urllib.request.Request(
+        source.url, headers={"User-Agent": "alexnet-triton", "Accept-Encoding": "identity"}
+    )
+    most = source.bytes or LARGEST
+    length, since, before = 0, time.monotonic(), 0
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            promised = answer.length
+            if promised is not None and (promised > most or source.bytes not in (None, promised)):
+                raise WeightsError(f"{host} has a file of {promised:,} bytes, and {most:,} were published")
+            while block := answer.read1(2**18):
                 length += len(block)
-                if length > limit:
-                    raise WeightsError(f"{host} sent more than the {limit:,} bytes published")
-                digest.update(block)
-                file.write(block)
-                bar.update(len(block))
-    file.flush()
-    if source.bytes is not None and length != source.bytes:
-        raise WeightsError(f"{host} sent {length:,} bytes of the {source.bytes:,} published")
-    if not digest.hexdigest().startswith(source.digest):
-        raise WeightsError(f"{host} sent another file: its {source.algorithm} is {digest.hexdigest()}")
+                if length > most:
+                    raise WeightsError(f"{host} sent more than the {most:,} bytes published")
+                yield block
+                waited = time.monotonic() - since
+                if waited > TIMEOUT:
+                    if length - before < SLOWEST * waited:
+                        raise WeightsError(f"{host} sends too slowly: {length:,} bytes, and then hardly any more")
+                    since, before = time.monotonic(), length
+    except urllib.error.HTTPError as error:
+        raise WeightsError(f"{host} did not send it: {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, TimeoutError):
+            cause = f"no byte in {TIMEOUT:g} s"
+        raise WeightsError(f"{host} did not send it: {getattr(cause, 'strerror', None) or cause}") from error
+    whole = source.bytes or promised
+    if whole not in (None, length):
+        raise WeightsError(f"{host} sent {length:,} bytes of {whole:,}")
