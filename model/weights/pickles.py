@@ -31,6 +31,9 @@ class _Budget(dict):
             raise pickle.UnpicklingError("it has more instructions than weights need")
         return super().__getitem__(code)
 
+    def __missing__(self, code: int):
+        raise pickle.UnpicklingError(f"its instruction {code:#x} is none that weights need")
+
 
 class Unpickler(pickle._Unpickler):
     """Builds plain containers, and what a subclass's ``find_class`` gives; raises for all else.

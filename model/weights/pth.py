@@ -129,13 +129,17 @@ class _Rehearsal(Unpickler):
 
     def __init__(self, file):
         super().__init__(file)
+        self.dispatch[pickle.NEWOBJ[0]] = Unpickler.load_reduce  # whole modules, for torch.load to name and refuse
         self.storages = {}
 
     def find_class(self, module: str, name: str) -> _StandIn:
         return _StandIn(name)
 
     def persistent_load(self, saved: tuple) -> _StandIn:
+        if saved[0] != "storage":
+            return _StandIn()
         _, kind, key, _, count = saved[:5]
-        size = getattr(getattr(torch, kind.name, None), "dtype", torch.uint8).itemsize
-        self.storages[key] = max(int(count) * size, self.storages.get(key, 0))
+        dtype = getattr(torch, kind.name.removesuffix("Storage").lower(), None)  # FloatStorage: torch.float
+        size = int(count) * (dtype.itemsize if isinstance(dtype, torch.dtype) else 1)
+        self.storages[key] = max(size, self.storages.get(key, 0))
         return _StandIn()
