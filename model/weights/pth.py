@@ -87,10 +87,10 @@ def _rehearse(path: str | os.PathLike, name: str) -> None:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         if mapped[: len(LEGACY)] == LEGACY:
             mapped.seek(len(LEGACY))
-            for _ in ("the system that wrote it", "the state dict"):
-                rehearsal = _Rehearsal(mapped)
+            rehearsals = [_Rehearsal(mapped) for _ in ("the system that wrote it", "the state dict", "its storages")]
+            for rehearsal in rehearsals:
                 rehearsal.load()
-            if sum(rehearsal.storages.values()) > len(mapped):
+            if sum(rehearsals[1].storages.values()) > len(mapped):
                 raise pickle.UnpicklingError("its tensors are larger than the file")
             return
     with open_zip(path, name) as archive:
