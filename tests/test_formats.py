@@ -74,7 +74,7 @@ def test_caffemodel_of_one_output(path):
 
 def test_the_descriptor_writes_the_same_bytes():
     """The library, with our descriptor, against bytes by hand."""
-    net = caffemodel.NetParameter(name="AlexNet")
+    net = caffemodel.net_parameter()(name="AlexNet")
     layer = net.layer.add(name="fc8")
     layer.blobs.add(data=[1.0, 2.0]).shape.dim.extend([1, 2])
     blob = files.field(5, np.array([1, 2], "<f4").tobytes()) + files.field(7, files.field(1, b"\x01\x02"))

@@ -8,12 +8,13 @@ Only the fields that are needed are described here, by the numbers of caffe.prot
 (https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto); the library passes over all others.
 """
 
+import functools
 import math
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from model.weights.common import (
     LAYERS,
@@ -27,9 +28,11 @@ from model.weights.common import (
     to_tensors,
 )
 
+if TYPE_CHECKING:  # the library is imported for Caffe's files alone
+    from google.protobuf import message
+
 DESCRIPTION = "a .caffemodel"
 
-_Field = descriptor_pb2.FieldDescriptorProto
 _MESSAGES = {  # name -> fields: name, number, type, repeated
     "BlobShape": (("dim", 1, "INT64", True),),
     "BlobProto": (
@@ -51,25 +54,26 @@ _MESSAGES = {  # name -> fields: name, number, type, repeated
 }
 
 
-def _net_parameter() -> type[message.Message]:
+@functools.cache
+def net_parameter() -> "type[message.Message]":
     """The class of Caffe's NetParameter, with the fields above."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="alexnet/caffe.proto", package="alexnet.caffe", syntax="proto2")
     for name, fields in _MESSAGES.items():
         described = file.message_type.add(name=name)
         for field, number, kind, repeated in fields:
             entry = described.field.add(name=field, number=number)
-            entry.label = _Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
+            entry.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
             if kind in _MESSAGES:
-                entry.type, entry.type_name = _Field.TYPE_MESSAGE, f".alexnet.caffe.{kind}"
+                entry.type, entry.type_name = kinds.TYPE_MESSAGE, f".alexnet.caffe.{kind}"
             else:
-                entry.type = getattr(_Field, f"TYPE_{kind}")
+                entry.type = getattr(kinds, f"TYPE_{kind}")
                 entry.options.packed = repeated
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("alexnet.caffe.NetParameter"))
-
-
-NetParameter = _net_parameter()
 
 
 def matches(probe: Probe) -> bool:
@@ -86,11 +90,13 @@ def matches(probe: Probe) -> bool:
 
 def read(path: str | os.PathLike, name: str) -> Weights:
     """Reads the file; whatever it has besides AlexNet's layers is passed over."""
-    net = NetParameter()
+    from google.protobuf.message import DecodeError
+
+    net = net_parameter()()
     try:
         net.ParseFromString(read_bounded(path, name))
         found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
-    except (message.DecodeError, UnicodeDecodeError) as error:
+    except (DecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{name}: truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
     layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
     check_any(name, list(found), layers)
@@ -106,7 +112,7 @@ def _layer(name: str, layer: str, blobs: list) -> tuple[torch.Tensor, torch.Tens
     return to_tensors(name, layer, weight, bias)
 
 
-def _array(name: str, layer: str, blob: message.Message, dims: int) -> np.ndarray:
+def _array(name: str, layer: str, blob: "message.Message", dims: int) -> np.ndarray:
     """A blob as float32, with the leading ones of an older blob's four dimensions left out down to ``dims``."""
     shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
     if len(shape) > 32:  # Caffe's own limit

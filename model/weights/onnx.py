@@ -6,11 +6,10 @@ fc6's columns in the order C, H, W.
 """
 
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import torch
-from google.protobuf.message import DecodeError
 
 from model.weights.common import (
     LAYERS,
@@ -24,6 +23,9 @@ from model.weights.common import (
     to_tensors,
 )
 
+if TYPE_CHECKING:  # the library is imported for its own files alone
+    import onnx
+
 DESCRIPTION = "an .onnx file"
 
 
@@ -34,6 +36,9 @@ def matches(probe: Probe) -> bool:
 
 def read(path: str | os.PathLike, name: str) -> Weights:
     """Reads the file; nothing outside it is opened, whatever it says."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
     try:
         model = onnx.load_model_from_string(read_bounded(path, name))
     except DecodeError as error:
@@ -52,7 +57,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
     return published(name, layers)
 
 
-def _layer(name: str, layer: str, node: onnx.NodeProto, tensors: dict) -> tuple[torch.Tensor, torch.Tensor]:
+def _layer(name: str, layer: str, node: "onnx.NodeProto", tensors: dict) -> tuple[torch.Tensor, torch.Tensor]:
     if len(node.input) != 3:
         raise WeightsError(f"{name}: {layer} must have a weight and a bias, got {len(node.input) - 1} of them")
     weight, bias = (_array(name, layer, input, tensors) for input in node.input[1:])
@@ -68,6 +73,8 @@ def _layer(name: str, layer: str, node: onnx.NodeProto, tensors: dict) -> tuple[
 
 
 def _array(name: str, layer: str, tensor: str, tensors: dict) -> np.ndarray:
+    import onnx
+
     if tensor not in tensors:
         raise WeightsError(f"{name}: {layer}'s tensor {tensor!r} is not stored in the file")
     if tensors[tensor].data_location == onnx.TensorProto.EXTERNAL:

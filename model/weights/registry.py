@@ -35,7 +35,7 @@ def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
     format = format_of(path, name)
     try:
         return format.read(path, name)
-    except WeightsError:
+    except (WeightsError, ImportError):
         raise
     except Exception as error:  # libraries raise whatever damaged bytes run into
         raise WeightsError(f"{name}: truncated or damaged: {reason(error)}") from error
