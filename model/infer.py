@@ -237,6 +237,15 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
     figure.savefig(out, format="png", dpi=110)
 
 
+def imagenet_hint(classes: int) -> str:
+    """A line for who sees few classes: an ImageNet model that is in the cache, or one to download."""
+    from model import weights
+
+    here = [name for name in weights.NAMED if weights.cached(name)]
+    way = f"--weights {here[0]}, which is in the cache" if here else "--weights bvlc, which downloads 244 MB"
+    return f"{classes} classes only; for ImageNet's 1000: {way}"
+
+
 def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> bool:
     """Classifies the photos; whether all of them could be read. ``partial`` is where to draw."""
     with interrupts_exit():
@@ -323,10 +332,8 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         if table:
             print(f"{table}\n")
         print(summary)
-        if weights.NAMED.get(loaded.name, weights.NAMED["bvlc"]).bundled:
-            here = [name for name in weights.NAMED if weights.cached(name)]
-            way = f"--weights {here[0]}, which is in the cache" if here else "--weights bvlc, which downloads 244 MB"
-            print(f"{len(loaded.classes)} classes only; for ImageNet's 1000: {way}")
+        if loaded.name == weights.DEFAULT:
+            print(imagenet_hint(len(loaded.classes)))
     if partial:
         draw(partial, photos[0], predictions, features["conv1"], summary)
         os.replace(partial, args.plot)
