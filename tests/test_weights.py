@@ -238,6 +238,10 @@ def test_no_such_file_and_other_formats(tmp_path):
         WeightsError, match=r"not weights in a known format: the file begins with b'GIF89a'; accepted: "
     ):
         weights.load(tmp_path / "a.npz")
+    for head in (b"", b"\n", b"\x0a\x07Alex", b"2012 a text", b" text", b"(text)", b"BM\x36", b"\x08", b"{}", b"PK"):
+        (tmp_path / "a").write_bytes(head)
+        with pytest.raises(WeightsError, match="not weights in a known format"):
+            weights.load(tmp_path / "a")
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(WeightsError, match=r"must hold a dictionary of layers, got an array \(3,\) of float64"):
         weights.load(tmp_path / "a.npy")

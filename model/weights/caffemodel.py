@@ -78,14 +78,12 @@ def net_parameter() -> "type[message.Message]":
 
 def matches(probe: Probe) -> bool:
     """Whether a file with this beginning and end is in this format: a network's name, if any, then another field."""
-    tag = probe.head[:1]
-    if tag == b"\x0a":
-        length = probe.head[1:2] or b"\0"
-        tag = probe.head[2 + length[0] : 3 + length[0]]
-        if length[0] > 127 or not probe.head[2 : 2 + length[0]].isascii():
-            return False
+    if probe.head[:1] != b"\x0a":
+        return probe.head[:1] == b"\x12" or probe.head[:2] == b"\xa2\x06"  # layers, layer
+    end = 2 + (probe.head[1] if len(probe.head) > 1 else 255)
     # layers, input, input_dim, force_backward, state, debug_info, input_shape, layer
-    return tag in (b"\x12", b"\x1a", b"\x20", b"\x28", b"\x32", b"\x38", b"\x42", b"\xa2")
+    fields = (b"\x12", b"\x1a", b"\x20", b"\x28", b"\x32", b"\x38", b"\x42", b"\xa2")
+    return end < 130 and probe.head[end : end + 1] in fields and probe.head[2:end].isascii()
 
 
 def read(path: str | os.PathLike, name: str) -> Weights:
