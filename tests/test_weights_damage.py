@@ -74,7 +74,7 @@ def bounded():
     """Fails what takes more than some megabytes or some seconds."""
 
     def late(*_):
-        raise AssertionError("hangs")
+        pytest.fail("hangs")  # no Exception, which readers would take for damage
 
     usual = signal.signal(signal.SIGALRM, late)
     signal.alarm(30)
@@ -206,8 +206,8 @@ PICKLES = {
     "a key that takes 2^60 steps to hash": b"}" + TREE + b"Ns",
     "the same in a dictionary of pairs": b"(" + TREE + b"Nd",
     "the same, several at once": b"}(" + TREE + b"Nu",
-    "the same, as an argument": b"ccollections\nOrderedDict\n](" + TREE + b"N\x86a\x85R",
-    "the same, in a set": b"cbuiltins\nset\n](" + TREE + b"a\x85R",
+    "the same, as an argument": b"ccollections\nOrderedDict\n]" + TREE + b"N\x86a\x85R",
+    "the same, in a set": b"cbuiltins\nset\n]" + TREE + b"a\x85R",
     "millions of empty lists": b"(" + b"]" * 3_000_000 + b"l",
     "bytes that are allocated before they are read": b"\x96" + struct.pack("<Q", 2**36),
     "bytes of 2^60": b"\x8e" + struct.pack("<Q", 2**60),
@@ -266,8 +266,9 @@ def test_npz_that_claims(tmp_path, monkeypatch):
     with zipfile.ZipFile(many, "w") as archive:
         for index in range(10_000):
             archive.writestr(f"{index}", b"")
-    with bounded():
-        assert not survives(path, many.getvalue())
+    path.write_bytes(many.getvalue())
+    with pytest.raises(WeightsError, match=r"a zip archive with [0-9,]+ bytes of names"):
+        weights.load(path)
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
