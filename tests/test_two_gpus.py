@@ -1,0 +1,219 @@
+"""AlexNet split over two processes: as a user runs it, and its parts in threads of one process."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import skimage
+import torch
+import torch.nn.functional as F
+
+from kernels import command, pytorch
+from model import two_gpus, weights
+from model.preprocess import open_image
+from tests.reference_alexnet import reference_alexnet, relative_error
+
+ROOT = Path(__file__).parent.parent
+CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "model.two_gpus")
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return weights.load()
+
+
+@pytest.fixture(scope="module")
+def photo(loaded):
+    return loaded.preprocess(open_image(CHELSEA))[None]
+
+
+def test_logits_of_one_process(loaded, photo):
+    process = start(*TORCHRUN)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    assert lines[0].endswith("chelsea.png") and lines[1].startswith("2 processes, "), "both processes print"
+    rows = {line.split()[0]: line.split() for line in lines[5:18]}
+    assert {name: " ".join(row[1:-2]) for name, row in rows.items()} == {
+        "conv1": "48 x 55 x 55",
+        "pool1": "48 x 27 x 27",
+        "conv2": "128 x 27 x 27",
+        "pool2": "128 x 13 x 13",
+        "conv3": "192 x 13 x 13",
+        "conv4": "192 x 13 x 13",
+        "conv5": "128 x 13 x 13",
+        "pool5": "128 x 6 x 6",
+        "fc6": "2048",
+        "fc7": "2048",
+        "fc8": "5",
+        "logits": "10",
+        "total": "",
+    }
+    number = lambda text: int(text.replace(",", ""))
+    parameters, received = ({name: number(row[at]) for name, row in rows.items()} for at in (-2, -1))
+    for name, layer in loaded.layers.items():
+        assert parameters[name] == sum(tensor.numel() for tensor in layer) / 2
+    assert parameters["total"] == 56_909_194 / 2
+    # The maps of the other process in float32, where the paper exchanges them; beside them, 2 for each normalisation.
+    maps = {"conv3": 128 * 13 * 13, "fc6": 128 * 6 * 6, "fc7": 2048, "fc8": 2048, "logits": 5}
+    border = {"pool1": 2 * 55 * 55, "pool2": 2 * 27 * 27}
+    expected = {name: 4 * count for name, count in (maps | border).items()}
+    assert received == {**dict.fromkeys(rows, 0), **expected, "total": sum(expected.values())}
+
+    # 0 measured on a CPU, where the sums run in one order; a GPU's tiles may differ between half and whole.
+    assert lines[19].startswith("largest difference from one process's logits: ")
+    assert float(lines[19].split()[7]) < 1e-5
+    probability, best = reference_alexnet(loaded.layers, photo)[0].softmax(0).max(0)
+    assert lines[20:] == [f"prediction: {loaded.classes[best]}, {probability:.1%}"]
+
+
+class Swap:
+    """Two threads that swap tensors, in the place of two processes."""
+
+    def __init__(self):
+        self.barrier, self.tensors = threading.Barrier(2, timeout=60), [None, None]
+
+    def __call__(self, other, mine):
+        self.tensors[other.rank] = mine
+        self.barrier.wait()
+        theirs = self.tensors[1 - other.rank]
+        self.barrier.wait()
+        other.bytes += theirs.nbytes
+        return theirs
+
+
+def run_halves(loaded, photo):
+    """The logits of both halves on PyTorch's operators, in float64."""
+    logits = [None, None]
+
+    def run(rank):
+        half = two_gpus.Half.from_weights(loaded, rank).double()
+        for layer in half.children():
+            layer.operators = pytorch
+        with torch.inference_mode():
+            logits[rank] = half(photo.double())
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return logits
+
+
+def test_exact_in_float64(loaded, photo, monkeypatch):
+    """Every number of one process's network, with conv1 16 times as loud so that normalisation counts."""
+    weight, bias = loaded.layers["conv1"]
+    loud = dataclasses.replace(loaded, layers={**loaded.layers, "conv1": (weight * 16, bias * 16)})
+    reference = reference_alexnet(loud.layers, photo)
+    swap = Swap()
+    monkeypatch.setattr(two_gpus.Other, "swap", lambda other, mine: swap(other, mine))
+    first, second = run_halves(loud, photo)
+    assert relative_error(first, reference) < 1e-12
+    assert torch.equal(first, second)
+
+    # What the paper's GPUs did: each normalises its own maps.
+    monkeypatch.setattr(two_gpus.BorderedLRNMaxPool2d, "forward", two_gpus.LRNMaxPool2d.forward)
+    assert relative_error(run_halves(loud, photo)[0], reference) > 1e-4, "the maps beyond the border make no difference"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_halves_of_the_weights(loaded, rank):
+    layers = two_gpus.halve(loaded, rank).layers
+    shapes = {name: tuple(weight.shape) for name, (weight, _) in layers.items()}
+    assert shapes == {
+        "conv1": (48, 3, 11, 11),
+        "conv2": (128, 48, 5, 5),
+        "conv3": (192, 256, 3, 3),
+        "conv4": (192, 192, 3, 3),
+        "conv5": (128, 192, 3, 3),
+        "fc6": (2048, 9216),
+        "fc7": (2048, 4096),
+        "fc8": (5, 4096),
+    }
+    for name, groups in (("conv2", 2), ("conv3", 1), ("conv4", 2), ("conv5", 2)):
+        whole, half = ([tensor.double() for tensor in layer[name]] for layer in (loaded.layers, layers))
+        x = torch.randn(1, groups * whole[0].shape[1], 7, 7, dtype=torch.float64)
+        expected = F.conv2d(x, *whole, groups=groups).chunk(2, 1)[rank]
+        torch.testing.assert_close(F.conv2d(x.chunk(groups, 1)[rank % groups], *half), expected)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_joined_channels_keep_their_order(rank, monkeypatch):
+    """fc6's columns are in the order C, H, W with the C of both processes."""
+    whole = torch.arange(256 * 6 * 6.0).reshape(1, 256, 6, 6)
+    halves = whole.chunk(2, 1)
+    monkeypatch.setattr(two_gpus.Other, "swap", lambda other, mine: halves[1 - rank])
+    joined = two_gpus.Other(rank).join(halves[rank])
+    assert torch.equal(joined.flatten(1), whole.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("rank", "processes", "arguments", "message"),
+    [
+        ("0", "1", [], "takes 2 processes, got 1: torchrun --nproc-per-node 2 -m model.two_gpus [IMAGE]"),
+        ("2", "3", ["a.png"], "takes 2 processes, got 3: torchrun --nproc-per-node 2 -m model.two_gpus a.png"),
+        ("0", "2", ["nowhere.png"], "nowhere.png: no such file"),
+        ("0", "2", ["a.png", "b.png"], "unrecognized arguments: b.png"),
+    ],
+)
+def test_one_line_for_what_cannot_be_done(rank, processes, arguments, message, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    waited = []
+    monkeypatch.setattr(two_gpus.time, "sleep", waited.append)
+    assert command.run("model.two_gpus", two_gpus.main, arguments) == 2
+    assert capsys.readouterr() == ("", f"model.two_gpus: error: {message}\n")
+    assert bool(waited) == (rank != "0"), "only rank 0 speaks at once"
+
+
+def test_help_needs_no_other_process():
+    process = start("-m", "model.two_gpus", "--help")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "") and out.startswith("usage: torchrun --nproc-per-node 2 -m model.two")
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [(1, "process 0 did not find the other one: "), (2, "process 0 lost the other one: ")],
+    ids=["never came", "left"],
+)
+def test_waits_for_no_lost_process(processes, message):
+    """Process 1 does not start, or leaves where process 0 waits for its maps."""
+    patience = timedelta(seconds=2 if processes == 1 else 30)
+    script = (
+        "import datetime, os, sys\nfrom kernels import command\nfrom model import two_gpus\n"
+        f"two_gpus.PATIENCE = {patience!r}\n"
+        "if os.environ['RANK'] == '1':\n    two_gpus.Half.forward = lambda *_: os._exit(3)\n"
+        "sys.exit(command.run('model.two_gpus', two_gpus.main, []))"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = [start("-c", script, RANK=str(rank), **meeting) for rank in range(processes)]
+    try:
+        out, err = started[0].communicate(timeout=60)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    errors = [line for line in err.splitlines() if line.startswith("model.two_gpus: error: ")]
+    assert (started[0].returncode, out, len(errors)) == (2, "", 1), err
+    assert errors[0].startswith(f"model.two_gpus: error: {message}") and "Traceback" not in err
