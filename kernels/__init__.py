@@ -3,6 +3,7 @@
 from kernels.arguments import ArgumentError
 from kernels.bias_relu import bias_relu
 from kernels.conv2d import conv2d
+from kernels.cross_entropy import cross_entropy
 from kernels.dropout import dropout
 from kernels.linear import linear
 from kernels.local_response_norm import local_response_norm
@@ -14,6 +15,7 @@ __all__ = [
     "ArgumentError",
     "bias_relu",
     "conv2d",
+    "cross_entropy",
     "dropout",
     "linear",
     "local_response_norm",

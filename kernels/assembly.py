@@ -37,6 +37,7 @@ _TYPES = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.int64: "*i64",
+    torch.uint8: "*u8",
 }
 
 
@@ -61,6 +62,7 @@ class Task(NamedTuple):
     architecture: str
     dtype: str = "fp16"
     batch: int = 128
+    backward: bool = False  # the kernels of the backward pass instead of the forward pass's
     every_tile: bool = False
 
 
@@ -100,8 +102,15 @@ def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:
 def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
     layer = LAYERS[task.layer]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if task.dtype == "tf32" else "ieee"
-    with runtime.recording() as recorded, tiles.noting() as noted, tiles.target(task.architecture):
-        layer.run(*layer.operands(task.batch, DTYPES[task.dtype], "cpu"))
+    operands = layer.operands(task.batch, DTYPES[task.dtype], "cpu")
+    for operand in layer.trained(operands) if task.backward else []:
+        operand.requires_grad_()
+    with tiles.target(task.architecture):
+        with runtime.recording() as recorded, tiles.noting() as noted:
+            output = layer.run(*operands)
+        if task.backward:
+            with runtime.recording() as recorded, tiles.noting() as noted:
+                torch.autograd.grad(output, layer.trained(operands), torch.empty_like(output))
     return [(problem, tile, launch) for (problem, tile), launch in zip(noted, recorded, strict=True)]
 
 
@@ -201,6 +210,7 @@ def run(argv: list[str] | None) -> int:
     parser.add_argument("--layer", choices=LAYERS, metavar="LAYER", help=", ".join(LAYERS))
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=128, help="images, which decide the tile; default: %(default)s")
+    parser.add_argument("--backward", action="store_true", help="the backward pass's kernels")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--ptx", action="store_true", help="print the PTX of the tiles that the layers run with")
     text.add_argument("--sass", action="store_true", help="print the machine code of those tiles")
@@ -219,7 +229,8 @@ def run(argv: list[str] | None) -> int:
         parser.error(f"argument --layer: {options.layer} is a layer of {operator}, not of {options.operator}")
 
     code = "ptx" if options.ptx else "sass" if options.sass else None
-    tasks = [Task(layer, options.arch, options.dtype, options.batch, every_tile=not code) for layer in layers]
+    what = options.arch, options.dtype, options.batch, options.backward
+    tasks = [Task(layer, *what, every_tile=not code) for layer in layers]
     results = assemble(tasks)
     if code:
         for _, assemblies in results:

@@ -5,6 +5,10 @@ Method:
 - Correct first. What is timed is what is checked: the output of the replayed graph, filled with NaN before the
   replay, against float64 on the same device, every element of it, 64 images at a time. Each provider is held to the
   same bounds; a result outside them is reported as WRONG and has no time. Inputs are random.
+- The backward pass of a layer makes the gradients of its input (but conv1's, which nobody wants) and of its parameters
+  from a random gradient of its output; the forward pass before it is not timed. A training step of the network is
+  forward, cross entropy, backward and PyTorch's own fused SGD with momentum and weight decay, the same for all, at a
+  learning rate of 0 so that each replay does the same work; without dropout, whose masks would differ.
 - The others at their best: PyTorch eager with ``cudnn.benchmark`` in NCHW and in channels_last memory, of which the
   faster counts, and ``torch.compile`` with max-autotune in that one's memory order. One dtype for all, and one way of
   multiplying float32: IEEE, or TF32 where the dtype is called tf32.
@@ -32,8 +36,10 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch.nn import functional
 from tqdm import tqdm
 
+import kernels
 from kernels import command, pytorch, runtime
 from kernels.command import Parser, UsageError
 from kernels.conv2d import fold_once
@@ -42,6 +48,7 @@ from kernels.layers import ALEXNET, DTYPES, LAYERS, POOL, Layer
 from kernels.roofline import COLUMNS, MEASUREMENTS, PROVIDERS, Row, baseline, plot_all, roofs, share, slug
 
 BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|out - ref| / max|ref|
+STEP_BOUNDS = {"fp16": 0.1, "bf16": 0.25, "fp32": 2e-3, "tf32": 0.1}  # for a training step: see _step_deviation
 CHUNK = 64  # images compared at once: float64 takes memory
 INTERPRETED = "interpreted on a CPU"  # what stands for the GPU's name without one
 MISSING = "has no such operator"  # of PyTorch, for some dtypes on some devices: no fault of anybody's
@@ -53,6 +60,7 @@ Times = tuple[float, float, float]  # 20th, 50th and 80th percentile, in ms
 # What is timed
 
 
+PASSES = ("forward", "backward", "step")
 OPERATORS = (
     "conv2d",
     "linear",
@@ -66,10 +74,11 @@ OPERATORS = (
 
 
 class Work(NamedTuple):
-    """Something to time: one layer, or several in a row."""
+    """Something to time: a pass of one layer, or of several in a row."""
 
     name: str
     layers: tuple[Layer, ...]
+    pass_: str = "forward"  # among PASSES
 
     @property
     def operator(self) -> str:
@@ -77,20 +86,30 @@ class Work(NamedTuple):
         return self.layers[0].operator if len(self.layers) == 1 else "network"
 
     def cost(self, batch: int, itemsize: int) -> Cost:
-        """Summed over the layers."""
-        costs = [layer.cost(batch, itemsize) for layer in self.layers]
+        """Summed over the layers; a step is both passes, its loss and its optimizer left out."""
+        passes = {"forward": [False], "backward": [True], "step": [False, True]}[self.pass_]
+        costs = [layer.cost(batch, itemsize, backward=backward) for backward in passes for layer in self.layers]
         return Cost(costs[-1].output, *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
 
     def random_operands(self, batch: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-        """The first layer's input, and every layer's parameters."""
+        """The first layer's input, every layer's parameters; then the output's gradient, or a step's classes."""
         input, *parameters = self.layers[0].random_operands(batch, dtype, device)
         for layer in self.layers[1:]:
             parameters += layer.random_operands(1, dtype, device)[1:]
-        return [input, *parameters]
+        if self.pass_ == "forward":
+            return [input, *parameters]
+        output = self.layers[-1].cost(batch).output
+        if self.pass_ == "step":
+            return [input, *parameters, torch.randint(output[1], (batch,), device=device)]
+        if self.operator == "lrn_max_pool2d":
+            _untie(input)
+        memory = torch.channels_last if len(output) == 4 else torch.contiguous_format
+        gradient = torch.empty(output, dtype=dtype, device=device, memory_format=memory).normal_()
+        return [input, *parameters, gradient]
 
     @property
     def ours(self) -> Callable[..., torch.Tensor]:
-        """A function of the operands: the layers on our kernels."""
+        """A function of the input and the parameters: the layers on our kernels."""
         return self._chain(lambda layer: layer.run)
 
     @property
@@ -109,8 +128,54 @@ class Work(NamedTuple):
 
         return forward
 
+    def start(
+        self, forward: Callable[..., torch.Tensor], loss: Callable[..., torch.Tensor], operands: list[torch.Tensor]
+    ) -> "Started":
+        """What to time, with ``forward`` and ``loss`` one provider's."""
+        if self.pass_ == "forward":
+            return Started(lambda: (forward(*operands),), None)
+        *operands, last = operands
+        trained = operands[1:] if self.layers[0].first else operands
+        given = [x.detach().requires_grad_(any(x is y for y in trained)) for x in operands]
+        trained = [x for x in given if x.requires_grad]
+        with torch.enable_grad():
+            if self.pass_ == "backward":
+                output = forward(*given)
+                run = lambda: torch.autograd.grad(output, trained, last, retain_graph=True)
+                return Started(run, output.detach())
+            optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, weight_decay=5e-4, fused=True)
+
+            @torch.enable_grad()
+            def step() -> tuple[torch.Tensor, ...]:
+                gradients = torch.autograd.grad(loss(forward(*given), last, reduction="sum"), trained)
+                for parameter, gradient in zip(trained, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                return gradients
+
+            return Started(step, None)
+
+
+class Started(NamedTuple):
+    """What to time."""
+
+    run: Callable[[], tuple[torch.Tensor, ...]]
+    output: torch.Tensor | None  # of the forward pass, where the backward pass is timed
+
+
+def _untie(x: torch.Tensor) -> None:
+    """Fills an (N, C, H, W) tensor so that rounding cannot change which of 3 x 3 neighbours is the largest.
+
+    Else two providers may send a gradient to different pixels, and neither would be wrong.
+    """
+    N, C, H, W = x.shape
+    ranks = torch.rand(N, C, 9, device=x.device).argsort(-1)  # of the nine, another order for each image and channel
+    place = torch.arange(H, device=x.device)[:, None] % 3 * 3 + torch.arange(W, device=x.device) % 3
+    x.uniform_(0.0, 0.5).add_(ranks[:, :, place])
+
 
 NETWORK = Work("alexnet", ALEXNET)
+STEP = Work("alexnet", ALEXNET, "step")
 
 
 def _whole(name: str) -> Layer:
@@ -172,26 +237,28 @@ class Gpu:
         memory = torch.cuda.get_device_properties(self.device).total_memory
         self.copy_size = min(2**30, memory // 32)  # floats in the roof's copy: far more than a cache holds
 
-    def prepare(self, function: Callable[..., torch.Tensor], operands: list[torch.Tensor]) -> tuple[Run, torch.Tensor]:
-        """What to time, ``function`` captured in a graph, and the output of one replay of it."""
+    def prepare(self, start: Callable[[], Started]) -> tuple[Run, list[torch.Tensor], Started]:
+        """What to time, captured in a graph, and the outputs of one replay of it."""
         with fold_once() as folded:  # filters fold when a network is loaded, not at each pass
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream):  # a backward pass runs on the stream of its forward pass
+                started = start()
                 for _ in range(3):  # compiles, chooses cuDNN's algorithms, allocates workspaces: none can be captured
-                    function(*operands)
+                    started.run()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
-                output = function(*operands)
+                outputs = list(started.run())
 
         def replay(_=folded) -> None:  # which the graph reads
             graph.replay()
 
-        output.fill_(math.nan)
+        for output in outputs:
+            output.fill_(math.nan)
         replay()
         torch.cuda.synchronize()
-        return replay, output
+        return replay, outputs, started
 
     def time(self, run: Run) -> Times:
         """With L2 flushed before each run."""
@@ -212,9 +279,10 @@ class Interpreter:
     copy_size = 2**24
     matmul_size = 512
 
-    def prepare(self, function: Callable[..., torch.Tensor], operands: list[torch.Tensor]) -> tuple[Run, torch.Tensor]:
-        """What to time, and the output of one run of it."""
-        return lambda: function(*operands), function(*operands)
+    def prepare(self, start: Callable[[], Started]) -> tuple[Run, list[torch.Tensor], Started]:
+        """What to time, and the outputs of one run of it."""
+        started = start()
+        return started.run, list(started.run()), started
 
     def time(self, run: Run) -> Times:
         """Three runs, or as many as begin within 0.3 s."""
@@ -256,43 +324,113 @@ def precision(dtype: str) -> Iterator[None]:
 # Right, and how fast
 
 
-def deviation(work: Work, operands: list[torch.Tensor], output: torch.Tensor) -> float:
-    """max|output - reference| / max|reference| against float64 over every element; inf for NaN or another shape."""
-    input, *parameters = operands
-    parameters = [parameter.double() for parameter in parameters]
-    exact = work.theirs
-    gap = scale = 0.0
-    kept = 0
+class Gap:
+    """max|output - reference| / max|reference| over parts that are compared one after another."""
+
+    def __init__(self) -> None:
+        self.gap = self.scale = 0.0
+
+    def add(self, got: torch.Tensor, want: torch.Tensor) -> None:
+        """Compares a part; NaN or another shape is an infinite gap."""
+        difference = (got.double() - want).abs().max().item() if got.shape == want.shape else math.inf
+        self.gap = max(self.gap, difference if math.isfinite(difference) else math.inf)
+        self.scale = max(self.scale, want.abs().max().item())
+
+    @property
+    def share(self) -> float:
+        return self.gap / self.scale if self.scale else math.inf
+
+
+def deviation(
+    work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], forward: torch.Tensor | None = None
+) -> float:
+    """max|output - reference| / max|reference| against float64 over every element; inf for NaN or another shape.
+
+    Of several outputs the largest. ``forward`` is the provider's own output where ``outputs`` are gradients.
+    """
     # In float64 cuDNN would try out its algorithms at every shape, for a product that runs once.
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    compare = {"forward": _forward_deviation, "backward": _backward_deviation, "step": _step_deviation}
     try:
-        for start in range(0, len(input), CHUNK):
-            x = input[start : start + CHUNK].double()
-            got = output[start : start + CHUNK].double()
-            if len(got) != len(x):
-                return math.inf
-            if work.operator == "dropout":  # which elements are dropped is the operator's choice, how many is not
-                if got.shape != x.shape:
-                    return math.inf
-                kept += got.count_nonzero().item()
-                want = torch.where(got == 0, 0.0, x / (1.0 - work.layers[0].arguments["p"]))
-            else:
-                want = exact(x, *parameters)
-            if got.shape != want.shape:
-                return math.inf
-            difference = (got - want).abs().max().item()
-            if not math.isfinite(difference):
-                return math.inf
-            gap, scale = max(gap, difference), max(scale, want.abs().max().item())
+        return compare[work.pass_](work, operands, outputs, forward)
     finally:
         torch.backends.cudnn.benchmark = benchmark
-    if len(output) != len(input) or scale == 0.0:
+
+
+def _forward_deviation(work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], _: None) -> float:
+    (output,) = outputs
+    input, *parameters = operands
+    parameters = [parameter.double() for parameter in parameters]
+    exact, found, kept = work.theirs, Gap(), 0
+    if len(output) != len(input):
         return math.inf
+    for start in range(0, len(input), CHUNK):
+        x, got = input[start : start + CHUNK].double(), output[start : start + CHUNK]
+        if work.operator == "dropout":  # which elements are dropped is the operator's choice, how many is not
+            if got.shape != x.shape:
+                return math.inf
+            kept += got.count_nonzero().item()
+            found.add(got, torch.where(got == 0, 0.0, x / (1.0 - work.layers[0].arguments["p"])))
+        else:
+            found.add(got, exact(x, *parameters))
     if work.operator == "dropout":
         p, elements = work.layers[0].arguments["p"], output.numel()
         if abs(kept - elements * (1.0 - p)) > 6.0 * math.sqrt(elements * p * (1.0 - p)):
             return math.inf
-    return gap / scale
+    return found.share
+
+
+def _backward_deviation(
+    work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], forward: torch.Tensor
+) -> float:
+    """ReLU's and dropout's masks are taken from the provider's own output.
+
+    A sum that rounds to the other side of zero would switch a whole gradient on or off, and is no fault of the
+    gradient's.
+    """
+    (layer,) = work.layers
+    input, *parameters, gradient = operands
+    parameters = [parameter.double().requires_grad_() for parameter in parameters]
+    masked = layer.operator == "bias_relu" or layer.arguments.get("relu", False)
+    arguments = {name: value for name, value in layer.arguments.items() if name != "relu"}
+    exact = functools.partial(getattr(pytorch, layer.operator), **arguments)
+    exact = {"bias_relu": torch.add, "dropout": lambda x: x}.get(layer.operator, exact)
+    gaps = [Gap() for _ in outputs]
+    for start in range(0, len(input), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        x, back, y = input[chunk].double(), gradient[chunk].double(), forward[chunk]
+        if masked:
+            back = torch.where(y <= 0, 0.0, back)
+        elif layer.operator == "dropout":
+            back = torch.where(y == 0, 0.0, back / (1.0 - layer.arguments["p"]))
+        x.requires_grad_(not layer.first)
+        with torch.enable_grad():
+            torch.autograd.backward(exact(x, *parameters), back)
+        if not layer.first:
+            gaps[0].add(outputs[0][chunk], x.grad)
+    for gap, got, parameter in zip(gaps[not layer.first :], outputs[not layer.first :], parameters, strict=True):
+        gap.add(got, parameter.grad)
+    return max(gap.share for gap in gaps)
+
+
+def _step_deviation(work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], _: None) -> float:
+    """The largest ||gradient - reference|| / ||reference|| of a parameter.
+
+    Of norms, and with wide bounds: through eight layers a rounding moves some gradients to the other of two pixels in a
+    window, or past ReLU's zero. How many is in proportion to the rounding, so this error to its square root; PyTorch's
+    own in float32 was 5e-4 for conv1 (batch 8). Each operator's gradient by itself is held to the narrow bounds.
+    """
+    input, *parameters, target = operands
+    parameters = [parameter.double().requires_grad_() for parameter in parameters]
+    for start in range(0, len(input), CHUNK):
+        with torch.enable_grad():
+            y = work.theirs(input[start : start + CHUNK].double(), *parameters)
+            functional.cross_entropy(y, target[start : start + CHUNK], reduction="sum").backward()
+    shares = [
+        ((got.double() - want.grad).norm() / want.grad.norm()).item()
+        for got, want in zip(outputs, parameters, strict=True)
+    ]
+    return max(share if math.isfinite(share) else math.inf for share in shares)
 
 
 class Result(NamedTuple):
@@ -307,18 +445,17 @@ class Result(NamedTuple):
 def judge(
     device: Gpu | Interpreter,
     variant: str,
-    dtype: str,
-    function: Callable[..., torch.Tensor],
-    operands: list[torch.Tensor],
-    deviate: Callable[[torch.Tensor], float],
+    start: Callable[[], Started],
+    deviate: Callable[[list[torch.Tensor], torch.Tensor | None], float],
+    bound: float,
 ) -> Result:
     """Runs, compares, and times what compares well; what fails is reported and the rest goes on."""
     try:
-        run, output = device.prepare(function, operands)
-        error = deviate(output)
-        if not error <= BOUNDS[dtype]:
-            return Result(variant, None, error, f"WRONG: error {error:.1e}, allowed {BOUNDS[dtype]:.1e}")
-        del output
+        run, outputs, started = device.prepare(start)
+        error = deviate(outputs, started.output)
+        if not error <= bound:
+            return Result(variant, None, error, f"WRONG: error {error:.1e}, allowed {bound:.1e}")
+        del outputs
         return Result(variant, device.time(run), error)
     except NotImplementedError as error:
         return Result(variant, None, math.nan, f"{MISSING}: {error}")
@@ -327,11 +464,27 @@ def judge(
         return Result(variant, None, math.nan, f"FAILED: {type(error).__name__}: {reason[0]}")
 
 
+def judge_work(
+    device: Gpu | Interpreter,
+    variant: str,
+    work: Work,
+    dtype: str,
+    forward: Callable[..., torch.Tensor],
+    loss: Callable[..., torch.Tensor],
+    operands: list[torch.Tensor],
+) -> Result:
+    """One provider's result for some work; ``operands`` are in the memory order that it takes."""
+    start = lambda: work.start(forward, loss, operands)
+    deviate = lambda outputs, output: deviation(work, operands, outputs, output)
+    return judge(device, variant, start, deviate, (STEP_BOUNDS if work.pass_ == "step" else BOUNDS)[dtype])
+
+
 def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """By Inductor at its most thorough, for one shape."""
     from torch._inductor import select_algorithm
 
     select_algorithm.PRINT_AUTOTUNE = False  # dozens of lines a layer
+    torch._functorch.config.donated_buffer = False  # it would free what a backward pass that is replayed reads again
     torch._dynamo.reset()  # drops the code for earlier shapes, of which Dynamo keeps a few only
     return torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
 
@@ -340,17 +493,17 @@ def provide(
     device: Gpu | Interpreter, provider: str, work: Work, dtype: str, operands: list[torch.Tensor], layout: str
 ) -> list[Result]:
     """A provider's results: two of torch's for tensors that have two orders in memory."""
-    deviate = lambda output: deviation(work, operands, output)
     if provider == "triton":
-        return [judge(device, provider, dtype, work.ours, operands, deviate)]
+        return [judge_work(device, provider, work, dtype, work.ours, kernels.cross_entropy, operands)]
     layouts = ("NCHW", "NHWC") if operands[0].dim() == 4 else ("",)
     if provider == "compile":
         layouts = (layout,)
     results = []
     for order in layouts:
-        function = compiled(work.theirs) if provider == "compile" else work.theirs
+        forward = compiled(work.theirs) if provider == "compile" else work.theirs
         given = [tensor.contiguous() for tensor in operands] if order == "NCHW" else operands
-        results.append(judge(device, f"{provider} {order}".strip(), dtype, function, given, deviate))
+        name = f"{provider} {order}".strip()
+        results.append(judge_work(device, name, work, dtype, forward, functional.cross_entropy, given))
         device.release()
     return results
 
@@ -369,8 +522,8 @@ def roof_copy(device: Gpu | Interpreter) -> Roof:
     """A large copy of random numbers, bytes read and written."""
     source = torch.empty(device.copy_size, device=device.device).normal_()
     target = torch.empty_like(source)
-    deviate = lambda output: 0.0 if torch.equal(output, source) else math.inf
-    result = judge(device, "torch", "fp32", target.copy_, [source], deviate)
+    deviate = lambda outputs, _: 0.0 if torch.equal(outputs[0], source) else math.inf
+    result = judge(device, "torch", lambda: Started(lambda: (target.copy_(source),), None), deviate, 0.0)
     return Roof("roof_copy", "fp32", 0, 2 * source.nbytes, result)
 
 
@@ -379,12 +532,12 @@ def roof_matmul(device: Gpu | Interpreter, dtype: str) -> Roof:
     n = device.matmul_size
     a, b = (torch.empty(n, n, dtype=DTYPES[dtype], device=device.device).normal_() for _ in range(2))
 
-    def deviate(output: torch.Tensor) -> float:
+    def deviate(outputs: list[torch.Tensor], _: None) -> float:
         want = a[:CHUNK].double() @ b.double()
-        gap = (output[:CHUNK].double() - want).abs().max() / want.abs().max()
-        return gap.item() if output.isfinite().all() else math.inf
+        gap = (outputs[0][:CHUNK].double() - want).abs().max() / want.abs().max()
+        return gap.item() if outputs[0].isfinite().all() else math.inf
 
-    result = judge(device, "torch", dtype, torch.mm, [a, b], deviate)
+    result = judge(device, "torch", lambda: Started(lambda: (torch.mm(a, b),), None), deviate, BOUNDS[dtype])
     return Roof("roof_matmul", dtype, 2 * n**3, 3 * a.nbytes, result)
 
 
@@ -428,8 +581,8 @@ def commit() -> str:
         return os.environ.get("GIT_COMMIT", "unknown")
 
 
-LINE = "{:<20} {:>5}  {:<5} {:>10} {:>10}  {:<12} {:>6} {:>8} {:>9}"
-HEADER = LINE.format("layer", "batch", "dtype", "ours ms", "best ms", "best is", "ratio", "of roof", "error")
+LINE = "{:<20} {:<8} {:>5}  {:<5} {:>10} {:>10}  {:<12} {:>6} {:>8} {:>9}"
+HEADER = LINE.format("layer", "pass", "batch", "dtype", "ours ms", "best ms", "best is", "ratio", "of roof", "error")
 
 
 class Bench:
@@ -448,15 +601,25 @@ class Bench:
         sys.stdout.flush()
 
     def record(
-        self, operator: str, layer: str, dtype: str, batch: int, provider: str, result: Result, flops: int, bytes: int
+        self,
+        operator: str,
+        layer: str,
+        pass_: str,
+        dtype: str,
+        batch: int,
+        provider: str,
+        result: Result,
+        flops: int,
+        bytes: int,
     ) -> None:
         """Keeps a timing, or the reason that there is none."""
         if result.times is None:
-            self.problems.append(f"{layer}, batch {batch}, {dtype}: {result.variant} {result.problem}")
+            what = layer if pass_ == "forward" else f"{layer}, {pass_}"
+            self.problems.append(f"{what}, batch {batch}, {dtype}: {result.variant} {result.problem}")
             return
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         versions = self.commit, self.device.name, str(torch.__version__), triton.__version__
-        what = operator, layer, "forward", dtype, batch, provider
+        what = operator, layer, pass_, dtype, batch, provider
         row = Row(now, *versions, *what, *result.times, flops, bytes, result.error)
         self.rows.append(row)
         if self.table:
@@ -466,7 +629,8 @@ class Bench:
         """Measures the roofs for one dtype."""
         for measure in (roof_copy, lambda device: roof_matmul(device, dtype)):
             roof = measure(self.device)
-            self.record(roof.operator, roof.operator, roof.dtype, 1, "torch", roof.result, roof.flops, roof.bytes)
+            what = roof.operator, roof.operator, "forward", roof.dtype, 1, "torch"
+            self.record(*what, roof.result, roof.flops, roof.bytes)
             self.device.release()
         found = roofs(self.rows, dtype)
         if found:
@@ -478,6 +642,7 @@ class Bench:
         found: dict[str, Result] = {}
         known = len(self.problems)
         cost = work.cost(batch, DTYPES[dtype].itemsize)
+        what = work.operator, work.name, work.pass_, dtype, batch
         try:
             operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
         except torch.OutOfMemoryError:
@@ -490,10 +655,10 @@ class Bench:
             timed = [result for result in results if result.times]
             for result in results:
                 if not result.times:
-                    self.record(work.operator, work.name, dtype, batch, provider, result, *cost[2:])
+                    self.record(*what, provider, result, *cost[2:])
             if timed:
                 fastest = found[provider] = min(timed, key=lambda result: result.times[1])
-                self.record(work.operator, work.name, dtype, batch, provider, fastest, *cost[2:])
+                self.record(*what, provider, fastest, *cost[2:])
                 if provider == "torch":
                     layout = fastest.variant.partition(" ")[2]
             elif provider == "triton":
@@ -507,13 +672,15 @@ class Bench:
 
     def line(self, work: Work, batch: int, dtype: str, found: dict[str, Result]) -> str:
         """The comparison as a line of the table on the screen."""
-        rows = [row for row in self.rows if (row.layer, row.dtype, row.batch) == (work.name, dtype, batch)]
+        key = work.name, work.pass_, dtype, batch
+        rows = [row for row in self.rows if (row.layer, row.pass_, row.dtype, row.batch) == key]
         ours = next((row for row in rows if row.provider == "triton"), None)
         best = baseline(rows)
         limits = None if self.device.interpreted else roofs(self.rows, dtype)
         mine = found.get("triton")
         return LINE.format(
             work.name,
+            work.pass_,
             batch,
             dtype,
             f"{ours.p50_ms:.4g}" if ours else (mine.problem.split(":")[0] if mine else "-"),
@@ -554,7 +721,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", nargs="+", type=_batch, metavar="N", help="images in one batch (1 128; without a GPU 1)")
     add("--dtype", nargs="+", choices=tuple(DTYPES), help="tf32: fp32 multiplied as TF32 (fp16; without a GPU fp32)")
     add("--providers", nargs="+", choices=tuple(PROVIDERS), help="whom to time (all; without a GPU not compile)")
-    add("--network", action="store_true", help="the whole forward pass; without an OPERATOR only that")
+    add(
+        "--pass",
+        dest="passes",
+        nargs="+",
+        choices=PASSES[:2],
+        help="of each layer; backward of the network is a whole training step (forward)",
+    )
+    add("--network", action="store_true", help="the whole network; without an OPERATOR only that")
     add("--preset", choices=("kernelbench",), help="KernelBench's two AlexNet problems, beside their published times")
     add("--plot", action="store_true", help="draws the table as PNGs beside it")
     folder = f"{MEASUREMENTS.parent.name}/{MEASUREMENTS.name}"
@@ -563,8 +737,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for operator in args.operators:
         if operator not in OPERATORS:
             raise UsageError(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {operator!r}")
-    if args.preset and (args.operators or args.network):
-        raise UsageError("--preset chooses what to time: give neither OPERATOR nor --network with it")
+    if args.preset and (args.operators or args.network or args.passes):
+        raise UsageError("--preset chooses what to time: give neither OPERATOR nor --network nor --pass with it")
     return args
 
 
@@ -584,19 +758,21 @@ def complete(args: argparse.Namespace, interpreted: bool) -> None:
     args.batch = once(args.batch) or defaults[0]
     args.dtype = once(args.dtype) or defaults[1]
     args.providers = once(args.providers) or defaults[2]
+    args.passes = once(args.passes) or ["forward"]
 
 
 def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
     """What to time, and at which batch."""
     if args.preset:
         return [(item.work, batch) for item in KERNELBENCH for batch in args.batch or [item.batch]]
-    chosen = []
+    layers = () if args.network else ALEXNET
     if args.operators:
-        chosen = [Work(layer.name, (layer,)) for layer in LAYERS.values() if layer.operator in args.operators]
-    elif not args.network:
-        chosen = [Work(layer.name, (layer,)) for layer in ALEXNET]
-    if args.network:
-        chosen.append(NETWORK)
+        layers = [layer for layer in LAYERS.values() if layer.operator in args.operators]
+    chosen = []
+    for name in args.passes:
+        chosen += [Work(layer.name, (layer,), name) for layer in layers]
+        if args.network:
+            chosen.append(NETWORK if name == "forward" else STEP)
     return [(work, batch) for batch in args.batch for work in chosen]
 
 

@@ -4,7 +4,18 @@
 
 Written as two operators, x + bias and then relu, the sum is written to memory and read back: 4 passes over the
 tensor where 2 will do. Inside a convolution's epilogue it is none at all, which is where the network has it.
+
+Backwards, from g, the gradient of y:
+
+    dx = g where y > 0, else 0        dbias = the sum of dx over all that share an element of the bias
+
+The mask is read off y, so x need not be kept. dx is g's matrix, [M rows, K columns], masked; dbias is its K column sums
+(of a product's gradient, M pixels or examples and K channels: the pass that conv2d and linear share). Both come from
+one pass: each program writes the masked rows of its share and their sums, one row of them, and these rows are added up
+in the same way until one is left. Always in the same order: atomics would round differently from run to run.
 """
+
+import math
 
 import torch
 import triton
@@ -31,6 +42,43 @@ def _bias_relu_kernel(
     bias = tl.load(bias_ptr + offs // STEP % LENGTH, mask=mask, other=0.0).to(tl.float32)
     y = tl.maximum(x + bias, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _bias_relu_gradient_kernel(
+    grad_ptr,  # [M, K]
+    y_ptr,  # [M, K]
+    masked_ptr,  # [M, K]
+    sums_ptr,  # [shares of M, K]
+    M,
+    K: tl.constexpr,
+    RELU: tl.constexpr,  # without it the gradient is summed as it is
+    BIAS: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    # Each program has BLOCK_N columns of BLOCK_M * STEPS rows.
+    share = tl.program_id(0) // tl.cdiv(K, BLOCK_N)
+    offs_m = share.to(INDEX) * (BLOCK_M * STEPS) + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(0) % tl.cdiv(K, BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < K
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for step in range(STEPS):
+        rows = offs_m + step * BLOCK_M
+        offs = (rows * K)[:, None] + offs_n[None, :]  # [BLOCK_M, BLOCK_N]
+        mask = (rows < M)[:, None] & mask_n[None, :]
+        grad = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if RELU:
+            y = tl.load(y_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+            grad = tl.where(y <= 0.0, 0.0, grad)  # where y is NaN the gradient passes, as in PyTorch
+            tl.store(masked_ptr + offs, runtime.cast(grad, masked_ptr.dtype.element_ty), mask=mask)
+        acc += grad
+    if BIAS:
+        sums = runtime.cast(tl.sum(acc, 0), sums_ptr.dtype.element_ty)
+        tl.store(sums_ptr + share.to(INDEX) * K + offs_n, sums, mask=mask_n)
 
 
 def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -64,11 +112,91 @@ def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return output
 
 
+def launch_bias_relu_gradient(
+    grad: torch.Tensor, output: torch.Tensor | None, bias: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`epilogue_gradient`; the first is empty without an output, the second unless it is asked for."""
+    masked, total = _bias_relu_gradient_output(grad, output, bias)
+    if grad.numel() == 0:
+        return masked, total.zero_()  # the bias has a gradient, of an empty batch too
+    M, K = grad.shape
+    source = grad.contiguous()
+    relu = output is not None
+    y = output.contiguous() if relu else source
+    while True:
+        tile = tiles.lookup("bias_relu_gradient" if relu else "column_sums", source, M, K, 1)
+        shares = triton.cdiv(M, tile["BLOCK_M"] * tile["STEPS"])
+        sums = total if shares == 1 or not bias else torch.empty((shares, K), dtype=torch.float32, device=grad.device)
+        runtime.launch(
+            _bias_relu_gradient_kernel,
+            lambda META, shares=shares: (shares * triton.cdiv(K, META["BLOCK_N"]),),
+            source,
+            y,
+            masked,
+            sums,
+            M,
+            K=K,
+            RELU=relu,
+            BIAS=bias,
+            INDEX=runtime.index_type(source),
+            **tile,
+        )
+        if sums is total:
+            return masked, total
+        source, y, M, relu = sums, sums, shares, False
+
+
+def _bias_relu_gradient_output(grad, output, bias):
+    empty = lambda *shape: torch.empty(shape, dtype=grad.dtype, device=grad.device)
+    return empty(*grad.shape) if output is not None else empty(0), empty(grad.shape[1]) if bias else empty(0)
+
+
+_bias_relu_gradient = runtime.register("bias_relu_gradient", launch_bias_relu_gradient, _bias_relu_gradient_output)
+
+
+def epilogue_gradient(grad: torch.Tensor, output: torch.Tensor | None, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Backwards through a product's epilogue: ReLU, where there was one, and bias.
+
+    Args:
+        grad: the gradient of the product's output as a matrix [M, K], K channels; any strides.
+        output: what came out of the ReLU, [M, K]; None where there was none.
+        bias: whether the bias' gradient is wanted.
+
+    Returns:
+        The gradient before the ReLU, [M, K] and contiguous (``grad`` itself where it is that already and there was
+        no ReLU), and the bias', [K] (empty where it is not wanted); in ``grad``'s dtype, summed in float32.
+    """
+    grad = grad.contiguous()
+    if output is None and not bias:
+        return grad, grad.new_empty(0)
+    masked, total = _bias_relu_gradient(grad, output, bias)
+    return grad if output is None else masked, total
+
+
 def _bias_relu_output(input, bias):
     return torch.empty_like(input)
 
 
-_bias_relu = runtime.register("bias_relu", launch_bias_relu, _bias_relu_output)
+def _save(ctx, inputs, output):
+    ctx.bias_shape = inputs[1].shape
+    ctx.save_for_backward(output)
+
+
+def _gradients(ctx, grad):
+    """As a matrix: what the bias is expanded along are rows, in the order of memory; what it has are columns."""
+    (output,) = ctx.saved_tensors
+    bias_shape = (1,) * (output.dim() - len(ctx.bias_shape)) + ctx.bias_shape
+    columns = [d for d, size in enumerate(bias_shape) if size != 1]
+    rows = sorted((d for d, size in enumerate(bias_shape) if size == 1), key=lambda d: -output.stride(d))
+    order = rows + columns
+    matrix = lambda x: x.permute(order).reshape(*(math.prod(x.shape[d] for d in some) for some in (rows, columns)))
+    masked, total = epilogue_gradient(matrix(grad), matrix(output), ctx.needs_input_grad[1])
+    restore = sorted(range(len(order)), key=order.__getitem__)
+    grad_input = masked.reshape([output.shape[d] for d in order]).permute(restore)
+    return grad_input, total.reshape(ctx.bias_shape) if ctx.needs_input_grad[1] else None
+
+
+_bias_relu = runtime.register("bias_relu", launch_bias_relu, _bias_relu_output, _save, _gradients)
 
 
 def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -19,16 +19,17 @@ Names as in cuDNN (Chetlur et al. 2014, https://arxiv.org/abs/1410.0759) and CUT
 Memory is NHWC, so that the C channels of a tap are contiguous: `channels_last` in PyTorch.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
-from kernels import runtime, tiles
+from kernels import conv2d_backward, runtime, tiles
 from kernels.arguments import ArgumentError, boolean, check, check_tensor, integer, pair
-from kernels.space_to_depth import launch_space_to_depth
+from kernels.space_to_depth import fold_input, fold_weight, folds
+from kernels.space_to_depth import fold_once as fold_once  # for those who capture a CUDA graph
+from kernels.split_k import launch_add_shares
 
 
 @triton.jit
@@ -119,83 +120,9 @@ def _conv2d_kernel(
     tl.store(y_ptrs, runtime.cast(acc, y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
 
 
-@triton.jit
-def _add_shares_kernel(
-    sums_ptr,  # [SPLIT_K, elements]
-    bias_ptr,  # [K]
-    y_ptr,  # [elements], K channels fastest
-    elements,
-    K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    INDEX: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    # In the same order every time: split-K with atomics would round differently from run to run.
-    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mask = offs < elements
-    y = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    for split in tl.static_range(SPLIT_K):
-        y += tl.load(sums_ptr + split * elements.to(INDEX) + offs, mask=mask, other=0.0)
-    if HAS_BIAS:
-        y += tl.load(bias_ptr + offs % K, mask=mask, other=0.0).to(tl.float32)
-    if RELU:
-        y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
-
-
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Output pixels along one axis; ``padding`` counts both ends together."""
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def folds(weight: torch.Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
-    """Whether the convolution runs folded by space to depth: where that makes a tap 16 bytes long or a multiple.
-
-    So it is for conv1. A filter smaller than its stride would be folded into zeros for the most part.
-    """
-    _, C, R, S = weight.shape
-    step = stride[0]
-    square = stride[0] == stride[1] > 1 and tuple(dilation) == (1, 1) and min(R, S) >= step
-    return groups == 1 and square and C % 8 != 0 and C * step * step % 8 == 0
-
-
-def fold_input(
-    input: torch.Tensor, weight: torch.Tensor, step: int, padding: Sequence[int], P: int, Q: int
-) -> torch.Tensor:
-    """The input as a folded convolution reads it, padding included: (N, C, H, W) -> (N, step^2 * C, H', W')."""
-    _, _, R, S = weight.shape
-    height, width = P - 1 + triton.cdiv(R, step), Q - 1 + triton.cdiv(S, step)
-    return launch_space_to_depth(input, step, padding[0], padding[2], height, width)
-
-
-def fold_weight(weight: torch.Tensor, step: int) -> torch.Tensor:
-    """The filters likewise: (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step))."""
-    _, _, R, S = weight.shape
-    if _folded is not None and weight.data_ptr() in _folded:
-        return _folded[weight.data_ptr()][1]
-    folded = launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
-    if _folded is not None:
-        _folded[weight.data_ptr()] = weight, folded  # the filters too: no others get their address then
-    return folded
-
-
-_folded: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None  # set inside fold_once()
-
-
-@contextlib.contextmanager
-def fold_once() -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
-    """Folds each filter at its first use inside and keeps it for the others; filters must not change meanwhile.
-
-    Gives what it keeps: a CUDA graph captured inside reads the folded filters for as long as it lives.
-    """
-    global _folded
-    _folded = kept = {}
-    try:
-        yield kept
-    finally:
-        _folded = None
 
 
 def launch_conv2d(
@@ -212,8 +139,8 @@ def launch_conv2d(
     if output.numel() == 0:
         return output
     N, K, P, Q = output.shape
-    if folds(weight, stride, dilation, groups):
-        x = fold_input(input, weight, stride[0], padding, P, Q)
+    if folds(weight.shape, stride, dilation, groups):
+        x = fold_input(input, weight.shape, stride[0], padding, P, Q)
         w = fold_weight(weight, stride[0])
         stride, padding = (1, 1), (0, 0, 0, 0)
     else:
@@ -226,14 +153,12 @@ def launch_conv2d(
     tile = tiles.lookup("conv2d", x, M, K, R * S * C)
     shares = tile["SPLIT_K"]
     sums = output if shares == 1 else torch.empty((shares, *output.shape), dtype=torch.float32, device=x.device)
-    epilogue = {"HAS_BIAS": bias is not None, "RELU": relu, "INDEX": runtime.index_type(x, w, sums)}
-    bias = w if bias is None else bias.contiguous()  # the kernels do not read it without a bias
     runtime.launch(
         _conv2d_kernel,
         lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(K, META["BLOCK_N"]), groups, shares),
         x,
         w,
-        bias,
+        w if bias is None else bias.contiguous(),  # the kernel does not read it without a bias
         sums,
         M,
         C=C,
@@ -252,17 +177,14 @@ def launch_conv2d(
         DILATION_W=dilation[1],
         GROUPS=groups,
         PADDED=any(padding),
+        HAS_BIAS=bias is not None,
+        RELU=relu,
         PRECISION=runtime.dot_precision(x.dtype),
-        **epilogue,
+        INDEX=runtime.index_type(x, w, sums),
         **tile,
     )
     if shares > 1:
-        elements = output.numel()
-        tile = tiles.lookup("add_shares", x, elements, 1, shares)
-        grid = lambda META: (triton.cdiv(elements, META["BLOCK_M"]),)
-        runtime.launch(
-            _add_shares_kernel, grid, sums, bias, output, elements, K=K * groups, SPLIT_K=shares, **epilogue, **tile
-        )
+        launch_add_shares(sums, output, bias, relu)
     return output
 
 
@@ -275,7 +197,7 @@ def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
     return torch.empty((N, K, P, Q), dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-_conv2d = runtime.register("conv2d", launch_conv2d, _conv2d_output)
+_conv2d = runtime.register("conv2d", launch_conv2d, _conv2d_output, conv2d_backward.save, conv2d_backward.gradients)
 
 
 def _both_ends(padding, stride, dilation, kernel_size) -> list[int]:
@@ -324,6 +246,8 @@ def conv2d(
         TypeError: an argument of the wrong type.
         ArgumentError: whatever else ``torch.nn.functional.conv2d`` refuses; also dtypes other than those above.
     """
+    if isinstance(input, torch.Tensor):
+        input, weight, bias = runtime.autocast(input.device.type, input, weight, bias)
     check_tensor("conv2d", "input", input)
     check_tensor("conv2d", "weight", weight, like=input)
     check(input.dim() in (3, 4), f"conv2d: input must be (N, C, H, W) or (C, H, W), got shape {tuple(input.shape)}")

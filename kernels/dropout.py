@@ -3,7 +3,8 @@
     y[i] = x[i] * (1 / (1 - p) if u[i] >= p else 0),   u[i] uniform in [0, 1) from Philox(seed, i)
 
 Philox (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405) is a counter-based generator: the number of
-element i depends on the seed and on i alone, so the mask is the same whatever the tile, and can be made again.
+element i depends on the seed and on i alone, so the mask is the same whatever the tile, and can be made again: the
+gradient of x is the gradient of y dropped out by the same seed, and nothing but the seed is kept for it.
 Dropout as in Srivastava et al. 2014, scaled in training so that evaluation is the identity.
 """
 
@@ -60,7 +61,15 @@ def _dropout_output(input, p, seed):
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-_dropout = runtime.register("dropout", launch_dropout, _dropout_output)
+def _save(ctx, inputs, output):
+    _, ctx.p, ctx.seed = inputs
+
+
+def _gradients(ctx, grad):
+    return _dropout(grad, ctx.p, ctx.seed), None, None
+
+
+_dropout = runtime.register("dropout", launch_dropout, _dropout_output, _save, _gradients)
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:

@@ -5,6 +5,7 @@ Shapes are those of BVLC's deploy.prototxt (https://github.com/BVLC/caffe/tree/m
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,13 +25,15 @@ class Layer(NamedTuple):
     input: cost.Shape  # of one image, without N
     parameters: tuple[cost.Shape, ...]  # weight and bias
     arguments: dict  # the operator's other arguments
+    first: bool = False  # reads the photo, whose gradient nobody wants
 
-    def cost(self, batch: int = 1, itemsize: int = 4) -> cost.Cost:
-        """What the layer costs for a batch of images, with elements of ``itemsize`` bytes."""
-        formula = getattr(cost, self.operator)
+    def cost(self, batch: int = 1, itemsize: int = 4, *, backward: bool = False) -> cost.Cost:
+        """What the layer, or its backward pass, costs for a batch of images with elements of ``itemsize`` bytes."""
+        formula = getattr(cost, self.operator + "_gradient" * backward)
         counted = inspect.signature(formula).parameters
-        arguments = {name: value for name, value in self.arguments.items() if name in counted}
-        return formula((batch, *self.input), *self.parameters[:1], **arguments, itemsize=itemsize)
+        given = {**self.arguments, "first": self.first, "itemsize": itemsize}
+        arguments = {name: value for name, value in given.items() if name in counted}
+        return formula((batch, *self.input), *self.parameters[:1], **arguments)
 
     def operands(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> list[torch.Tensor]:
         """Input and parameters in the memory order that the kernels read, not yet filled."""
@@ -56,6 +59,10 @@ class Layer(NamedTuple):
         """The layer on our kernels."""
         return getattr(kernels, self.operator)(*operands, **self.arguments)
 
+    def trained(self, operands: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The operands that the backward pass makes gradients of."""
+        return list(operands[1:] if self.first else operands)
+
 
 def _conv(name: str, input: cost.Shape, weight: cost.Shape, **geometry) -> Layer:
     return Layer(name, "conv2d", input, (weight, weight[:1]), {**geometry, "relu": True})
@@ -69,7 +76,7 @@ LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
 POOL = {"kernel_size": (3, 3), "stride": (2, 2)}
 
 ALEXNET = (
-    _conv("conv1", (3, 227, 227), (96, 3, 11, 11), stride=(4, 4)),
+    _conv("conv1", (3, 227, 227), (96, 3, 11, 11), stride=(4, 4))._replace(first=True),
     Layer("pool1", "lrn_max_pool2d", (96, 55, 55), (), {**LRN, **POOL}),
     _conv("conv2", (96, 27, 27), (256, 48, 5, 5), padding=(2, 2), groups=2),
     Layer("pool2", "lrn_max_pool2d", (256, 27, 27), (), {**LRN, **POOL}),

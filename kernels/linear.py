@@ -6,6 +6,14 @@ x is [M, K], one row an example; w is [N, K], one row an output, as ``torch.nn.L
 That is 2 * M * N * K FLOPs for M * K + N * K + M * N elements: a large batch is bound by arithmetic, a small one by
 reading the weights. Many rows go through tiles, [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N] on the tensor cores; a single
 row streams the weights past the vector units, where tensor cores would multiply 15 rows of nothing.
+
+Backwards, from g, the gradient of y past bias and ReLU (kernels/bias_relu.py):
+
+    dx[m, k] = sum over n of g[m, n] * w[n, k]        dw[n, k] = sum over m of g[m, n] * x[m, k]
+
+which is the same product, of the same size, twice more: one kernel makes y = x w^T, dx = g w and dw = g^T x. A matrix
+and its transpose differ in the strides that its elements are read along, and these are constants to the compiler,
+which lays out the threads so that neighbours read neighbours either way.
 """
 
 import math
@@ -16,17 +24,23 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor
+from kernels.bias_relu import epilogue_gradient
 
 
 @triton.jit
 def _linear_kernel(
-    x_ptr,  # [M, K]
-    w_ptr,  # [N, K]
+    a_ptr,  # [M, K]
+    b_ptr,  # [K, N]
     bias_ptr,  # [N]
-    y_ptr,  # [M, N]
-    M,
+    c_ptr,  # [M, N]
+    batch,  # examples, the one size that varies: the rows of y and dx, the terms of dw
+    M: tl.constexpr,  # None where it is the batch
     N: tl.constexpr,
-    K: tl.constexpr,
+    K: tl.constexpr,  # where it is the batch, rounded up to whole steps: fewer batches then have kernels of their own
+    STRIDE_AM: tl.constexpr,
+    STRIDE_AK: tl.constexpr,
+    STRIDE_BK: tl.constexpr,
+    STRIDE_BN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -36,32 +50,34 @@ def _linear_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
+    rows = batch if M is None else M
+    terms = K if M is None else batch
+    pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     offs_m = pid_m.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
-    mask_m = offs_m < M
+    mask_m = offs_m < rows
     mask_n = offs_n < N
-    x_ptrs = x_ptr + (offs_m * K)[:, None] + offs_k[None, :]  # [BLOCK_M, BLOCK_K]
-    w_ptrs = w_ptr + (offs_n * K)[:, None] + offs_k[None, :]  # [BLOCK_N, BLOCK_K]
+    a_ptrs = a_ptr + (offs_m * STRIDE_AM)[:, None] + (offs_k * STRIDE_AK)[None, :]  # [BLOCK_M, BLOCK_K]
+    b_ptrs = b_ptr + (offs_k * STRIDE_BK)[:, None] + (offs_n * STRIDE_BN)[None, :]  # [BLOCK_K, BLOCK_N]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k0 in range(0, K, BLOCK_K):
         mask_a = mask_m[:, None]
-        mask_b = mask_n[:, None]
-        if K % BLOCK_K != 0:
-            mask_a = mask_a & (k0 + offs_k < K)[None, :]
-            mask_b = mask_b & (k0 + offs_k < K)[None, :]
-        a = tl.load(x_ptrs + k0, mask=mask_a, other=0.0)
-        b = tl.load(w_ptrs + k0, mask=mask_b, other=0.0)
-        acc = runtime.dot(a, tl.trans(b), acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
+        mask_b = mask_n[None, :]
+        if M is not None or K % BLOCK_K != 0:
+            mask_a = mask_a & (k0 + offs_k < terms)[None, :]
+            mask_b = mask_b & (k0 + offs_k < terms)[:, None]
+        a = tl.load(a_ptrs + tl.cast(k0, INDEX) * STRIDE_AK, mask=mask_a, other=0.0)
+        b = tl.load(b_ptrs + tl.cast(k0, INDEX) * STRIDE_BK, mask=mask_b, other=0.0)
+        acc = runtime.dot(a, b, acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
 
     if HAS_BIAS:
         acc += tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     if RELU:
         acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    y_ptrs = y_ptr + (offs_m * N)[:, None] + offs_n[None, :]
-    tl.store(y_ptrs, runtime.cast(acc, y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+    c_ptrs = c_ptr + (offs_m * N)[:, None] + offs_n[None, :]
+    tl.store(c_ptrs, runtime.cast(acc, c_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
 
 
 @triton.jit
@@ -104,26 +120,83 @@ def _linear_row_kernel(
     tl.store(y_ptr + offs_n, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask_n)
 
 
+def _launch_product(
+    operator: str,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    output: torch.Tensor,
+    relu: bool = False,
+) -> None:
+    """``output = a @ b``, each of them contiguous or the transpose of what is."""
+    M, K = a.shape
+    N = b.shape[1]
+    tile = tiles.lookup(operator, a, M, N, K)
+    over_batch = operator == "linear_weight_gradient"
+    runtime.launch(
+        _linear_kernel,
+        lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(N, META["BLOCK_N"]),),
+        a,
+        b,
+        a if bias is None else bias,  # the kernel does not read it without a bias
+        output,
+        K if over_batch else M,
+        M=M if over_batch else None,
+        N=N,
+        K=triton.cdiv(K, tile["BLOCK_K"]) * tile["BLOCK_K"] if over_batch else K,
+        STRIDE_AM=a.stride(0),
+        STRIDE_AK=a.stride(1),
+        STRIDE_BK=b.stride(0),
+        STRIDE_BN=b.stride(1),
+        HAS_BIAS=bias is not None,
+        RELU=relu,
+        PRECISION=runtime.dot_precision(a.dtype),
+        INDEX=runtime.index_type(a, b, output),
+        **tile,
+    )
+
+
 def launch_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torch.Tensor:
     output = _linear_output(input, weight, bias, relu)
     if output.numel() == 0:
         return output
+    M, N = output.shape
     x = input.contiguous()
     w = weight.contiguous()
-    has_bias = bias is not None
-    M, N = output.shape
+    b = None if bias is None else bias.expand(N).contiguous()
+    if M > 1:
+        _launch_product("linear", x, w.T, b, output, relu)
+        return output
     K = w.shape[1]
-    bias = w if bias is None else bias.contiguous()  # the kernels do not read it without a bias
-    constants = {"N": N, "K": K, "HAS_BIAS": has_bias, "RELU": relu, "INDEX": runtime.index_type(x, w, output)}
-    if M == 1:
-        tile = tiles.lookup("linear_row", x, M, N, K)
-        grid = lambda META: (triton.cdiv(N, META["BLOCK_N"]),)
-        runtime.launch(_linear_row_kernel, grid, x, w, bias, output, **constants, **tile)
-    else:
-        tile = tiles.lookup("linear", x, M, N, K)
-        grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(N, META["BLOCK_N"]),)
-        precision = runtime.dot_precision(x.dtype)
-        runtime.launch(_linear_kernel, grid, x, w, bias, output, M, **constants, PRECISION=precision, **tile)
+    tile = tiles.lookup("linear_row", x, M, N, K)
+    runtime.launch(
+        _linear_row_kernel,
+        lambda META: (triton.cdiv(N, META["BLOCK_N"]),),
+        x,
+        w,
+        w if b is None else b,  # the kernel does not read it without a bias
+        output,
+        N=N,
+        K=K,
+        HAS_BIAS=b is not None,
+        RELU=relu,
+        INDEX=runtime.index_type(x, w, output),
+        **tile,
+    )
+    return output
+
+
+def launch_linear_input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    output = _linear_input_gradient_output(grad, weight)
+    if output.numel() > 0:
+        _launch_product("linear_input_gradient", grad.contiguous(), weight.contiguous(), None, output)
+    return output
+
+
+def launch_linear_weight_gradient(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+    output = _linear_weight_gradient_output(grad, input)
+    if output.numel() > 0:
+        _launch_product("linear_weight_gradient", grad.contiguous().T, input.contiguous(), None, output)
     return output
 
 
@@ -131,7 +204,44 @@ def _linear_output(input, weight, bias, relu):
     return torch.empty((input.shape[0], weight.shape[0]), dtype=input.dtype, device=input.device)
 
 
-_linear = runtime.register("linear", launch_linear, _linear_output)
+def _linear_input_gradient_output(grad, weight):
+    return torch.empty((grad.shape[0], weight.shape[1]), dtype=grad.dtype, device=grad.device)
+
+
+def _linear_weight_gradient_output(grad, input):
+    return torch.empty((grad.shape[1], input.shape[1]), dtype=grad.dtype, device=grad.device)
+
+
+_linear_input_gradient = runtime.register(
+    "linear_input_gradient", launch_linear_input_gradient, _linear_input_gradient_output
+)
+_linear_weight_gradient = runtime.register(
+    "linear_weight_gradient", launch_linear_weight_gradient, _linear_weight_gradient_output
+)
+
+
+def _save(ctx, inputs, output):
+    input, weight, bias, relu = inputs
+    ctx.one_bias = bias is not None and bias.shape[0] == 1
+    ctx.save_for_backward(input, weight, output if relu else None)
+
+
+def _gradients(ctx, grad):
+    input, weight, output = ctx.saved_tensors
+    wants_input, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    # One bias for all outputs is one column.
+    matrix = lambda x: x.reshape(x.numel(), 1) if ctx.one_bias and x is not None else x
+    masked, grad_bias = epilogue_gradient(matrix(grad), matrix(output), wants_bias)
+    masked = masked.reshape(grad.shape)
+    return (
+        _linear_input_gradient(masked, weight) if wants_input else None,
+        _linear_weight_gradient(masked, input) if wants_weight else None,
+        grad_bias if wants_bias else None,
+        None,
+    )
+
+
+_linear = runtime.register("linear", launch_linear, _linear_output, _save, _gradients)
 
 
 def linear(
@@ -146,13 +256,15 @@ def linear(
         relu: max(0, y) before y is stored.
 
     Returns:
-        (*, N), or (*) for a one-dimensional weight; accumulated in float32.
+        (*, N), or (*) for a one-dimensional weight; accumulated in float32. Under :class:`torch.autocast` in its dtype.
 
     Raises:
         TypeError: an argument that is not a tensor.
         ArgumentError: whatever else ``torch.nn.functional.linear`` refuses; also other dtypes, and a bias
             that varies from row to row.
     """
+    if isinstance(input, torch.Tensor):
+        input, weight, bias = runtime.autocast(input.device.type, input, weight, bias)
     check_tensor("linear", "input", input)
     check_tensor("linear", "weight", weight, like=input)
     relu = boolean("linear", "relu", relu)
@@ -171,7 +283,7 @@ def linear(
             bias.shape in ((N,), (1,), (), (1, N)),
             f"linear: bias must be of shape ({N},), (1,), () or (1, {N}), got {tuple(bias.shape)}",
         )
-        bias = bias.reshape(-1).expand(N)
+        bias = bias.reshape(-1)
 
     leading = input.shape[:-1]
     rows = input.reshape(math.prod(leading), input.shape[-1])

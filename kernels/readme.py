@@ -64,20 +64,22 @@ def section(path: Path, readme: Path) -> list[str]:
         "",
     ]
     tail = ["ratio", "of the roofline", "error"]
-    whole = {key: found for key, found in compared.items() if key[0] == "alexnet"}
-    if whole:
-        lines += _table(
-            ["the whole network, batch", "dtype", "ours, images/s", "best baseline, images/s", *tail],
-            [[str(batch), dtype, *_cells(found, True, rows)] for (_, dtype, batch), found in whole.items()],
-        )
-    for dtype in dict.fromkeys(dtype for _, dtype, _ in compared):
-        batch = main_batch(rows, dtype)
-        single = {key[0]: f for key, f in compared.items() if key[0] != "alexnet" and key[1:] == (dtype, batch)}
-        if single:
+    for pass_, what in (("forward", "the whole network"), ("step", "training the network")):
+        whole = {key[2:]: found for key, found in compared.items() if key[:2] == ("alexnet", pass_)}
+        if whole:
             lines += _table(
-                [f"{dtype}, batch {batch}", "ours, ms", "best baseline, ms", *tail],
-                [[layer, *_cells(found, False, rows)] for layer, found in single.items()],
+                [f"{what}, batch", "dtype", "ours, images/s", "best baseline, images/s", *tail],
+                [[str(batch), dtype, *_cells(found, True, rows)] for (dtype, batch), found in whole.items()],
             )
+    for dtype in dict.fromkeys(dtype for _, _, dtype, _ in compared):
+        for pass_ in ("forward", "backward"):
+            key = [pass_, dtype, main_batch(rows, dtype, pass_)]
+            single = {name: found for (name, *k), found in compared.items() if name != "alexnet" and k == key}
+            if single:
+                lines += _table(
+                    [f"{dtype}, batch {key[2]}, {pass_}", "ours, ms", "best baseline, ms", *tail],
+                    [[layer, *_cells(found, False, rows)] for layer, found in single.items()],
+                )
     for plot in plot_all(rows, path.parent, path.stem):
         link = Path(os.path.relpath(plot, readme.parent)).as_posix()
         lines += [f"![{plot.stem.removeprefix(path.stem + '-').replace('-', ', ')}]({link})", ""]

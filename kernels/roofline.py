@@ -31,7 +31,7 @@ class Row(NamedTuple):
     triton: str
     operator: str
     layer: str
-    pass_: str  # "forward"; the column is called pass
+    pass_: str  # forward, backward, or step: a training step; the column is called pass
     dtype: str  # fp16, bf16, fp32, or tf32: fp32 tensors multiplied as TF32
     batch: int
     provider: str
@@ -135,12 +135,12 @@ class Comparison(NamedTuple):
         return self.best.p50_ms / self.ours.p50_ms if self.ours and self.best else None
 
 
-def compare(rows: Iterable[Row]) -> dict[tuple[str, str, int], Comparison]:
-    """Every (layer, dtype, batch) that was timed, in the table's order, roofs left out."""
-    timed: dict[tuple[str, str, int], list[Row]] = {}
+def compare(rows: Iterable[Row]) -> dict[tuple[str, str, str, int], Comparison]:
+    """Every (layer, pass, dtype, batch) that was timed, in the table's order, roofs left out."""
+    timed: dict[tuple[str, str, str, int], list[Row]] = {}
     for row in rows:
         if row.operator not in ROOFS:
-            timed.setdefault((row.layer, row.dtype, row.batch), []).append(row)
+            timed.setdefault((row.layer, row.pass_, row.dtype, row.batch), []).append(row)
     ours = lambda found: next((row for row in found if row.provider == "triton"), None)
     return {key: Comparison(ours(found), baseline(found)) for key, found in timed.items()}
 
@@ -199,7 +199,7 @@ def _label(axes, points: dict[str, tuple[float, list[float]]]) -> None:
 
 
 def plot_roofline(
-    rows: Iterable[Row], path: Path, *, dtype: str, batch: int, assumed: Roofs | None = None
+    rows: Iterable[Row], path: Path, *, dtype: str, batch: int, pass_: str = "forward", assumed: Roofs | None = None
 ) -> Path | None:
     """Every layer's TFLOP/s over its FLOP per byte, under the measured roofs.
 
@@ -207,7 +207,7 @@ def plot_roofline(
         rows: of one GPU, as :func:`load` gives them. Without any, the model alone is drawn, under ``assumed``: where
             each of AlexNet's layers would lie at the floor. The plot then says that nothing was measured.
         path: the PNG.
-        dtype, batch: which rows.
+        dtype, batch, pass_: which rows.
         assumed: roofs to draw where the table has none.
 
     Returns:
@@ -216,7 +216,8 @@ def plot_roofline(
     rows = list(rows)
     measured = roofs(rows, dtype)
     limits = measured or assumed
-    timed = {key[0]: found for key, found in compare(rows).items() if key[1:] == (dtype, batch)} if measured else {}
+    compared = compare(rows).items() if measured else ()
+    timed = {layer: found for (layer, *key), found in compared if key == [pass_, dtype, batch]}
     if limits is None or (measured and not timed):
         return None
     # Where each layer lies: FLOP per byte, and TFLOP/s of each provider.
@@ -230,7 +231,7 @@ def plot_roofline(
         from kernels.layers import ALEXNET
 
         for layer in ALEXNET:
-            cost = layer.cost(batch, 4 if dtype in ("fp32", "tf32") else 2)
+            cost = layer.cost(batch, 4 if dtype in ("fp32", "tf32") else 2, backward=pass_ == "backward")
             points[layer.name] = (cost.flops / cost.bytes, {"model": cost.flops / limits.floor_ms(*cost[2:]) * 1e-9})
 
     from matplotlib import ticker
@@ -293,14 +294,16 @@ def plot_roofline(
     axes.legend(loc="lower right", frameon=False)
     if measured:
         latest = max(row.date for row in rows)[:10]
-        axes.set_title(f"{rows[0].gpu}, {dtype}, batch {batch}, forward; measured {latest}", loc="left")
+        axes.set_title(f"{rows[0].gpu}, {dtype}, batch {batch}, {pass_}; measured {latest}", loc="left")
     else:
-        axes.set_title(f"NOT MEASURED: the model's floors under assumed roofs, {dtype}, batch {batch}", loc="left")
+        axes.set_title(
+            f"NOT MEASURED: the model's floors under assumed roofs, {dtype}, batch {batch}, {pass_}", loc="left"
+        )
     return _save(figure, path)
 
 
 def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Path | None:
-    """Images per second over batch, one line a provider, with the range of p20 to p80 and the roofline's limit.
+    """Images per second forward over batch, one line a provider, with the range of p20 to p80 and the roofline's limit.
 
     Args:
         rows: of one GPU, as :func:`load` gives them.
@@ -312,7 +315,8 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
         ``path``; None, and no file, where the table has no such rows.
     """
     rows = list(rows)
-    chosen = sorted((row for row in rows if (row.layer, row.dtype) == (layer, dtype)), key=lambda row: row.batch)
+    chosen = [row for row in rows if (row.layer, row.pass_, row.dtype) == (layer, "forward", dtype)]
+    chosen.sort(key=lambda row: row.batch)
     if not chosen:
         return None
     rate = lambda row, ms: row.batch / ms * 1e3
@@ -346,23 +350,27 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     return _save(figure, path)
 
 
-def main_batch(rows: Iterable[Row], dtype: str) -> int | None:
+def main_batch(rows: Iterable[Row], dtype: str, pass_: str = "forward") -> int | None:
     """The batch that most layers were timed at in ``dtype``; of several, the largest."""
     counts: dict[int, int] = {}
-    for _, row_dtype, batch in compare(rows):
-        if row_dtype == dtype:
+    for _, *key, batch in compare(rows):
+        if key == [pass_, dtype]:
             counts[batch] = counts.get(batch, 0) + 1
     return max(counts, key=lambda batch: (counts[batch], batch), default=None)
 
 
 def plot_all(rows: Iterable[Row], folder: Path, stem: str) -> list[Path]:
-    """A roofline for each dtype, at its main batch, and the network's speed where several batches were timed."""
+    """A roofline for each dtype and pass, at its main batch, and the network's speed where several were timed."""
     rows = list(rows)
     drawn = []
     for dtype in dict.fromkeys(row.dtype for row in rows if row.operator not in ROOFS):
-        batch = main_batch(rows, dtype)
-        drawn.append(plot_roofline(rows, folder / f"{stem}-roofline-{dtype}.png", dtype=dtype, batch=batch))
-        if len({row.batch for row in rows if (row.layer, row.dtype) == ("alexnet", dtype)}) > 1:
+        for pass_ in ("forward", "backward"):
+            path = folder / f"{stem}-roofline-{dtype}{'-backward' * (pass_ == 'backward')}.png"
+            batch = main_batch(rows, dtype, pass_)
+            if batch is not None:
+                drawn.append(plot_roofline(rows, path, dtype=dtype, batch=batch, pass_=pass_))
+        whole = ("alexnet", "forward", dtype)
+        if len({row.batch for row in rows if (row.layer, row.pass_, row.dtype) == whole}) > 1:
             drawn.append(plot_speed(rows, folder / f"{stem}-speed-{dtype}.png", layer="alexnet", dtype=dtype))
     return [path for path in drawn if path]
 

@@ -74,6 +74,11 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = None
 
 
+def recorded() -> bool:
+    """Whether launches are noted instead of run, so that tensors hold nothing to look at."""
+    return _recorded is not None
+
+
 def register(
     name: str, launcher: Callable, output: Callable, setup: Callable | None = None, gradient: Callable | None = None
 ) -> Callable:
@@ -157,6 +162,17 @@ def cast(x, dtype: tl.constexpr):
     else:
         y = x.to(dtype)
     return y
+
+
+@triton.jit
+def trips(count):
+    """``count`` for ``range()``, where it is known only at run time: ``for step in range(runtime.trips(count))``.
+
+    A plain int where it is interpreted: Triton 3.6 cannot make one of its tensors with NumPy 2.4.
+    """
+    if _INTERPRETED:
+        return count.handle.data.item()
+    return count
 
 
 @triton.jit

@@ -2,6 +2,9 @@
 
     y[i] = exp(x[i] - max x) / sum over j of exp(x[j] - max x)
 
+Backwards, from g, the gradient of y: dx[i] = y[i] * (g[i] - sum over j of g[j] * y[j]). The difference cancels, and a
+y that was rounded to 16 bits would show; so y is made again from x, as cheaply as it would be read.
+
 Subtracting the maximum changes nothing but keeps exp from overflowing. A first sweep over a row finds the maximum
 and the sum together, rescaling the sum whenever the maximum grows (Milakov and Gimelshein 2018,
 https://arxiv.org/abs/1805.02867); a second writes the row.
@@ -47,6 +50,45 @@ def _softmax_kernel(
         tl.store(y_ptrs + n0, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _softmax_gradient_kernel(
+    grad_ptr,  # [M, N]
+    x_ptr,  # [M, N]
+    dx_ptr,  # [M, N]
+    M,
+    N: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs = (offs_m * N)[:, None] + offs_n[None, :]  # [BLOCK_M, BLOCK_N]
+    mask_m = (offs_m < M)[:, None]
+
+    LOWEST: tl.constexpr = -3.4028234663852886e38
+    largest = tl.full((BLOCK_M,), LOWEST, dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    back = tl.zeros((BLOCK_M,), dtype=tl.float32)  # sum of g * exp(x - largest), rescaled as the total is
+    for n0 in range(0, N, BLOCK_N):
+        mask = mask_m & (n0 + offs_n < N)[None, :]
+        x = tl.load(x_ptr + offs + n0, mask=mask, other=float("-inf")).to(tl.float32)
+        grad = tl.load(grad_ptr + offs + n0, mask=mask, other=0.0).to(tl.float32)
+        previous = largest
+        largest = tl.maximum(previous, tl.max(x, 1))
+        rescale = tl.exp(previous - largest)
+        power = tl.exp(x - largest[:, None])
+        total = total * rescale + tl.sum(power, 1)
+        back = back * rescale + tl.sum(grad * power, 1)
+    for n0 in range(0, N, BLOCK_N):
+        mask = mask_m & (n0 + offs_n < N)[None, :]
+        x = tl.load(x_ptr + offs + n0, mask=mask, other=float("-inf")).to(tl.float32)
+        grad = tl.load(grad_ptr + offs + n0, mask=mask, other=0.0).to(tl.float32)
+        y = tl.exp(x - largest[:, None]) / total[:, None]
+        dx = y * (grad - (back / total)[:, None])
+        tl.store(dx_ptr + offs + n0, runtime.cast(dx, dx_ptr.dtype.element_ty), mask=mask)
+
+
 def launch_softmax(input: torch.Tensor) -> torch.Tensor:
     """Over the last dimension of an (M, N) tensor."""
     x = input.contiguous()
@@ -68,18 +110,51 @@ def launch_softmax(input: torch.Tensor) -> torch.Tensor:
     return output
 
 
+def launch_softmax_gradient(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension of (M, N) tensors."""
+    x = input.contiguous()
+    dx = torch.empty_like(x)
+    M, N = x.shape
+    if x.numel() == 0:
+        return dx
+    tile = tiles.lookup("softmax_gradient", x, M, N, 1)
+    runtime.launch(
+        _softmax_gradient_kernel,
+        lambda META: (triton.cdiv(M, META["BLOCK_M"]),),
+        grad.contiguous(),
+        x,
+        dx,
+        M,
+        N=N,
+        INDEX=runtime.index_type(x),
+        **tile,
+    )
+    return dx
+
+
 def _softmax_output(input):
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-_softmax = runtime.register("softmax", launch_softmax, _softmax_output)
+def _gradient_output(grad, input):
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+_gradient = runtime.register("softmax_gradient", launch_softmax_gradient, _gradient_output)
+_softmax = runtime.register(
+    "softmax",
+    launch_softmax,
+    _softmax_output,
+    lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    lambda ctx, grad: _gradient(grad, *ctx.saved_tensors),
+)
 
 
 def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """Softmax along ``dim``, as :func:`torch.nn.functional.softmax`.
 
     Args:
-        input: any shape; float32, float16 or bfloat16.
+        input: any shape; float32, float16 or bfloat16; float32 under torch.autocast.
         dim: the dimension that sums to one.
 
     Returns:
@@ -90,6 +165,8 @@ def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         IndexError: ``dim`` outside the tensor's dimensions.
         ArgumentError: another dtype.
     """
+    if isinstance(input, torch.Tensor):
+        (input,) = runtime.autocast(input.device.type, input, dtype=torch.float32)
     check_tensor("softmax", "input", input)
     dim = integer("softmax", "dim", dim)
     dims = max(input.dim(), 1)

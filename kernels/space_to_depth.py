@@ -6,7 +6,13 @@ A filter at stride B over C channels is a filter of ceil(R / B) x ceil(S / B) at
 the filter is folded in the same way. AlexNet's conv1 (3 channels, 11 x 11, stride 4) becomes 48 channels, 3 x 3: runs
 of 48 contiguous elements where there were 3, which a GPU loads 16 bytes at a time. The price is 432 taps for 363, and
 this pass over the input, which a photo in NCHW order would need anyway to become NHWC.
+
+Backwards the folded convolution is differentiated, and depth to space puts each gradient back where its element came
+from; what was folded from outside x has nowhere to go.
 """
+
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -50,6 +56,33 @@ def _space_to_depth_kernel(
     tl.store(y_ptr + (offs_m * (B * B * C))[:, None] + offs_k[None, :], x, mask=mask)
 
 
+@triton.jit
+def _depth_to_space_kernel(
+    y_ptr,  # [N, P, Q, B * B * C]
+    x_ptr,  # [N, H, W, C]
+    elements,  # N * H * W * C
+    C: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    B: tl.constexpr,
+    TOP: tl.constexpr,
+    LEFT: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    # A row of x is runs of B * C elements of y: the B pixels of a block beside one another.
+    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] elements of x
+    mask = offs < elements
+    n = offs // (H * W * C)
+    h = offs // (W * C) % H + TOP
+    w = offs // C % W + LEFT
+    inside = mask & (h // B < P) & (w // B < Q)  # the last pixels may have been left out
+    y_ptrs = y_ptr + ((n * P + h // B) * Q + w // B) * (B * B * C) + (h % B * B + w % B) * C + offs % C
+    tl.store(x_ptr + offs, tl.load(y_ptrs, mask=inside, other=0.0), mask=mask)
+
+
 def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, height: int, width: int) -> torch.Tensor:
     """(N, C, H, W) -> (N, block * block * C, height, width) in channels_last memory; NCHW and NHWC are both read."""
     N, C, H, W = x.shape
@@ -79,3 +112,80 @@ def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, heig
         **tile,
     )
     return output
+
+
+def launch_depth_to_space(y: torch.Tensor, block: int, top: int, left: int, shape: Sequence[int]) -> torch.Tensor:
+    """The inverse: (N, block * block * C, height, width) in channels_last memory -> ``shape``, (N, C, H, W).
+
+    0 where space to depth took nothing from.
+    """
+    output = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
+    N, C, H, W = shape
+    elements = output.numel()
+    tile = tiles.lookup("depth_to_space", y, elements, 1, 1)
+    runtime.launch(
+        _depth_to_space_kernel,
+        lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
+        y,
+        output,
+        elements,
+        C=C,
+        H=H,
+        W=W,
+        P=y.shape[2],
+        Q=y.shape[3],
+        B=block,
+        TOP=top,
+        LEFT=left,
+        INDEX=runtime.index_type(y, output),
+        **tile,
+    )
+    return output
+
+
+def folds(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
+    """Whether a convolution runs folded: where that makes a tap 16 bytes long or a multiple. ``weight`` is the shape.
+
+    So it is for conv1. A filter smaller than its stride would be folded into zeros for the most part.
+    """
+    _, C, R, S = weight
+    step = stride[0]
+    square = stride[0] == stride[1] > 1 and tuple(dilation) == (1, 1) and min(R, S) >= step
+    return groups == 1 and square and C % 8 != 0 and C * step * step % 8 == 0
+
+
+def fold_input(
+    input: torch.Tensor, weight: Sequence[int], step: int, padding: Sequence[int], P: int, Q: int
+) -> torch.Tensor:
+    """The input as a folded convolution reads it, padding included: (N, C, H, W) -> (N, step^2 * C, H', W')."""
+    _, _, R, S = weight
+    height, width = P - 1 + triton.cdiv(R, step), Q - 1 + triton.cdiv(S, step)
+    return launch_space_to_depth(input, step, padding[0], padding[2], height, width)
+
+
+def fold_weight(weight: torch.Tensor, step: int) -> torch.Tensor:
+    """The filters likewise: (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step))."""
+    _, _, R, S = weight.shape
+    if _folded is not None and weight.data_ptr() in _folded:
+        return _folded[weight.data_ptr()][1]
+    folded = launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
+    if _folded is not None:
+        _folded[weight.data_ptr()] = weight, folded  # the filters too: no others get their address then
+    return folded
+
+
+_folded: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None  # set inside fold_once()
+
+
+@contextlib.contextmanager
+def fold_once() -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
+    """Folds each filter at its first use inside and keeps it for the others; filters must not change meanwhile.
+
+    Gives what it keeps: a CUDA graph captured inside reads the folded filters for as long as it lives.
+    """
+    global _folded
+    _folded = kept = {}
+    try:
+        yield kept
+    finally:
+        _folded = None

@@ -93,22 +93,17 @@ class AlexNet(nn.Module):
 
         Args:
             scheme: ``"paper"`` is its section 5: weights from N(0, 0.01), biases 1 where they keep ReLU alive early
-                on, else 0. ``"bvlc"`` has fc6 and fc7 from N(0, 0.005), and 0.1 for those biases. ``"he"``: weights
-                from N(0, 2 / inputs), as He et al. 2015, "Delving Deep into Rectifiers", all biases 0; conv1 is drawn
-                for pixels of standard deviation 64, and fc8 from N(0, 0.01). On few images it learns far sooner.
+                on, else 0. ``"bvlc"``, of its train_val.prototxt, has fc6 and fc7 from N(0, 0.005), and 0.1 for those
+                biases, which leaves less to unlearn where classes and images are few.
         """
-        if scheme not in ("paper", "bvlc", "he"):
-            raise ArgumentError(f"AlexNet: initialisation must be 'paper', 'bvlc' or 'he', got {scheme!r}")
+        if scheme not in ("paper", "bvlc"):
+            raise ArgumentError(f"AlexNet: initialisation must be 'paper' or 'bvlc', got {scheme!r}")
         for name, layer in self.named_children():
             if not hasattr(layer, "weight") or layer.weight.is_meta:  # on meta it does nothing, after long imports
                 continue
             std, bias = 0.01, 1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
             if scheme == "bvlc":
                 std, bias = 0.005 if name in ("fc6", "fc7") else std, 0.1 * bias
-            elif scheme == "he":
-                bias = 0.0
-                if name != "fc8":
-                    std = (2.0 / layer.weight[0].numel()) ** 0.5 / (64.0 if name == "conv1" else 1.0)
             nn.init.normal_(layer.weight, std=std)
             nn.init.constant_(layer.bias, bias)
 

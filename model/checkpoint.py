@@ -2,7 +2,8 @@
 
 Written beside its place, brought to the disk, then renamed: whatever happens meanwhile, the name stands for the old
 file or for the new one. Weights are stored as :mod:`model.weights.safetensors` reads them, so that a checkpoint is also
-a file for ``model.infer --weights``; the run's position is JSON in the header's entry ``training``.
+a file for ``model.infer --weights``; the run's position is among what the header's ``meta`` says, under ``training``.
+(One entry, for safetensors writes several in any order, and equal runs are to give equal files.)
 """
 
 import json
@@ -16,18 +17,17 @@ from safetensors.torch import save
 from model.command import UsageError
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], **entries: dict) -> None:
-    """Replaces ``path``; ``entries`` are JSON in the header.
+def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
+    """Replaces ``path``; ``meta`` is JSON in the header.
 
     Raises:
         UsageError: the disk is full, or whatever else the system says.
     """
     partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {name: json.dumps(entry) for name, entry in entries.items()}
     try:
         with open(partial, "wb") as file:
-            file.write(save(packed, header))
+            file.write(save(packed, {"meta": json.dumps(meta)}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -38,19 +38,18 @@ def write(path: Path, tensors: dict[str, torch.Tensor], **entries: dict) -> None
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
-    """Tensors and entries.
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and ``meta``.
 
     Raises:
         UsageError: not a checkpoint of a run that can go on.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if not {"meta", "training"} <= metadata.keys():
+            meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+            if "training" not in meta:
                 raise UsageError(f"{path}: holds no training run to resume; --weights starts a new one from it")
-            entries = {name: json.loads(metadata[name]) for name in ("meta", "training")}
             names = list(file.keys())
-            return {name: file.get_tensor(name).clone() for name in names}, entries
+            return {name: file.get_tensor(name).clone() for name in names}, meta
     except (OSError, SafetensorError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error

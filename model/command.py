@@ -48,6 +48,15 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
         return 141
 
 
+def leave(status: int) -> None:
+    """Ends the process; one of many at once, since what PyTorch does at its end may wait for ranks that are gone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 @contextlib.contextmanager
 def interrupts_exit() -> Iterator[None]:
     """Ctrl-C ends the process at once: PyTorch's C++ aborts, in many words, if importing raises KeyboardInterrupt."""

@@ -7,6 +7,7 @@ that decode to the one that trains as bytes; they become numbers there, on its d
 
 import functools
 import hashlib
+import itertools
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -56,10 +58,8 @@ def read_folder(path: Path) -> Folder:
     empty = sorted(places.keys() - {classes[index] for _, index in images})
     if empty:
         shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
-        plural = "es" * (len(empty) > 1)
-        raise UsageError(
-            f"{path}: no images for the class{plural} {shown} (files that end in {'|'.join(IMG_EXTENSIONS)})"
-        )
+        kinds = ", ".join(IMG_EXTENSIONS)
+        raise UsageError(f"{path}: no images of the class{'es' * (len(empty) > 1)} {shown} (accepted: {kinds})")
     return Folder(path, tuple(classes), images)
 
 
@@ -103,7 +103,7 @@ class Order:
 
 
 class Crops(Dataset):
-    """Training images: (epoch, image) -> crop (227, 227, 3) of bytes, blue first; shift of its colours; class; errors.
+    """Training images: (epoch, image) -> crop (227, 227, 3), RGB bytes; shift of its colours (B, G, R); class; errors.
 
     An image that cannot be read is replaced by the next that can, in the order of their names.
 
@@ -127,15 +127,16 @@ class Crops(Dataset):
             top, left = random.integers(0, LARGE - SIZE + 1, 2)
             mirror = random.random() < 0.5
             shift = self.colour @ random.normal(0.0, 0.1, 3)
-        crop = large[top : top + SIZE, left : left + SIZE, ::-1]
-        crop = np.ascontiguousarray(crop[:, ::-1] if mirror else crop)
-        return crop, shift.astype(np.float32), target, errors
+        crop = large.crop((left, top, left + SIZE, top + SIZE))
+        if mirror:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(crop), shift.astype(np.float32), target, errors
 
-    def _readable(self, image: int) -> tuple[np.ndarray, int, list[str]]:
+    def _readable(self, image: int) -> tuple[Image.Image, int, list[str]]:
         errors = []
         for path, target in (*self.images[image:], *self.images[:image]):
             try:
-                return np.asarray(central_square(open_image(path))), target, errors
+                return central_square(open_image(path)), target, errors
             except ImageError as error:
                 errors.append(str(error))
         raise ImageError(f"not one of {len(self.images)} images can be read; {errors[0]}")
@@ -163,10 +164,10 @@ class Photos(Dataset):
 
 
 def _collate(arrays: bool, samples: list[tuple]) -> list:
-    """Columns of a batch, the last of which (errors) stays as it is; samples without an image contribute only that."""
+    """Columns of a batch; samples without an image contribute only their error, to the last, which stays a tuple."""
     *columns, errors = zip(*samples, strict=True)
-    columns = list(zip(*(row for row in zip(*columns, strict=True) if row[0] is not None), strict=True))
-    stacked = [np.stack(column) for column in columns]
+    whole = [image is not None for image in columns[0]]
+    stacked = [np.array(list(itertools.compress(column, whole))) for column in columns]
     return [*(stacked if arrays else map(torch.from_numpy, stacked)), errors]
 
 
@@ -193,13 +194,13 @@ def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_
 
 
 def to_input(
-    pixels: torch.Tensor | np.ndarray,  # (N, 227, 227, 3), bytes
-    shifts: torch.Tensor | np.ndarray,  # (N, 3)
+    pixels: torch.Tensor | np.ndarray,  # (N, 227, 227, 3), RGB bytes
+    shifts: torch.Tensor | np.ndarray,  # (N, 3), blue first
     mean: Sequence[float],
     device: torch.device,
 ) -> torch.Tensor:
-    """Crops as the network's input: (N, 3, 227, 227) float32, channels_last as they come, less the mean."""
-    x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    """Crops as the network's input: (N, 3, 227, 227) float32 in channels_last memory, blue first, less the mean."""
+    x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2).flip(1).float()
     offset = torch.as_tensor(shifts) - torch.tensor(mean)
     return x.add_(offset.to(device, non_blocking=True)[:, :, None, None])
 

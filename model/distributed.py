@@ -25,7 +25,6 @@ class Ranks:
 
     def __init__(self, device: torch.device):
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.device = device
         if self.size == 1:
             return

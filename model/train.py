@@ -13,12 +13,10 @@ the same twice. Ctrl-C and SIGTERM finish the step in hand, write a checkpoint, 
 """
 
 import argparse
-import sys
-import traceback
 from pathlib import Path
 
 from model import command
-from model.command import Parser, UsageError, choose_device, interrupts_exit
+from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -37,10 +35,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--freeze", nargs="+", default=[], metavar="LAYER", help="layers that do not train, such as conv1")
     add(
         "--init",
-        choices=("he", "paper", "bvlc"),
-        default="he",
-        help="of layers that start anew (he, which learns far sooner from few images than the other two); from "
-        "scratch, paper also chooses the paper's formula of local response normalisation, and the others BVLC's",
+        choices=("bvlc", "paper"),
+        default="bvlc",
+        help="how layers that start anew are drawn; from scratch, also whose local response normalisation (bvlc)",
     )
     add("--epochs", type=int, default=90, metavar="N", help="how often each image is seen (90)")
     add("--batch", type=int, default=128, metavar="N", help="images in a step, over all processes (128)")
@@ -78,20 +75,25 @@ def run(args: argparse.Namespace) -> int:
     """Trains to the end or until told to stop; the exit status."""
     with interrupts_exit():
         device = choose_device(args.device)
+        import torch
+
         from model.distributed import Ranks
         from model.training import Training
 
     ranks = Ranks(device)
     try:
         status = Training(args, device, ranks).run()
-    except (UsageError, SystemExit, KeyboardInterrupt):
+    except torch.OutOfMemoryError as error:
+        fits = f"--batch {args.batch} does not fit in the memory of {device_name(device)}"
+        raise UsageError(ranks.name(fits)) from error
+    except OSError as error:
+        raise UsageError(ranks.name(f"{error.filename or args.out}: {error.strerror or error}")) from error
+    except RuntimeError as error:
+        if ranks.lost(error):
+            raise UsageError(ranks.name("another rank has ended, and this one with it")) from error
+        if ranks.size > 1:  # the traceback does not tell which of many processes it is from
+            command.complain("model.train", ranks.name(error))
         raise
-    except Exception as error:
-        if ranks.size == 1:
-            raise
-        # One line below the traceback, which says in which of many processes it was.
-        traceback.print_exc()
-        raise UsageError(ranks.name(f"{type(error).__name__}: {error}")) from error
     ranks.leave()
     return status
 
@@ -102,4 +104,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -16,7 +16,7 @@ import kernels
 from kernels import pytorch
 from kernels.layers import DTYPES
 from model import checkpoint, data, evaluate, weights
-from model.alexnet import AlexNet
+from model.alexnet import LRN, AlexNet
 from model.command import UsageError, device_name
 from model.distributed import Ranks
 from model.learner import RATES, Learner, make_optimizer, rate
@@ -40,6 +40,8 @@ class Training:
         self.args, self.device, self.ranks = args, device, ranks
         self.last, self.best = args.out / "last.safetensors", args.out / "best.safetensors"
         self.rate = RATES[args.optimizer] if args.lr is None else args.lr
+        if len(set(ranks.gather(self.last.exists()))) > 1:
+            ranks.stop(f"{self.last} is not there for every rank: --out must be a folder that all machines share")
         tensors = ranks.agree(self.prepare)
         optimizer = make_optimizer(self.net, args.optimizer, self.rate)
         self.learner = Learner(self.net, optimizer, DTYPES[args.dtype], args.seed, ranks.rank, ranks.size)
@@ -63,18 +65,18 @@ class Training:
         self.steps = self.per_epoch * args.epochs
         if not self.per_epoch:
             raise UsageError(f"--batch {args.batch} is more than the {len(images)} images of {self.folder.path}")
-        tensors, entries = {}, {}
+        tensors, meta = {}, {}
         if args.resume and self.last.exists():
-            tensors, entries = checkpoint.read(self.last)
+            tensors, meta = checkpoint.read(self.last)
         elif self.last.exists():
             raise UsageError(f"{args.out} holds a run: --resume goes on with it, another --out starts a new one")
         elif args.resume and self.ranks.first:
             print(f"{self.last}: no such file; starting a new run", file=sys.stderr)
         arguments = {name: value for name, value in vars(args).items() if name not in ELSEWHERE}
-        if entries:
-            self.position = entries["training"]
+        if meta:
+            self.position = meta["training"]
             self.agree(arguments)
-            lrn, mean = entries["meta"]["lrn"], entries["meta"]["mean"]
+            lrn, mean = meta["lrn"], meta["mean"]
             self.net = self.network(lrn)
             state = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
             try:
@@ -87,7 +89,7 @@ class Training:
             if loaded:
                 mean = list(loaded.preprocess.mean)
             torch.manual_seed(args.seed)
-            self.net = self.network(loaded.lrn if loaded else "paper" if args.init == "paper" else "bvlc")
+            self.net = self.network(loaded.lrn if loaded else args.init)
             self.net.initialise(args.init)
             if loaded:
                 try:
@@ -130,6 +132,8 @@ class Training:
             loaded = weights.load(self.args.weights)
         except weights.WeightsError as error:
             raise UsageError(error) from error
+        if loaded.lrn not in LRN:
+            raise UsageError(f"{loaded.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
         if "fc8" not in self.args.skip_layer and len(loaded.classes) not in (0, len(self.classes)):
             raise UsageError(
                 f"{loaded.name} has {len(loaded.classes)} classes, and {self.folder.path} {len(self.classes)}: "
@@ -185,7 +189,7 @@ class Training:
                 target = torch.as_tensor(target).to(self.device, non_blocking=True)
                 factor = rate(args.schedule, step, self.steps)
                 metrics = self.learner.step(step, x, target, factor)
-                signalled = metrics.new_tensor([float(self.signalled)])
+                signalled = metrics.new_full((1,), float(self.signalled))
                 self.waiting.append((step + 1, factor, ranks.sum(torch.cat([metrics, signalled]))))
 
                 epoch_ends = (step + 1) % self.per_epoch == 0
@@ -194,6 +198,8 @@ class Training:
                 rows = self.settle(0 if due or self.device.type == "cpu" else 1)
                 if self.stopping:
                     rows += self.settle(0)
+                if due or self.stopping:
+                    self.check_weights(step + 1)
                 if epoch_ends:
                     rows[-1] |= self.validate()
                 self.write(rows, epoch_ends)
@@ -211,8 +217,7 @@ class Training:
             loss, right, signalled = metrics.tolist()
             loss /= self.ranks.size
             if not math.isfinite(loss):
-                kept = f"{self.last}, of step {self.saved}, is kept" if self.saved else "no checkpoint was written yet"
-                self.ranks.stop(f"the loss of step {step} is {loss}; {kept}; a lower --lr may help")
+                self.diverged(f"the loss of step {step} is {loss}")
             now = time.perf_counter()
             rows.append(
                 {
@@ -227,6 +232,15 @@ class Training:
             self.clock = now
             self.stopping |= signalled > 0.0
         return rows
+
+    def check_weights(self, step: int) -> None:
+        """Ends the run where the step's update left no numbers, which the next loss would tell too late."""
+        if not torch.stack([parameter.isfinite().all() for parameter in self.net.parameters()]).all():
+            self.diverged(f"step {step} made weights of NaN or infinity")
+
+    def diverged(self, what: str) -> None:
+        kept = f"{self.last}, of step {self.saved}, is kept" if self.saved else "no checkpoint was written yet"
+        self.ranks.stop(f"{what}; {kept}; a lower --lr may help")
 
     def validate(self) -> dict:
         """Loss and accuracy on the validation images, and the best weights so far written down."""
@@ -253,7 +267,7 @@ class Training:
         if counts.top1 > self.position["best"]:
             self.position["best"] = counts.top1
             if self.ranks.first:
-                checkpoint.write(self.best, dict(self.net.named_parameters()), meta=self.meta())
+                checkpoint.write(self.best, dict(self.net.named_parameters()), self.meta())
         return {"validation_loss": counts.loss, "validation_accuracy": counts.top1}
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
@@ -293,7 +307,7 @@ class Training:
             self.log.sync()
             tensors, self.position["scaler"] = self.learner.state()
             parameters = dict(self.net.named_parameters())
-            checkpoint.write(self.last, parameters | tensors, meta=self.meta(), training=self.position)
+            checkpoint.write(self.last, parameters | tensors, self.meta() | {"training": self.position})
         self.clock = time.perf_counter()
 
     def meta(self) -> dict:
@@ -307,7 +321,9 @@ class Training:
             self.log.close()
             self.draw()
         best = f"; best validation {self.position['best']:.1%} in {self.best}" if self.validation else ""
-        skipped = f"; {len(self.unreadable)} images that cannot be read were skipped" if self.unreadable else ""
+        count = len(self.unreadable)
+        were = "image that cannot be read was" if count == 1 else "images that cannot be read were"
+        skipped = f"; {count} {were} skipped" if count else ""
         if self.stopping:
             self.say(
                 f"stopped after step {self.saved} of {self.steps}, saved in {self.last}: --resume goes on{skipped}"
@@ -327,7 +343,7 @@ class Training:
                 raise UsageError(self.ranks.name(problem))
             if problem not in self.unreadable and self.ranks.first:
                 with tqdm.external_write_mode(sys.stderr):
-                    print(f"model.train: {problem}; taking the next image", file=sys.stderr)
+                    print(f"model.train: {problem}; skipped", file=sys.stderr)
             self.unreadable.add(problem)
 
     def progress(self, first: int) -> tqdm:

@@ -19,8 +19,8 @@ import torch
 from torch import distributed, nn
 
 import kernels
-from kernels import command, runtime
-from model import infer, weights
+from kernels import runtime
+from model import command, infer, weights
 from model.alexnet import LRN, AlexNet
 from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
 from model.preprocess import ImageError, open_image
@@ -163,7 +163,7 @@ def compute(rank: int, image: str | None) -> int:
         photo = image or infer.default_photo()
         loaded = weights.load()
         x = loaded.preprocess(open_image(photo))[None]
-    except (infer.UsageError, ImageError, weights.WeightsError) as error:
+    except (ImageError, weights.WeightsError) as error:
         raise command.UsageError(error) from error
     device = runtime.default_device()
     backend = "gloo"

@@ -105,6 +105,20 @@ def test_skip_layer():
     assert net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(("scheme", "fc", "bias"), [("paper", 0.01, 1.0), ("bvlc", 0.005, 0.1)])
+def test_initialisation(scheme, fc, bias):
+    net = AlexNet(num_classes=10)
+    net.initialise(scheme)
+    for name, layer in net.named_children():
+        if hasattr(layer, "weight"):
+            std = fc if name in ("fc6", "fc7") else 0.01
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.02) and abs(layer.weight.mean()) < 0.03 * std
+            expected = bias if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
+            assert torch.equal(layer.bias, torch.full_like(layer.bias, expected)), name
+    with pytest.raises(ArgumentError, match="initialisation must be 'paper' or 'bvlc', got 'he'"):
+        net.initialise("he")
+
+
 def test_missing_and_misshapen_layers(loaded):
     layers = {name: layer for name, layer in loaded.layers.items() if name != "conv3"}
     with pytest.raises(weights.WeightsError, match="cifar10: lacks conv3"):

@@ -119,6 +119,8 @@ def test_out_and_plot(tmp_path):
         (["--plot"], ["--plot", "--out"]),
         (["--out", "/dev/null/folder"], ["--out", "/dev/null/folder"]),
         (["--preset", "kernelbench", "linear"], ["--preset", "OPERATOR"]),
+        (["--preset", "kernelbench", "--pass", "backward"], ["--preset", "--pass"]),
+        (["--pass", "step"], ["--pass", "step"]),
         (["--fast"], ["--fast"]),
     ],
     ids=lambda value: value[0].strip("-") if value[0].startswith("-") else None,
@@ -164,7 +166,7 @@ def test_a_wrong_kernel_has_no_time(fake, monkeypatch, tmp_path, capsys, value):
     out, err = capsys.readouterr()
     assert status == 1
     line = next(line for line in out.splitlines() if line.startswith("prob"))
-    assert line.split()[3] == "WRONG"
+    assert line.split()[4] == "WRONG"
     assert "triton WRONG" in err
     rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
     assert {row.provider for row in rows if row.layer == "prob"} == {"torch", "compile"}
@@ -178,8 +180,8 @@ def test_a_crash_does_not_stop_the_rest(fake, monkeypatch, tmp_path, capsys):
     assert bench.main(["softmax", "max_pool2d", "--batch", "1", "--dtype", "fp32", "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "prob, batch 1, fp32: triton FAILED: RuntimeError: no kernel image" in err
-    assert [line.split()[3] for line in out.splitlines() if line.startswith("prob")] == ["FAILED"]
-    assert next(line for line in out.splitlines() if line.startswith("pool5")).split()[3] not in ("FAILED", "-")
+    assert [line.split()[4] for line in out.splitlines() if line.startswith("prob")] == ["FAILED"]
+    assert next(line for line in out.splitlines() if line.startswith("pool5")).split()[4] not in ("FAILED", "-")
 
 
 @pytest.mark.parametrize(
@@ -198,14 +200,88 @@ def test_deviation_sees_every_element_and_no_other_difference(name, shapes):
     work = bench.Work(name, (LAYERS[name]._replace(**shapes),))
     operands = work.random_operands(bench.CHUNK + 3, torch.float32, torch.device("cpu"))
     right = work.theirs(*operands)
-    assert bench.deviation(work, operands, right) <= 1e-5
+    assert bench.deviation(work, operands, [right]) <= 1e-5
     last = (-1,) * right.dim()
     for value in (math.nan, math.inf, 1e3):
         wrong = right.clone()
         wrong[last] = value
-        assert bench.deviation(work, operands, wrong) > 1e-2
-    assert bench.deviation(work, operands, right[:-1]) == math.inf
-    assert bench.deviation(work, operands, right[:, :-1]) == math.inf
+        assert bench.deviation(work, operands, [wrong]) > 1e-2
+    assert bench.deviation(work, operands, [right[:-1]]) == math.inf
+    assert bench.deviation(work, operands, [right[:, :-1]]) == math.inf
+
+
+BACKWARD = [
+    ("conv1", {"input": (3, 23, 19)}),
+    ("conv2", {"input": (96, 5, 3)}),
+    ("relu1", {"input": (96, 5, 3)}),
+    ("norm2", {"input": (256, 3, 2)}),
+    ("pool1", {"input": (96, 7, 5)}),
+    ("pool5", {"input": (256, 5, 7)}),
+    ("fc7", {"input": (100,), "parameters": ((10, 100), (10,))}),
+    ("fc8", {"input": (100,), "parameters": ((10, 100), (10,))}),
+    ("drop6", {}),
+    ("prob", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "shapes"), BACKWARD)
+def test_deviation_sees_every_element_of_every_gradient(name, shapes):
+    work = bench.Work(name, (LAYERS[name]._replace(**shapes),), "backward")
+    operands = work.random_operands(bench.CHUNK + 3, torch.float32, torch.device("cpu"))
+    started = work.start(work.theirs, None, operands)
+    right = started.run()
+    assert len(right) == 1 + len(work.layers[0].parameters) - work.layers[0].first
+    assert all(torch.equal(a, b) for a, b in zip(right, started.run(), strict=True)), "not twice the same"
+    assert bench.deviation(work, operands, right, started.output) <= 1e-5
+    for position, gradient in enumerate(right):
+        for value in (math.nan, math.inf, 1e4):
+            wrong = [gradient.clone() for gradient in right]
+            wrong[position][(-1,) * gradient.dim()] = value
+            assert bench.deviation(work, operands, wrong, started.output) > 1e-2
+        wrong = [*right[:position], gradient[..., :-1], *right[position + 1 :]]
+        assert bench.deviation(work, operands, wrong, started.output) == math.inf
+
+
+def small_network() -> tuple:
+    """The end of AlexNet, with few features."""
+    layers = [LAYERS[name] for name in ("conv5", "pool5", "fc7", "fc8")]
+    layers[0] = layers[0]._replace(input=(384, 5, 5), first=True)
+    layers[1] = layers[1]._replace(input=(256, 5, 5))
+    layers[2] = layers[2]._replace(input=(1024,), parameters=((50, 1024), (50,)))
+    layers[3] = layers[3]._replace(input=(50,), parameters=((10, 50), (10,)))
+    return tuple(layers)
+
+
+def test_a_step_gives_every_parameters_gradient_and_changes_none():
+    work = bench.Work("alexnet", small_network(), "step")
+    operands = work.random_operands(bench.CHUNK + 3, torch.float32, torch.device("cpu"))
+    before = [operand.clone() for operand in operands]
+    started = work.start(work.theirs, torch.nn.functional.cross_entropy, operands)
+    right = started.run()
+    assert [gradient.shape for gradient in right] == [operand.shape for operand in operands[1:-1]]
+    assert all(torch.equal(a, b) for a, b in zip(right, started.run(), strict=True)), "not twice the same"
+    assert all(torch.equal(a, b) for a, b in zip(operands, before, strict=True))
+    assert bench.deviation(work, operands, right) <= 1e-4
+    for position in range(len(right)):
+        wrong = [gradient * (1.1 if position == other else 1.0) for other, gradient in enumerate(right)]
+        assert bench.deviation(work, operands, wrong) == pytest.approx(0.1, rel=0.01)
+    assert bench.deviation(work, operands, [right[0] * math.nan, *right[1:]]) == math.inf
+
+
+@needs_interpreter
+def test_backward_and_step_on_the_kernels(fake, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "STEP", bench.Work("alexnet", small_network(), "step"))
+    monkeypatch.setattr(bench, "NETWORK", bench.Work("alexnet", small_network()))
+    arguments = ["max_pool2d", "softmax", "--network", "--pass", "forward", "backward", "--batch", "2"]
+    assert bench.main([*arguments, "--dtype", "fp32", "--plot", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
+    rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
+    timed = {(row.layer, row.pass_, row.provider) for row in rows if row.operator not in roofline.ROOFS}
+    passes = [(layer, name) for layer in ("pool5", "prob") for name in ("forward", "backward")]
+    passes += [("alexnet", "forward"), ("alexnet", "step")]
+    assert timed == {(*each, provider) for each in passes for provider in ("triton", "torch", "compile")}
+    pool = next(row for row in rows if (row.layer, row.pass_) == ("pool5", "backward"))
+    assert (pool.flops, pool.bytes) == LAYERS["pool5"].cost(2, 4, backward=True)[2:]
+    assert (tmp_path / "fake-gpu-80gb-roofline-fp32-backward.png").exists()
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.6, 1.0])
@@ -213,7 +289,7 @@ def test_deviation_of_dropout_counts_what_is_kept(kept):
     work = bench.Work("drop6", (LAYERS["drop6"],))
     operands = work.random_operands(16, torch.float32, torch.device("cpu"))
     x = operands[0]
-    assert bench.deviation(work, operands, torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)) == math.inf
+    assert bench.deviation(work, operands, [torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)]) == math.inf
 
 
 def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
@@ -230,7 +306,19 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
     line = next(line for line in out.splitlines() if line.startswith("pool5"))
     limits = roofline.Roofs(2 * 1024 * 4 / 1.0e-3, 2 * 64**3 / 2.0e-3)
     share = limits.floor_ms(*LAYERS["pool5"].cost(2, 4)[2:]) / 3.0
-    assert line.split() == ["pool5", "2", "fp32", "3", "4", "torch", "NCHW", "1.33x", f"{share:.1%}", "0.0e+00"]
+    assert line.split() == [
+        "pool5",
+        "forward",
+        "2",
+        "fp32",
+        "3",
+        "4",
+        "torch",
+        "NCHW",
+        "1.33x",
+        f"{share:.1%}",
+        "0.0e+00",
+    ]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         "fake-gpu-80gb-roofline-fp32.png",
         "fake-gpu-80gb-roofline-tf32.png",
@@ -293,8 +381,8 @@ def test_the_network_matches_float64():
     small[2] = small[2]._replace(input=(9216,), parameters=((10, 9216), (10,)))
     work = bench.Work("end of alexnet", tuple(small))
     operands = work.random_operands(2, torch.float32, torch.device("cpu"))
-    assert bench.deviation(work, operands, work.ours(*operands)) <= 1e-5
-    assert bench.deviation(work, operands, work.theirs(*(tensor.contiguous() for tensor in operands))) <= 1e-5
+    assert bench.deviation(work, operands, [work.ours(*operands)]) <= 1e-5
+    assert bench.deviation(work, operands, [work.theirs(*(tensor.contiguous() for tensor in operands))]) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16"])
@@ -326,9 +414,9 @@ def test_commit(monkeypatch):
 def test_a_graphs_output_is_full_of_nan_before_the_replay_that_is_checked():
     device = bench.Gpu()
     x = torch.randn(1024, device=device.device)
-    run, output = device.prepare(lambda x: x + 1, [x])
+    run, (output,), _ = device.prepare(lambda: bench.Started(lambda: (x + 1,), None))
     assert torch.equal(output, x + 1)
-    run, output = device.prepare(torch.empty_like, [x])  # writes nothing
+    run, (output,), _ = device.prepare(lambda: bench.Started(lambda: (torch.empty_like(x),), None))  # writes nothing
     assert output.isnan().all()
     p20, p50, p80 = device.time(run)
     assert 0 < p20 <= p50 <= p80

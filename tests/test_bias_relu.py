@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import kernels
+from kernels.bias_relu import epilogue_gradient
 from kernels.layers import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn
 
 CASES = {  # input, bias
     "0d": ((), ()),
@@ -22,6 +23,7 @@ CASES = {  # input, bias
     "width": ((3, 5, 2, 7), (7,)),
     "per-pixel": ((3, 5, 2, 7), (2, 7)),
     "per-image-and-column": ((3, 5, 2, 7), (3, 1, 1, 7)),
+    "one-for-all-4d": ((3, 5, 2, 7), (1,)),
     "everything": ((3, 5, 2, 7), (3, 5, 2, 7)),
     "5d": ((2, 3, 1, 2, 5), (3, 1, 1, 1)),
     "227": ((1, 3, 227, 31), (3, 1, 1)),
@@ -84,6 +86,111 @@ def test_nan_and_infinity(dtype, guarded):
 
 def test_overflow_in_float16_is_infinity(guarded):
     check(guarded, torch.tensor([6e4, 1.0]).half(), torch.tensor([6e4, 1.0]).half())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gradients(case, dtype, guarded):
+    tensors = [randn(*shape, dtype=dtype) for shape in case]
+    assert_gradients(kernels.bias_relu, reference.bias_relu, tensors, guarded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "227"])
+def test_gradients_of_small_tiles(case, dtype, guarded, small_tiles):
+    x, b = (randn(*shape, dtype=dtype) for shape in CASES[case])
+    tensors = [LAYOUTS["channels_last"](x) if x.dim() == 4 else x, b]
+    assert_gradients(kernels.bias_relu, reference.bias_relu, tensors, guarded)
+
+
+@pytest.mark.parametrize("case", ["channels", "batch", "one-for-all-4d", "per-pixel", "per-image-and-column"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_layouts(layout, case, guarded):
+    x, b = (randn(*shape) for shape in CASES[case])
+    assert_gradients(kernels.bias_relu, reference.bias_relu, [LAYOUTS[layout](x), b], guarded)
+    if layout != "expanded":  # the incoming gradient too
+        laid_out = lambda x: guarded(LAYOUTS[layout](x) if x.dim() == 4 else x)
+        assert_gradients(kernels.bias_relu, reference.bias_relu, [x, b], laid_out)
+
+
+def test_gradient_of_channels_last_is_channels_last(guarded):
+    x = guarded(LAYOUTS["channels_last"](randn(2, 5, 3, 7))).requires_grad_()
+    y = kernels.bias_relu(x, guarded(randn(5, 1, 1)))
+    (gradient,) = torch.autograd.grad(y.sum(), x)  # of a sum: one number, expanded
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+MATRICES = [(1, 1), (1, 7), (31, 1), (7, 31), (130, 96), (33, 227), (300, 1000), (0, 7), (7, 0)]
+
+
+def check_epilogue(guarded, grad, y, bias):
+    """Exactly the gradients that pass, and their sums."""
+    masked, total = epilogue_gradient(guarded(grad), guarded(y), bias)
+    expected = exact(grad) if y is None else torch.where(exact(y) <= 0, 0.0, exact(grad))
+    assert torch.equal(exact(masked), expected) and masked.dtype == grad.dtype and masked.is_contiguous()
+    assert_close(total, expected.sum(0) if bias else torch.empty(0).double(), grad.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+def test_epilogue(shape, bias, relu, dtype, guarded):
+    check_epilogue(guarded, randn(*shape, dtype=dtype), randn(*shape, dtype=dtype).relu() if relu else None, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (31, 1), (7, 31), (66, 33), (0, 7), (7, 0)], ids=str)
+def test_epilogue_of_small_tiles(shape, relu, dtype, guarded, small_tiles):
+    """Up to three passes, until one row of sums is left."""
+    check_epilogue(guarded, randn(*shape, dtype=dtype), randn(*shape, dtype=dtype).relu() if relu else None, True)
+
+
+def test_epilogue_without_a_relu_is_the_gradient_itself(guarded):
+    grad = guarded(randn(3, 5))
+    assert epilogue_gradient(grad, None, True)[0] is grad
+    assert epilogue_gradient(grad, None, False)[0] is grad
+
+
+def test_gradient_passes_where_the_output_is_nan_or_infinite(guarded):
+    """As PyTorch's threshold_backward has it; and it is zero where the output is."""
+    nan, inf = float("nan"), float("inf")
+    x, b = torch.tensor([[nan, inf, -inf, -0.0, 1.0], [1.0, -1.0, -1.0, -0.0, nan]]), torch.zeros(5)
+    assert_gradients(kernels.bias_relu, reference.bias_relu, [x, b], guarded)
+
+
+def test_gradient_that_is_nan_or_infinite(guarded):
+    nan, inf = float("nan"), float("inf")
+    grad, y = torch.tensor([[nan, inf, -inf, nan, inf]]), torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]])
+    masked, total = epilogue_gradient(guarded(grad), guarded(y), True)
+    assert_close(masked, torch.tensor([[nan, inf, -inf, 0.0, 0.0]]).double())
+    assert_close(total, torch.tensor([nan, inf, -inf, 0.0, 0.0]).double())
+
+
+def test_sums_are_rounded_once(guarded, small_tiles):
+    """In float16 2048 + 1 is 2048: shares of 8 rows must not be."""
+    grad = torch.zeros(64, 1).half()
+    grad[::16], grad[1::16], grad[8::16] = 2048, 1, -2048
+    assert epilogue_gradient(guarded(grad), None, True)[1].item() == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*double precision.*")
+def test_gradients_against_finite_differences(device):
+    x, b = randn(2, 3, 2, 2), randn(3, 1, 1)
+    x = torch.where((x + b).abs() < 0.1, x + 0.3, x)  # away from the kink
+    tensors = [tensor.to(device).requires_grad_() for tensor in (x, b)]
+    assert torch.autograd.gradcheck(kernels.bias_relu, tensors, eps=1e-2, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+def test_operators_are_as_pytorch_wants_them(device):
+    x, b = randn(2, 5, 3, 4).to(device).requires_grad_(), randn(5, 1, 1).to(device).requires_grad_()
+    torch.library.opcheck(torch.ops.alexnet.bias_relu.default, (x, b))
+    grad = randn(7, 5).to(device)
+    for arguments in ((grad, grad.relu(), True), (grad, grad.relu(), False), (grad, None, True)):
+        overload = torch.ops.alexnet.bias_relu_gradient.default
+        torch.library.opcheck(overload, arguments)
 
 
 def T(*shape, dtype=torch.float32):  # noqa: N802

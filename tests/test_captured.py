@@ -5,7 +5,7 @@ import torch
 
 import kernels
 from kernels import runtime
-from kernels.conv2d import fold_once
+from kernels.space_to_depth import fold_once
 from model.alexnet import AlexNet
 from model.captured import Captured
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from kernels import cost
+from kernels import cost, layers
 from kernels.layers import ALEXNET
 from tests import reference
 
@@ -107,3 +107,33 @@ def test_elementwise():
     assert cost.bias_relu((2, 3), (3,)) == ((2, 3), 0, 12, 4 * (12 + 3))
     assert cost.dropout((2, 3), itemsize=2) == ((2, 3), 0, 12, 2 * 12)
     assert cost.softmax((2, 3), itemsize=2) == ((2, 3), 0, 24, 2 * 12)
+
+
+def test_cross_entropy():
+    assert cost.cross_entropy((2, 3), itemsize=2) == ((2,), 0, 30, 2 * 6 + 2 * 12)
+
+
+@pytest.mark.parametrize("layer", [*LAYERS, "relu1", "norm1", "drop6", "prob"])
+def test_gradients_have_the_inputs_shape_and_a_product_is_two_more(layer):
+    layer = layers.LAYERS[layer]
+    forward, backward = layer.cost(2), layer.cost(2, backward=True)
+    assert backward.output == (2, *layer.input)
+    assert backward.macs == forward.macs * (1 if layer.first else 2)
+
+
+def test_bytes_of_gradients():
+    """Read: the gradient and what was kept; written: what is asked for. 4 bytes an element, a pooling's choice 1."""
+    x, w, y = 2 * 5, 7 * 5, 2 * 7
+    assert cost.linear_gradient((2, 5), (7, 5)).bytes == 4 * (y + x + w + w + 7 + x)
+    assert cost.linear_gradient((2, 5), (7, 5), relu=True).bytes == 4 * (2 * y + x + w + w + 7 + x)
+    assert cost.linear_gradient((2, 5), (7, 5), first=True, bias=False).bytes == 4 * (y + x + w)
+    conv = cost.conv2d_gradient((1, 4, 5, 5), (6, 2, 3, 3), relu=True)
+    assert conv == ((1, 4, 5, 5), 2 * 9 * 6 * 18, 4 * 9 * 6 * 18, 4 * (2 * 54 + 2 * 100 + 2 * 108 + 6))
+    pool = cost.max_pool2d_gradient((1, 2, 7, 5), (3, 2), (2, 1), itemsize=2)
+    assert pool == ((1, 2, 7, 5), 0, 24, 2 * (24 + 70) + 24)
+    both = cost.lrn_max_pool2d_gradient((1, 2, 7, 5), 5, (3, 2), (2, 1), itemsize=2)
+    assert both == ((1, 2, 7, 5), 0, 70 * 30 + 24, 2 * (24 + 70 + 70) + 24)
+    assert cost.local_response_norm_gradient((1, 2, 3, 4), 5) == ((1, 2, 3, 4), 0, 24 * 30, 4 * 72)
+    assert cost.bias_relu_gradient((2, 3), (3,)) == ((2, 3), 0, 12, 4 * (18 + 3))
+    assert cost.dropout_gradient((2, 3)) == ((2, 3), 0, 12, 4 * 12)
+    assert cost.softmax_gradient((2, 3)) == ((2, 3), 0, 24, 4 * 18)

@@ -171,3 +171,35 @@ def test_seeds_that_are_refused(seed, error):
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(kernels.ArgumentError, match=f"dropout: input must be float32.*got {dtype}"):
         kernels.dropout(T(3, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("shape", [(3, 227), (7,), (0, 5)], ids=str)
+def test_gradients_pass_where_the_forward_did(shape, p, dtype, guarded):
+    x, grad = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
+    given = guarded(x).detach().requires_grad_()
+    y = kernels.dropout(given, p, seed=7)
+    saved = [cell for cell in (getattr(y.grad_fn, "saved_tensors", ()) or ()) if cell is not None]
+    assert not saved, "nothing but the seed is kept"
+    (actual,) = torch.autograd.grad(y, given, guarded(grad))
+    assert_close(actual, expected(grad, p, 7), dtype)
+
+
+def test_the_gradients_mask_does_not_depend_on_the_tile(guarded):
+    x, grad = torch.ones(1000), randn(1000)
+
+    def gradient():
+        given = guarded(x).detach().requires_grad_()
+        y = kernels.dropout(given, 0.5, seed=11)
+        with tiles.use("dropout", {"BLOCK_M": 64}):
+            return torch.autograd.grad(y, given, guarded(grad))[0]
+
+    assert_close(gradient(), expected(grad, 0.5, 11), torch.float32)
+
+
+@pytest.mark.unguarded
+def test_registered(device):
+    torch.library.opcheck(
+        torch.ops.alexnet.dropout.default, (torch.randn(3, 5, device=device, requires_grad=True), 0.3, 5)
+    )

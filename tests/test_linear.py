@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import runtime
+from kernels import runtime, tiles
 from kernels.layers import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, assert_close, assert_refused, name, randn
+from tests.reference import DTYPES, assert_close, assert_gradients, assert_refused, name, randn
 
 LAYERS = [layer for layer in ALEXNET if layer.operator == "linear"]
 
@@ -108,6 +108,134 @@ def test_float16_accumulates_in_float32(guarded):
     x, w = torch.ones(1, 2049).half(), torch.ones(1, 2049).half()
     w[0, 0] = 2048
     assert kernels.linear(guarded(x), guarded(w)).item() == 4096
+
+
+def check_gradients(guarded, x, w, b, relu=False):
+    ours = lambda x, w, b: kernels.linear(x, w, b, relu=relu)
+    theirs = lambda x, w, b: reference.linear(x, w, b, relu=relu)
+    assert_gradients(ours, theirs, [x, w, b], guarded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gradients(case, relu, dtype, guarded):
+    check_gradients(guarded, *tensors(case, dtype), relu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("case", ["7x31x5", "3x227x31", "17x33x64", "one-bias-for-all", "vector", "vector-weight"])
+def test_gradients_of_small_tiles(case, dtype, guarded, small_tiles):
+    check_gradients(guarded, *tensors(CASES[case], dtype), relu=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+def test_gradients_of_many_small_tiles(dtype, guarded, small_tiles):
+    """More rows and columns of tiles than a swizzled group has, in each of the three products."""
+    check_gradients(guarded, *tensors(((50, 40), (45, 40), (45,)), dtype), relu=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_layouts(layout, guarded):
+    x, w, b = tensors(CASES["7x31x5"], torch.float32)
+    check_gradients(guarded, LAYOUTS[layout](x), w, b)
+    check_gradients(guarded, x, LAYOUTS[layout](w), b, relu=True)
+    if not layout.startswith("expanded"):  # the incoming gradient too
+        laid_out = lambda tensor: guarded(LAYOUTS[layout](tensor) if tensor.dim() == 2 else tensor)
+        check_gradients(laid_out, x, w, b, relu=layout == "sliced")
+
+
+def test_gradient_of_a_sum(guarded):
+    """One number, expanded."""
+    x, w, b = tensors(CASES["7x31x5"], torch.float32)
+    ours = lambda x, w, b: kernels.linear(x, w, b).sum()
+    assert_gradients(ours, lambda x, w, b: reference.linear(x, w, b).sum(), [x, w, b], guarded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("batch", [1, 7])
+def test_gradients_in_alexnet(batch, dtype, guarded):
+    """The last layer alone: the others take ten seconds in the interpreter."""
+    layer = LAYERS[-1]
+    x, w = randn(batch, *layer.input, dtype=dtype), randn(*layer.parameters[0]).to(dtype)
+    check_gradients(guarded, x, w, randn(len(w), dtype=dtype))
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
+def test_nan_and_infinity_spread_backwards_as_in_pytorch(relu, guarded):
+    x, w, b = tensors(CASES["7x31x5"], torch.float32)
+    x[1, 2], x[3, 4], x[5, 0] = float("nan"), float("inf"), float("-inf")
+    w[2, 1], b[3] = float("inf"), float("nan")
+    check_gradients(guarded, x, w, b, relu)
+
+
+def test_gradients_in_float16_accumulate_in_float32(guarded):
+    """In float16 2048 + 1 is 2048."""
+    x, w = guarded(torch.ones(2049, 1).half()).requires_grad_(), guarded(torch.ones(1, 1).half()).requires_grad_()
+    gradient = torch.ones(2049, 1).half()
+    gradient[0] = 2048
+    assert torch.autograd.grad(kernels.linear(x, w), w, guarded(gradient))[0].item() == 4096
+    x, w = guarded(torch.ones(2, 1).half()).requires_grad_(), guarded(torch.ones(2049, 1).half()).requires_grad_()
+    assert torch.autograd.grad(kernels.linear(x, w), x, guarded(gradient.T.expand(2, 2049)))[0].tolist() == [[4096]] * 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "operators"),
+    [
+        ("x", ["bias_relu_gradient", "linear_input_gradient"]),
+        ("w", ["bias_relu_gradient", "linear_weight_gradient"]),
+        ("b", ["bias_relu_gradient"]),
+        ("xw", ["bias_relu_gradient", "linear_input_gradient", "linear_weight_gradient"]),
+    ],
+)
+def test_what_is_not_wanted_is_not_computed(wanted, operators, device):
+    x, w, b = (tensor.to(device) for tensor in tensors(CASES["7x31x5"], torch.float32))
+    leaves = [{"x": x, "w": w, "b": b}[name].requires_grad_() for name in wanted]
+    y = kernels.linear(x, w, b, relu=True)
+    with tiles.noting() as noted:
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+    assert [problem.operator for problem, _ in noted] == operators
+
+
+def test_batches_of_as_many_steps_share_their_kernels():
+    """The number of examples is no constant of a kernel: only the weight's gradient counts its steps over them."""
+    constants = {}
+    for batch in (100, 128, 129):
+        x, w = (torch.empty(rows, 64, dtype=torch.float16).requires_grad_() for rows in (batch, 32))
+        with runtime.recording() as launches, tiles.target("sm_90"):
+            y = kernels.linear(x, w)
+            torch.autograd.grad(y, [x, w], torch.empty_like(y))
+        constants[batch] = [launch.constants for launch in launches]
+    assert constants[100] == constants[128]
+    assert constants[128] != constants[129]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
+def test_autocast(dtype, guarded, device):
+    """The product in autocast's dtype, of whatever the tensors are; the gradients in theirs."""
+    x, w, b = randn(7, 5), randn(31, 5, dtype=dtype), randn(31)
+    given = [guarded(tensor).requires_grad_() for tensor in (x, w, b)]
+    with torch.autocast(device.type, dtype):
+        y = kernels.linear(*given)
+    assert_close(y, reference.linear(*(tensor.to(dtype) for tensor in (x, w, b))), dtype)
+    gradients = torch.autograd.grad(y, given, torch.ones_like(y))
+    assert [gradient.dtype for gradient in gradients] == [torch.float32, dtype, torch.float32]
+
+
+@pytest.mark.filterwarnings("ignore:.*double precision.*")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gradients_against_finite_differences(rows, device):
+    given = [randn(*shape).to(device).requires_grad_() for shape in ((rows, 5), (2, 5), (2,))]
+    assert torch.autograd.gradcheck(kernels.linear, given, eps=1e-2, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+def test_operators_are_as_pytorch_wants_them(device):
+    x, w, b, grad = (randn(*shape).to(device) for shape in ((3, 5), (7, 5), (7,), (3, 7)))
+    parameters = [tensor.clone().requires_grad_() for tensor in (x, w, b)]
+    torch.library.opcheck(torch.ops.alexnet.linear.default, (*parameters, True))
+    torch.library.opcheck(torch.ops.alexnet.linear_input_gradient.default, (grad, w))
+    torch.library.opcheck(torch.ops.alexnet.linear_weight_gradient.default, (grad, x))
 
 
 def T(*shape, dtype=torch.float32):  # noqa: N802

@@ -141,16 +141,16 @@ def test_share_and_ratio():
     assert shares["alexnet", 8, "torch"] == pytest.approx(0.4 / 3)
     compared = roofline.compare(TABLE)
     assert list(compared) == [
-        ("conv3", "fp16", 4),
-        ("pool5", "fp16", 4),
-        ("alexnet", "fp16", 4),
-        ("alexnet", "fp16", 8),
+        ("conv3", "forward", "fp16", 4),
+        ("pool5", "forward", "fp16", 4),
+        ("alexnet", "forward", "fp16", 4),
+        ("alexnet", "forward", "fp16", 8),
     ]
-    assert compared["conv3", "fp16", 4].best.provider == "torch"
-    assert compared["conv3", "fp16", 4].ratio == pytest.approx(1.25)
-    assert compared["pool5", "fp16", 4].best.provider == "compile"
-    assert compared["pool5", "fp16", 4].ratio == pytest.approx(2.0)
-    only_ours = roofline.compare([TABLE[2]])["conv3", "fp16", 4]
+    assert compared["conv3", "forward", "fp16", 4].best.provider == "torch"
+    assert compared["conv3", "forward", "fp16", 4].ratio == pytest.approx(1.25)
+    assert compared["pool5", "forward", "fp16", 4].best.provider == "compile"
+    assert compared["pool5", "forward", "fp16", 4].ratio == pytest.approx(2.0)
+    only_ours = roofline.compare([TABLE[2]])["conv3", "forward", "fp16", 4]
     assert (only_ours.best, only_ours.ratio) == (None, None)
 
 

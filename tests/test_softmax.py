@@ -1,12 +1,14 @@
 """kernels.softmax against torch.nn.functional.softmax in float64."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import kernels
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, name, randn
 
 CASES = {  # input, dim
     "0d": ((), 0),
@@ -45,6 +47,36 @@ def test_shapes(case, dtype, guarded):
 def test_rows_longer_than_a_tile(case, dtype, guarded, small_tiles):
     shape, dim = case
     check(guarded, 3 * randn(*shape, dtype=dtype), dim)
+
+
+@pytest.mark.parametrize("tiles", ["one-tile", "small-tiles"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gradients(case, dtype, tiles, guarded, request):
+    if tiles == "small-tiles":
+        request.getfixturevalue("small_tiles")
+    shape, dim = case
+    x = 3 * randn(*shape, dtype=dtype)
+    assert_gradients(lambda x: kernels.softmax(x, dim), lambda x: reference.softmax(x, dim), [x], guarded)
+
+
+def test_gradcheck(device):
+    """In float32: finite differences of 1e-2 are right to about 1e-4 here, and rounding adds as much."""
+    x = torch.randn(3, 5, device=device, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that float32 will likely fail
+        torch.autograd.gradcheck(kernels.softmax, (x,), eps=1e-2, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.unguarded
+def test_registered(device):
+    torch.library.opcheck(torch.ops.alexnet.softmax.default, (torch.randn(3, 5, device=device, requires_grad=True),))
+
+
+def test_autocast_computes_in_float32(device):
+    x = torch.randn(3, 5, device=device, dtype=torch.bfloat16)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_close(kernels.softmax(x), reference.softmax(x), torch.float32)
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])

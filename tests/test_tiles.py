@@ -24,12 +24,28 @@ CALLS = {
     "max_pool2d": lambda device: call("max_pool2d", device, (2, 13, 9, 11), kernel_size=3, stride=2),
     "softmax": lambda device: call("softmax", device, (5, 1100), dim=1),
     "bias_relu": lambda device: call("bias_relu", device, (2, 13, 5, 7), (13, 1, 1)),
+    "linear_input_gradient": lambda device: gradient("linear", 0, device, (19, 70), (150, 70)),
+    "linear_weight_gradient": lambda device: gradient("linear", 1, device, (150, 70), (19, 70)),
+    "bias_relu_gradient": lambda device: gradient("bias_relu", 1, device, (300, 130), (130,)),
+    "column_sums": lambda device: gradient("linear", 2, device, (300, 5), (130, 5), (130,)),
 }
 
 
 def call(operator, device, *shapes, **arguments):
     operands = [randn(*shape).to(device) for shape in shapes]
     return getattr(kernels, operator)(*operands, **arguments), getattr(reference, operator)(*operands, **arguments)
+
+
+def gradient(operator, position, device, *shapes, **arguments):
+    """Of the operand at ``position``, for one random gradient of the output."""
+    operands = [randn(*shape).to(device) for shape in shapes]
+    operands[position].requires_grad_()
+    found = []
+    for module in (kernels, reference):
+        output = getattr(module, operator)(*operands, **arguments)
+        weights = torch.linspace(-1.0, 2.0, output.numel()).reshape(output.shape).to(output)
+        found.append(torch.autograd.grad(output, operands[position], weights)[0])
+    return found[0], reference.exact(found[1])
 
 
 def every_tile() -> list[tuple[str, dict]]:

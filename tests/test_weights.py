@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model import weights
 from model.preprocess import BVLC
@@ -304,6 +305,67 @@ def test_damaged_npz(tmp_path):
             assert "\n" not in str(error)
     np.savez(path, a=np.zeros(3))
     with pytest.raises(WeightsError, match=r"a\.npz: a zip archive without the entry meta"):
+        weights.load(path)
+
+
+def write_safetensors(path, meta=META, **tensors):
+    """``fc8`` of two classes, as a checkpoint has it, with entries replaced or, where None, left out."""
+    content = {"fc8.weight": torch.ones(2, 4), "fc8.bias": torch.zeros(2), "optimizer.fc8.bias.step": torch.zeros(())}
+    content = {name: tensor for name, tensor in {**content, **tensors}.items() if tensor is not None}
+    save_file(content, path, None if meta is None else {"meta": meta if isinstance(meta, str) else json.dumps(meta)})
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_safetensors(tmp_path, dtype):
+    weight = torch.arange(8.0).view(2, 4)
+    path = write_safetensors(tmp_path / "a.bin", **{"fc8.weight": weight.to(dtype)})
+    loaded = weights.load(path)
+    assert list(loaded.layers) == ["fc8"] and torch.equal(loaded.layers["fc8"][0], weight)
+    assert loaded.classes == ("a", "b") and loaded.preprocess.mean == (1, 2, 3) and loaded.lrn == "bvlc"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    assert torch.equal(loaded.layers["fc8"][0], weight), "still in the file, which training replaces"
+
+
+@pytest.mark.parametrize(
+    ("meta", "tensors", "message"),
+    [
+        (None, {}, "a safetensors file without the entry meta that describes weights"),
+        ("{", {}, "meta must be JSON"),
+        ({**META, "classes": ["a"]}, {}, "fc8 must have an output for each of its 1 classes, got 2"),
+        ({**META, "mean": [1, 2, float("nan")]}, {}, "mean must be three numbers"),
+        (META, {"fc8.weight": None, "a": torch.zeros(1)}, "must hold conv1, .*, fc8, got "),
+        (META, {"fc8.bias": None}, "fc8 has a weight but no bias"),
+        (META, {"fc8.weight": torch.ones(2, 4, dtype=torch.int8)}, "fc8's weight must be of floating point, got I8"),
+        (META, {"fc8.weight": torch.ones(8)}, r"fc8's weight must have 2 dimensions, got shape \(8,\)"),
+        (META, {"fc8.bias": torch.zeros(3)}, "fc8 must have one bias an output, got 3 for 2"),
+        (META, {"fc8.bias": torch.tensor([0.0, torch.nan])}, "fc8's bias holds NaN or infinity"),
+        (META, {"fc8.bias": torch.full((2,), 1e300, dtype=torch.float64)}, "fc8's bias holds NaN or infinity"),
+    ],
+)
+def test_bad_safetensors(tmp_path, meta, tensors, message):
+    with pytest.raises(WeightsError, match=r"a\.safetensors: .*" + message) as error:
+        weights.load(write_safetensors(tmp_path / "a.safetensors", meta, **tensors))
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_safetensors(tmp_path):
+    """Every cut and every changed byte: a WeightsError or, where the change hits a number, weights."""
+    path = tmp_path / "a.safetensors"
+    good = write_safetensors(path).read_bytes()
+    for cut in range(9, len(good)):
+        path.write_bytes(good[:cut])
+        with pytest.raises(WeightsError, match=r"a\.safetensors: truncated or damaged"):
+            weights.load(path)
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            weights.load(path)
+        except WeightsError as error:
+            assert "\n" not in str(error)
+    header = b'{"fc8.weight":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(WeightsError, match="truncated or damaged"):
         weights.load(path)
 
 

@@ -28,7 +28,7 @@ _noted: list[tuple[Problem, Tile]] | None = None  # set inside noting()
 def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Tile:
     """The tile for one launch of ``operator`` on ``tensor``'s device, for its dtype."""
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if operator in ("conv2d", "linear") and runtime.dot_precision(tensor.dtype) == "tf32":
+    if operator in choices.MATRIX and runtime.dot_precision(tensor.dtype) == "tf32":
         dtype = "tf32"
     problem = Problem(operator, dtype, M, N, K)
     architecture = _architecture or runtime.architecture(tensor.device)

@@ -17,11 +17,12 @@ import torch
 import triton
 from tqdm import tqdm
 
+import kernels
 from kernels import command, runtime, tiles
 from kernels.assembly import Task, launches
-from kernels.bench import Gpu, Work, deviation, judge, precision
+from kernels.bench import Gpu, Work, judge_work, precision
 from kernels.command import Parser
-from kernels.layers import ALEXNET, DTYPES, LAYERS, Layer
+from kernels.layers import ALEXNET, DTYPES, LAYERS
 from kernels.tiles.choices import Problem, Tile, candidates
 
 
@@ -32,25 +33,29 @@ def compile_ahead(task: Task) -> None:
             launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
 
 
-def tune(gpu: Gpu, layer: Layer, dtype: str, batch: int, done: dict[Problem, Tile]) -> None:
-    """Adds to ``done`` the fastest tile of each problem that the layer poses, one after another."""
-    operands = layer.random_operands(batch, DTYPES[dtype], gpu.device)
-    work = Work(layer.name, (layer,))
+def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
+    """Adds to ``done`` the fastest tile of each problem that the task poses, one after another."""
+    layer = LAYERS[task.layer]
+    work = Work(layer.name, (layer,), "backward" if task.backward else "forward")
+    operands = work.random_operands(task.batch, DTYPES[task.dtype], gpu.device)
+    started = lambda: work.start(work.ours, kernels.cross_entropy, operands)
     with tiles.noting() as noted:
-        layer.run(*operands)
+        started().run()
+    if task.backward:  # the forward pass before it is tuned by itself
+        with tiles.noting() as before:
+            started()
+        noted = noted[len(before) :]
     for problem in dict.fromkeys(problem for problem, _ in noted):
         if problem in done:
             continue
         timed = []
         for tile in candidates(runtime.architecture(gpu.device), problem):
             with tiles.use(problem.operator, tile):
-                result = judge(
-                    gpu, "triton", dtype, layer.run, operands, lambda output: deviation(work, operands, output)
-                )
+                result = judge_work(gpu, "triton", work, task.dtype, work.ours, kernels.cross_entropy, operands)
             if result.times:
                 timed.append((result.times[1], tile))
             elif result.problem.startswith("WRONG"):
-                tqdm.write(f"{layer.name}, {problem}: {tile}: {result.problem}", file=sys.stderr)
+                tqdm.write(f"{task.layer}, {problem}: {tile}: {result.problem}", file=sys.stderr)
         if timed:
             done[problem] = min(timed, key=lambda entry: entry[0])[1]
 
@@ -85,6 +90,7 @@ def run(argv: list[str] | None) -> int:
     parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: those of the network")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 128, 256, 1024], metavar="N")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp16"], metavar="DTYPE")
+    parser.add_argument("--backward", action="store_true", help="tune the backward pass instead of the forward pass")
     options = parser.parse_args(argv)
     for operator in options.operators:
         if operator not in operators:
@@ -97,17 +103,22 @@ def run(argv: list[str] | None) -> int:
     gpu = Gpu()
     architecture = runtime.architecture(gpu.device)
     layers = [x for x in LAYERS.values() if x.operator in options.operators] if options.operators else ALEXNET
-    problems = [(layer, dtype, batch) for dtype in options.dtype for batch in options.batch for layer in layers]
+    tasks = [
+        Task(layer.name, architecture, dtype, batch, options.backward)
+        for dtype in options.dtype
+        for batch in options.batch
+        for layer in layers
+    ]
     # On all cores first: compiling a tile takes longer than timing it.
-    ahead = [Task(layer.name, architecture, dtype, batch, every_tile=True) for layer, dtype, batch in problems]
+    ahead = [task._replace(every_tile=True) for task in tasks]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for _ in tqdm(pool.map(compile_ahead, ahead), "compiling", total=len(ahead)):
             pass
     tuned = dict(tiles.table(architecture))
-    for layer, dtype, batch in tqdm(problems, "tuning"):
+    for task in tqdm(tasks, "tuning"):
         done: dict[Problem, Tile] = {}
-        with precision(dtype):
-            tune(gpu, layer, dtype, batch, done)
+        with precision(task.dtype):
+            tune(gpu, task, done)
         tuned |= done
         write(architecture, gpu.name, tuned)
         gpu.release()

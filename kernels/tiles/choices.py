@@ -28,19 +28,33 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "tf32": 4}
 """Bytes of an element. Products of float32 are ``tf32`` where the tensor cores make them, ``float32`` else."""
 
 
-ELEMENTWISE = ("bias_relu", "dropout", "add_shares")
+ELEMENTWISE = ("bias_relu", "dropout", "add_shares", "depth_to_space", "reduce_losses")
+MATRIX = (
+    "conv2d",
+    "conv2d_input_gradient",
+    "conv2d_weight_gradient",
+    "linear",
+    "linear_input_gradient",
+    "linear_weight_gradient",
+)
+"""Products: the tensor cores', where there are any for the dtype."""
+SPLIT = ("conv2d", "conv2d_weight_gradient")
+ROWS_OF_CLASSES = ("softmax", "softmax_gradient", "cross_entropy", "cross_entropy_gradient")
+SUMMED = ("bias_relu_gradient", "column_sums")
 
 
 def default(problem: Problem) -> Tile:
     """A good tile for a GPU that nobody has tuned for."""
     operator, dtype, _, N, K = problem
-    if operator in ("conv2d", "linear"):
+    if operator in MATRIX:
         return _default_product(problem)
     if operator == "linear_row":
         return {"BLOCK_N": 2, "BLOCK_K": 2048 // ITEMSIZE[dtype], "num_warps": 4}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": 1024, "num_warps": 4}
-    if operator == "softmax":
+    if operator in SUMMED:
+        return _default_summed(problem)
+    if operator in ROWS_OF_CLASSES:
         return {"BLOCK_M": 1, "BLOCK_N": _power(N, 1, 1024), "num_warps": 4}
     if operator in ("local_response_norm", "max_pool2d"):
         return {"BLOCK_M": 256, "num_warps": 4}
@@ -57,8 +71,11 @@ def default(problem: Problem) -> Tile:
 def _default_product(problem: Problem) -> Tile:
     operator, dtype, M, N, K = problem
     # Columns: few beyond N, but narrow tiles reload A often and feed the tensor cores less well. Without tensor cores
-    # a product holds its operands in registers too, and a wide or a deep tile spills.
-    speed = {64: 0.85, 32: 0.55, 16: 0.3} if dtype == "float32" else {128: 1.0, 64: 0.85, 32: 0.55, 16: 0.3}
+    # a product holds its operands in registers too, and a wide or a deep tile spills; so does one that is transposed,
+    # number by number, on its way to the tensor cores, which take numbers of 32 bits in one order only.
+    transposed = operator in ("linear_input_gradient", "linear_weight_gradient")
+    narrow = dtype == "float32" or (dtype == "tf32" and transposed)
+    speed = {64: 0.85, 32: 0.55, 16: 0.3} if narrow else {128: 1.0, 64: 0.85, 32: 0.55, 16: 0.3}
     block_n = min(speed, key=lambda block: triton.cdiv(N, block) * block / speed[block])
     block_m = _power(M, 16, 128)
     # Enough programs to occupy some hundred multiprocessors; Hopper's products take 64 rows at least.
@@ -67,16 +84,29 @@ def _default_product(problem: Problem) -> Tile:
             block_m //= 2
         else:
             block_n //= 2
-    large = block_m * block_n >= (128 * 128 if dtype != "float32" else 128 * 64)
+    large = block_m * block_n >= 128 * (64 if narrow else 128)
+    if operator == "linear_weight_gradient" and dtype == "float32":
+        large = False  # with 8 warps the compiler gives each thread too few registers by one or two
     stages = 4 if block_m + block_n <= 128 else 3  # as many as an MI300X has shared memory for
     run = 64 if dtype == "float32" else 128
     tile = _product(dtype, block_m, block_n, warps=8 if large else 4, stages=stages, run=run)
-    if operator == "conv2d":
+    tile["BLOCK_K"] = min(tile["BLOCK_K"], _power(K, 16, 1024))
+    if operator in SPLIT:
         # Still too few: share out the taps, as long as each share keeps the pipeline busy.
         programs, steps, tile["SPLIT_K"] = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // tile["BLOCK_K"], 1
         while programs * tile["SPLIT_K"] < 128 and steps >= 8 * tile["SPLIT_K"] and tile["SPLIT_K"] < 8:
             tile["SPLIT_K"] *= 2
     return tile
+
+
+def _default_summed(problem: Problem) -> Tile:
+    """8 KB of a [M, N] matrix a step. Few rows: one program has all of them, of few columns; many: a thousandth."""
+    _, dtype, M, N, _ = problem
+    few = M <= 1024
+    block_n = _power(N, 1, 64 // ITEMSIZE[dtype] if few else 128)
+    block_m = _power(M, 1, 8192 // ITEMSIZE[dtype] // block_n)
+    steps = _power(triton.cdiv(M, block_m if few else block_m * 1024), 1, 128)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": steps, "num_warps": 4}
 
 
 def _product(dtype: str, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Tile:
@@ -135,13 +165,13 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
     operator, dtype, M, N, K = problem
     first = default(problem)
     lanes = 64 if architecture.startswith("gfx") else 32  # of a warp
-    if operator in ("conv2d", "linear"):
+    if operator in MATRIX:
         tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
         # No tile that is mostly padding, and none that does not fit in shared memory.
         tried = [t for t in tried if t["BLOCK_M"] < 2 * max(M, 16) and t["BLOCK_N"] < 2 * max(N, 16)]
         limit = SHARED_MEMORY.get(architecture, 64 * 1024)
         tried = [t for t in tried if shared_memory(architecture, t, dtype) <= limit]
-        if operator == "conv2d":
+        if operator in SPLIT:
             splits = [1]
             if triton.cdiv(M, 64) * triton.cdiv(N, 64) < 128:
                 splits = [s for s in (1, 2, 4, 8) if s * 256 <= K]
@@ -152,7 +182,14 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
         ]
     elif operator in ELEMENTWISE:
         tried = [{"BLOCK_M": m, "num_warps": w} for m in (512, 1024, 2048, 4096) for w in (4, 8)]
-    elif operator == "softmax":
+    elif operator in SUMMED:
+        rows, tried = first["BLOCK_M"] * first["STEPS"], []
+        for block_n in (first["BLOCK_N"] // 2, first["BLOCK_N"], first["BLOCK_N"] * 2):
+            for block_m in (first["BLOCK_M"] // 2, first["BLOCK_M"]):
+                if block_m and 0 < block_n < 2 * N:
+                    tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": rows // block_m}
+                    tried += [tile | {"num_warps": warps} for warps in (4, 8)]
+    elif operator in ROWS_OF_CLASSES:
         tried = [first | {"num_warps": warps} for warps in (1, 2, 8)]
     elif operator in ("local_response_norm", "max_pool2d"):
         tried = [{"BLOCK_M": lanes * warps * rows, "num_warps": warps} for rows in (1, 2) for warps in (1, 2, 4, 8)]
@@ -177,18 +214,21 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
 def interpreter(problem: Problem) -> Tile:
     """Large tiles: the interpreter's cost is per operation and per program, hardly per element."""
     operator, _, M, N, K = problem
-    if operator in ("conv2d", "linear"):
+    if operator in MATRIX:
         # Everything at once where it fits; half of Triton's limit of 2^20 elements a tile was fastest.
         block_n = _power(N, 16, 1024)
         block_k = _power(K, 16, 512)
         block_m = _power(M, 16, 2**19 // max(block_n, block_k))
         tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": 1}
-        return tile | {"SPLIT_K": 1} if operator == "conv2d" else tile
+        return tile | {"SPLIT_K": 1} if operator in SPLIT else tile
     if operator == "linear_row":
         block_k = _power(K, 1, 1024)
         return {"BLOCK_N": _power(N, 1, 2**19 // block_k), "BLOCK_K": block_k}
     if operator in ELEMENTWISE:
         return {"BLOCK_M": _power(M, 1, 2**18)}
+    if operator in SUMMED:
+        block_n = _power(N, 1, 2**12)
+        return {"BLOCK_M": _power(M, 1, 2**18 // block_n), "BLOCK_N": block_n, "STEPS": 1}
     if operator in ("local_response_norm", "max_pool2d", "lrn_max_pool2d"):
         tile = {"BLOCK_M": _power(_vectors(problem), 1, 2**15)}
         return tile | {"BLOCK_P": 1, "BLOCK_Q": 1} if operator == "lrn_max_pool2d" else tile

@@ -1,0 +1,119 @@
+"""Folders of images as batches: what is found, in which order, cut and coloured how; and the same in any processes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model import data
+from model.preprocess import FOLDER, Preprocess, open_image
+from tests.narrow import COLOURS, make_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return data.read_folder(make_folder(tmp_path_factory.mktemp("images") / "all", 4))
+
+
+def test_folder(folder, tmp_path):
+    assert folder.classes == tuple(COLOURS)
+    assert [target for _, target in folder.images] == [0] * 4 + [1] * 4 + [2] * 4
+    assert folder.images == sorted(folder.images)
+    (folder.path / ".hidden").mkdir()  # such as .ipynb_checkpoints
+    (folder.path / "red" / "notes.txt").write_text("no image")
+    assert data.read_folder(folder.path) == folder
+    other = data.read_folder(make_folder(tmp_path / "other", 4))
+    assert other.digest() == folder.digest()
+    (tmp_path / "other/red/3.png").rename(tmp_path / "other/green/4.png")
+    assert data.read_folder(tmp_path / "other").digest() != folder.digest()
+
+
+def test_order_is_the_same_for_any_ranks_and_start():
+    """Every epoch another permutation, cut into batches; ranks share each batch; a later start is the rest."""
+    whole = list(data.Order(10, 4, 7, 0, 6))
+    assert [len(batch) for batch in whole] == [4] * 6
+    for epoch in range(3):
+        images = [image for batch in whole[2 * epoch : 2 * epoch + 2] for _, image in batch]
+        assert len(set(images)) == 8 and set(images) <= set(range(10))
+        assert {e for batch in whole[2 * epoch : 2 * epoch + 2] for e, _ in batch} == {epoch}
+    assert whole[:2] != whole[2:4]
+    assert list(data.Order(10, 4, 7, 3, 6)) == whole[3:]
+    assert list(data.Order(10, 4, 8, 0, 6)) != whole
+    shares = [list(data.Order(10, 4, 7, 0, 6, rank, 2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole
+
+
+@pytest.mark.parametrize("room", [10**12, 0], ids=["shared memory", "arrays"])
+def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room):
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
+    crops = data.Crops(folder.images, 3, np.eye(3) * 50.0)
+    batches = [
+        list(data.loader(crops, data.Order(12, 5, 3, 0, 4), workers, torch.device("cpu"), 10**6)) for workers in (0, 2)
+    ]
+    for alone, shared in zip(*batches, strict=True):
+        for a, b in zip(alone[:-1], shared[:-1], strict=True):
+            assert isinstance(a, torch.Tensor if room else np.ndarray)
+            assert np.array_equal(np.asarray(a), np.asarray(b))
+    pixels, shifts, target, errors = batches[0][0]
+    assert pixels.shape == (5, 227, 227, 3) and shifts.shape == (5, 3) and len(target) == 5 and not any(errors)
+
+
+def test_crops(folder):
+    """A 227 x 227 window of the 256 x 256 square, mirrored or not; another in each epoch."""
+    crops = data.Crops(folder.images, 0, np.zeros((3, 3)))
+    square = np.asarray(Image.open(folder.images[5][0]).resize((256, 256), Image.Resampling.BILINEAR, (4, 0, 44, 40)))
+    windows = np.lib.stride_tricks.sliding_window_view(square, (227, 227), (0, 1))  # (30, 30, 3, 227, 227)
+    places, mirrored = set(), 0
+    for epoch in range(12):
+        crop, shift, target, errors = crops[epoch, 5]
+        assert target == 1 and not errors and not shift.any()
+        plain, mirror = (np.argwhere((windows[..., 0, 0] == c[0, 0]).all(2)).tolist() for c in (crop, crop[:, ::-1]))
+        at = [p for p in plain if np.array_equal(windows[tuple(p)].transpose(1, 2, 0), crop)]
+        turned = [p for p in mirror if np.array_equal(windows[tuple(p)].transpose(1, 2, 0), crop[:, ::-1])]
+        assert len(at) + len(turned) == 1
+        places.add(tuple((at or turned)[0]))
+        mirrored += len(turned)
+    assert len(places) > 9 and 1 < mirrored < 11
+
+
+def test_central_crop_is_what_evaluation_sees(folder):
+    crops = data.Crops(folder.images, 0, np.eye(3) * 50.0, augment=False)
+    pixels, shift, _, _ = crops[3, 5]
+    mean = (100.0, 90.0, 80.0)
+    x = data.to_input(pixels[None], shift[None], mean, torch.device("cpu"))
+    assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
+    assert torch.equal(x[0], Preprocess(mean, FOLDER)(open_image(folder.images[5][0])))
+
+
+def test_colour_shift(folder):
+    """Adds the same to every pixel of a channel, with the covariance that the paper's formula has."""
+    mean, colour = data.statistics(folder)
+    pixels = np.concatenate(
+        [
+            np.asarray(open_image(path).resize((256, 256), Image.Resampling.BILINEAR, (4, 0, 44, 40))).reshape(-1, 3)
+            for path, _ in folder.images
+        ]
+    )[:, ::-1]
+    assert mean == pytest.approx(pixels.mean(0).tolist())
+    covariance = np.cov((pixels / 255.0).T, bias=True)
+    # sum p_i a_i l_i with independent a_i of variance 0.01: 0.01 sum l_i^2 p_i p_i^T, which is 0.01 covariance^2.
+    assert np.allclose(colour @ colour.T / 255.0**2, covariance @ covariance)
+    crops = data.Crops(folder.images, 0, colour)
+    shifts = np.stack([crops[epoch, 0][1] for epoch in range(400)])
+    assert np.abs(shifts.mean(0)).max() < 0.2 * shifts.std(0).max()
+    assert np.allclose(np.cov(shifts.T), 0.01 * colour @ colour.T, atol=0.3 * shifts.var(0).max())
+    x = data.to_input(np.full((1, 227, 227, 3), 7, np.uint8), shifts[:1], mean, torch.device("cpu"))
+    assert torch.allclose(x[0, :, 3, 4], torch.from_numpy(7 + shifts[0] - np.array(mean, "f")), atol=1e-4)
+
+
+def test_unreadable_images_are_replaced_by_the_next(folder, tmp_path):
+    images = [*folder.images[:3], (str(tmp_path / "no.png"), 2), (str(tmp_path / "nor.png"), 2)]
+    crops = data.Crops(images, 0, np.zeros((3, 3)), augment=False)
+    pixels, _, target, errors = crops[0, 3]
+    assert np.array_equal(pixels, crops[0, 0][0]) and target == 0
+    assert errors == [f"{tmp_path}/no.png: no such file", f"{tmp_path}/nor.png: no such file"]
+    photos = data.Photos(images, Preprocess((0, 0, 0), FOLDER))
+    x, target, errors = next(iter(data.loader(photos, [[2, 3, 4]], 0, torch.device("cpu"), 1)))
+    assert len(x) == len(target) == 1 and errors[0] is None and "no.png: no such file" in errors[1]
+    x, target, errors = next(iter(data.loader(photos, [[3]], 0, torch.device("cpu"), 1)))
+    assert len(target) == 0 and len(errors) == 1

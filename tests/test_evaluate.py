@@ -1,0 +1,172 @@
+"""``python -m model.evaluate``: its numbers against those counted by hand, and what cannot be done."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import skimage
+import torch
+from PIL import Image
+
+from kernels import pytorch
+from model import evaluate, weights
+from model.alexnet import AlexNet
+from model.data import Photos
+from model.distributed import Ranks
+from model.preprocess import open_image
+from tests.narrow import PROCESSES
+
+DATA = Path(skimage.__file__).parent / "data"
+PHOTOS = {
+    "cat": ["chelsea.png", "coffee.png"],
+    "frog": ["rocket.jpg", "astronaut.png", "chelsea.png"],
+    "ship": ["camera.png"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photos of scikit-image, in classes of the bundled weights; the wrong ones, mostly."""
+    path = tmp_path_factory.mktemp("photos")
+    for name, files in PHOTOS.items():
+        (path / name).mkdir()
+        for index, file in enumerate(files):
+            shutil.copy(DATA / file, path / name / f"{index}{Path(file).suffix}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def probabilities(folder):
+    """By folder: softmax for each photo, of the central crop and averaged over ten."""
+    loaded = weights.load()
+    net = AlexNet.from_weights(loaded).use(pytorch)
+    found = {"centre": [], "ten": []}
+    with torch.inference_mode():
+        for target, name in enumerate(loaded.classes):
+            for path in sorted((folder / name).glob("*")):
+                photo = open_image(path)
+                found["centre"].append((target, net(loaded.preprocess(photo)[None]).softmax(1)[0]))
+                found["ten"].append((target, net(loaded.preprocess.ten_crops(photo)).softmax(1).mean(0)))
+    return found
+
+
+@pytest.fixture
+def here(capsys):
+    """Runs the command in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        status = evaluate.main([str(a) for a in (*arguments, "--operators", "torch", "--device", "cpu")])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize("crops", ["centre", "ten"])
+def test_numbers(here, folder, probabilities, tmp_path, crops):
+    plot = tmp_path / "confusion.png"
+    options = ["--ten-crop"] if crops == "ten" else []
+    status, out, err = here(folder, "--json", "--batch", 4, "--workers", 1, "--plot", plot, *options)
+    assert status == 0, err
+    record = json.loads(out)
+    truth = probabilities[crops]
+    ranked = [(target, p.argsort(descending=True).tolist()) for target, p in truth]
+    assert record["images"] == 6 and record["skipped"] == 0
+    assert record["top1"] == pytest.approx(sum(target == best[0] for target, best in ranked) / 6)
+    assert record["top5"] == pytest.approx(sum(target in best[:5] for target, best in ranked) / 6)
+    assert record["loss"] == pytest.approx(-sum(p[target].log().item() for target, p in truth) / 6, rel=1e-4)
+    confusion = [[0] * 10 for _ in range(10)]
+    for target, best in ranked:
+        confusion[target][best[0]] += 1
+    assert record["confusion"] == confusion
+    assert set(record["classes"]) == set(PHOTOS) and record["ten_crop"] == (crops == "ten")
+    assert record["classes"]["frog"] == pytest.approx(confusion[6][6] / 3)
+    with Image.open(plot) as image:
+        assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 24)) > 50
+    assert os.listdir(tmp_path) == ["confusion.png"]
+
+
+def test_table_and_unreadable_images(here, folder, tmp_path):
+    """A folder val/ is what is evaluated; a broken image is named and skipped, and the status says so."""
+    shutil.copytree(folder, tmp_path / "val")
+    (tmp_path / "val/ship/broken.png").write_bytes(b"no image")
+    status, out, err = here(tmp_path, "--batch", 1, "--workers", 0)
+    assert status == 2 and len(err.splitlines()) == 1
+    assert err.startswith(f"model.evaluate: error: {tmp_path}/val/ship/broken.png: not an image in a format")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == list(PHOTOS) and lines[2].endswith("of 1")
+    assert lines[-1].startswith(f"cifar10, 6 images of {tmp_path}/val: top-1 ")
+    assert ", top-5 " in lines[-1] and "1 skipped that cannot be read" in lines[-1]
+
+
+BAD = {
+    "no folder": (["nowhere"], "nowhere: no such folder"),
+    "another class": (["other"], "cifar10 has no class 'lamp': a folder must have a class's name, such as 'airplane'"),
+    "weights": (["good", "--weights", "nothing"], "nothing: no such file, and no weights of that name"),
+    "all broken": (["broken"], "broken/cat/0.png: not an image"),
+    "batch": (["good", "--batch", "0"], "--batch must be at least 1, got 0"),
+    "plot": (["good", "--plot", "a.svg"], "--plot must name a .png file, got 'a.svg'"),
+    "plot nowhere": (["good", "--plot", "no/a.png"], "--plot no/a.png: cannot be written: No such file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input(here, folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(folder, "good")
+    for path in ("other/lamp", "broken/cat"):
+        Path(path).mkdir(parents=True)
+        Path(path, "0.png").write_bytes(b"no image")
+    status, out, err = here(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"model.evaluate: error: {message}"), err
+    assert len(err.splitlines()) == (2 if arguments == ["broken"] else 1)
+
+
+def counted(rank, size, port, results):
+    """In a process of its own: what ``rank`` of ``size`` counts of numbers that stand for images."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    ranks = Ranks(torch.device("cpu"))
+    table = torch.randn(7, 9, generator=torch.Generator().manual_seed(0))
+    counts = evaluate.count(
+        lambda x: table[x[:, 0, 0, 0].long()],
+        Numbers(),
+        9,
+        batch=2,
+        workers=0,
+        device=torch.device("cpu"),
+        ranks=ranks,
+        operators=pytorch,
+    )
+    results.put((rank, counts.confusion.tolist(), round(counts.loss, 9), counts.top5, counts.unreadable))
+    ranks.leave()
+
+
+class Numbers(Photos):
+    """Seven images, the fourth of which cannot be read."""
+
+    def __init__(self):
+        super().__init__([("", index % 3) for index in range(7)], None)
+
+    def __getitem__(self, index):
+        number = torch.full((3, 1, 1), float(index)).numpy()
+        return (None, 0, "broken") if index == 3 else (number, index % 3, None)
+
+
+def test_many_processes_count_as_one():
+    """Seven images over one process, two, and three."""
+    results, found = PROCESSES.Queue(), []
+    for size in (1, 2, 3):
+        port = 20000 + (os.getpid() + 17 * size) % 20000
+        processes = [PROCESSES.Process(target=counted, args=(rank, size, port, results)) for rank in range(size)]
+        for process in processes:
+            process.start()
+        found += [results.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join(60)
+    assert len(found) == 6
+    assert all(each[1:] == found[0][1:] for each in found)
+    assert sum(map(sum, found[0][1])) == 6 and found[0][4] == ["broken"]

@@ -1,0 +1,92 @@
+"""One step of training against the formulas of the paper, and the rates over a run."""
+
+import pytest
+import torch
+from torch import nn
+
+from kernels import pytorch
+from model.learner import Learner, make_optimizer, rate
+from tests.narrow import Narrow
+
+
+def narrow(seed=0):
+    torch.manual_seed(seed)
+    net = Narrow(3, keep_prob=1.0).use(pytorch)
+    net.initialise()
+    return net
+
+
+def batch():
+    return 50.0 * torch.randn(4, 3, 227, 227), torch.tensor([0, 1, 2, 1])
+
+
+def test_sgd_is_the_papers_rule():
+    """v <- 0.9 v - 5e-4 lr w - lr g, w <- w + v; biases at twice the rate, without decay."""
+    net, lr = narrow(), 1e-3
+    learner = Learner(net, make_optimizer(net, "sgd", lr))
+    w, v = ({name: make(p.detach()) for name, p in net.named_parameters()} for make in (torch.clone, torch.zeros_like))
+    for step in range(4):
+        learner.step(step, *batch(), 1.0)
+        for name, parameter in net.named_parameters():
+            bias = name.endswith("bias")
+            decay = 0.0 if bias else 5e-4
+            v[name] = 0.9 * v[name] - (2 * lr if bias else lr) * (decay * w[name] + parameter.grad)
+            w[name] = w[name] + v[name]
+            assert torch.allclose(parameter, w[name], rtol=1e-5, atol=1e-7), (step, name)
+
+
+def test_adamw_decays_only_weights():
+    net = narrow()
+    groups = make_optimizer(net, "adamw", 1e-3).param_groups
+    assert [(group["weight_decay"], group["base"], len(group["params"])) for group in groups] == [
+        (0.01, 1e-3, 8),
+        (0.0, 1e-3, 8),
+    ]
+
+
+def test_rates():
+    assert [round(rate("step", step, 8), 6) for step in range(8)] == [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    cosine = [rate("cosine", step, 10) for step in range(10)]
+    assert cosine[0] == 1.0 and cosine[5] == pytest.approx(0.5) and cosine == sorted(cosine, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_follows_single(dtype):
+    """Parameters stay float32; the loss is near that of float32; float16 has a scaler that scales."""
+    losses = []
+    for computed in (torch.float32, dtype):
+        net = narrow()
+        learner = Learner(net, make_optimizer(net, "sgd", 1e-4), computed)
+        torch.manual_seed(1)
+        losses.append([learner.step(step, *batch(), 1.0)[0].item() for step in range(3)])
+        assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+        assert learner.scaler.is_enabled() == (computed is torch.float16)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_step_that_overflows_is_left_out():
+    """float16's gradients scaled past infinity: the weights stay, and the scale falls."""
+    net = narrow()
+    learner = Learner(net, make_optimizer(net, "sgd", 1e-3), torch.float16)
+    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**120})
+    before = [parameter.clone() for parameter in net.parameters()]
+    learner.step(0, *batch(), 1.0)
+    assert all(map(torch.equal, before, net.parameters()))
+    assert learner.scaler.get_scale() == 2.0**119
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank():
+    x, target = batch()
+
+    def losses(**place):
+        net = narrow()
+        net.drop6.p = net.drop7.p = 0.5
+        net.requires_grad_(False)
+        net.fc8.weight.requires_grad_()
+        learner = Learner(net, make_optimizer(net, "sgd", 1e-12), seed=place.get("seed", 0), rank=place.get("rank", 0))
+        nn.init.normal_(net.fc8.weight)
+        torch.randn(place.get("drawn", 1))
+        return learner.step(place.get("step", 0), x, target, 1.0)[0].item()
+
+    assert losses() == losses(drawn=9)
+    assert len({losses(), losses(step=1), losses(seed=1), losses(rank=1)}) == 4

@@ -1,0 +1,326 @@
+"""``python -m model.train``: killed and resumed, in many processes, and with what cannot be done.
+
+Most runs here are of a thin network on plain PyTorch (tests/narrow.py), in processes of their own.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from model import train, training, weights
+from tests.narrow import COLOURS, Narrow, Process, make_folder
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--batch", 4, "--lr", 0.003, "--workers", 0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """15 training images and 6 to validate with."""
+    path = tmp_path_factory.mktemp("images")
+    make_folder(path / "train", 5)
+    make_folder(path / "val", 2)
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs the command in this process, on the thin network: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(training, "AlexNet", Narrow)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(*arguments):
+        status = train.main([str(a) for a in (*arguments, "--operators", "torch", "--device", "cpu")])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def rows(out):
+    """The log, without the speed."""
+    with open(out / "log.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
+
+
+def test_killed_at_any_moment(folder, tmp_path):
+    """Ends with the bytes of a run left alone: weights, optimizer, position; and the same log."""
+    arguments = [folder, *SMALL, "--epochs", 4, "--save-every", 2]
+    whole = Process([*arguments, "--out", tmp_path / "whole"], tmp_path / "whole.txt")
+    out = tmp_path / "killed"
+    moments = [
+        ("step", 1),  # before anything is saved
+        ("half", 1),
+        ("rename", 2),
+        ("renamed", 1),
+        ("row", 2),
+        ("renamed", 2),
+        ("term", 1),
+        ("half", 2),
+        ("step", 2),
+    ]
+    for moment in moments:
+        status, printed = Process([*arguments, "--out", out, "--resume"], tmp_path / "a.txt", moment).join()
+        assert status == (130 if moment[0] == "term" else -9), printed
+        if moment[0] == "term":
+            assert "stopped after step " in printed
+    status, printed = Process([*arguments, "--out", out, "--resume", "--workers", 2], tmp_path / "a.txt").join()
+    assert status == 0 and "going on after step " in printed, printed
+    assert whole.join()[0] == 0
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert rows(out) == rows(tmp_path / "whole") and len(rows(out)) == 12
+    assert sorted(path.name for path in out.iterdir()) == [
+        "best.safetensors",
+        "curves.png",
+        "last.safetensors",
+        "log.csv",
+    ]
+    status, printed = Process([*arguments, "--out", out, "--resume"], tmp_path / "a.txt").join()
+    assert status == 0 and "12 of 12" in printed
+
+
+@pytest.mark.parametrize("options", [["--dtype", "fp16"], ["--optimizer", "adamw", "--dtype", "bf16"]], ids=str)
+def test_resumes_every_state(here, folder, tmp_path, options, monkeypatch):
+    """The scaler of fp16 and AdamW's two moments go on as well."""
+    arguments = [folder, *SMALL, "--epochs", 2, "--schedule", "cosine", *options]
+    assert here(*arguments, "--out", tmp_path / "whole")[0] == 0
+    finish = training.Training.write
+
+    def interrupted(self, rows, epoch_ends):
+        finish(self, rows, epoch_ends)
+        self.stopping |= rows[-1]["step"] == 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "write", interrupted)
+        assert here(*arguments, "--out", tmp_path / "cut")[0] == 130
+    assert here(*arguments, "--out", tmp_path / "cut", "--resume")[0] == 0
+    assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
+
+
+def two(arguments, folder, **trapped):
+    """Two processes of one run in ``folder``/two; ``trapped`` is for rank 1."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000), "WORLD_SIZE": "2"}
+    arguments = [*arguments, "--out", folder / "two"]
+    return [
+        Process(arguments, folder / "0.txt", RANK="0", **address),
+        Process(arguments, folder / "1.txt", RANK="1", **address, **trapped),
+    ]
+
+
+def test_two_processes_train_as_one(folder, tmp_path):
+    """The same global batches, averaged gradients: the same curve; without dropout, which differs by rank."""
+    arguments = [folder, *SMALL, "--epochs", 2, "--keep-prob", 1]
+    alone = Process([*arguments, "--out", tmp_path / "one"], tmp_path / "one.txt")
+    both = two(arguments, tmp_path)
+    assert alone.join()[0] == 0
+    for process in both:
+        status, printed = process.join()
+        assert status == 0, printed
+    assert not (tmp_path / "1.txt").read_text(), "only rank 0 prints"
+    one, other = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(other) == 6
+    for a, b in zip(one, other, strict=True):
+        assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=1e-4)
+        assert (b["step"], b["accuracy"], b["validation_accuracy"]) == (
+            a["step"],
+            a["accuracy"],
+            a["validation_accuracy"],
+        )
+    alone, together = (load_file(tmp_path / run / "last.safetensors") for run in ("one", "two"))
+    for name, tensor in alone.items():
+        assert torch.allclose(together[name], tensor, atol=1e-4), name
+
+
+def test_a_rank_that_vanishes(folder, tmp_path):
+    """The other one ends too, and says so."""
+    first, second = two([folder, *SMALL, "--epochs", 2], tmp_path, trapped=("step", 2))
+    assert second.join()[0] == -9
+    status, printed = first.join()
+    assert status == 2
+    assert printed.splitlines()[-1] == "model.train: error: rank 0: another rank has ended, and this one with it"
+
+
+def test_a_failing_rank_ends_the_run(folder, tmp_path):
+    """With torchrun, on the real network: it says which rank and why, and leaves with an error, at once."""
+    images = tmp_path / "images"
+    make_folder(images, 2)
+    for path in images.glob("*/*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    next(iter(sorted(images.glob("*/*.png")))).unlink()
+    Image.new("RGB", (9, 9)).save(images / "blue" / "whole.png")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "model.train", images, "--strict", "--batch=2", "--operators=torch", "--device=cpu"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "model.train: error: rank " in done.stderr and "cannot be read as an image" in done.stderr, done.stderr
+    assert not list((tmp_path / "training").glob("*.safetensors"))
+
+
+def test_learns(here, tmp_path):
+    """Three colours, told apart; the curves drawn, and the log's last epoch as good as it says."""
+    images = make_folder(tmp_path / "images", 10)
+    easy = ["--optimizer", "adamw", "--lr", 0.001, "--schedule", "cosine", "--keep-prob", 1, "--no-augment"]
+    status, out, err = here(images, "--out", tmp_path / "run", "--epochs", 12, "--batch", 10, "--workers", 0, *easy)
+    assert status == 0 and not err
+    accuracy = [float(row["accuracy"]) for row in rows(tmp_path / "run")]
+    assert sum(accuracy[-3:]) / 3 > 0.95, accuracy
+    assert out.splitlines()[0].startswith("30 images of 3 classes; 3 steps an epoch; fp32, torch, on ")
+    assert "epoch 12/12: loss 0." in out
+    with Image.open(tmp_path / "run" / "curves.png") as plot:
+        assert plot.format == "PNG" and len(plot.convert("RGB").getcolors(1 << 24)) > 100
+
+
+def test_fine_tuning_and_what_reads_it(tmp_path, capsys):
+    """The real network from the bundled weights, all but fc8 held fixed; a checkpoint is a file of weights."""
+    images = make_folder(tmp_path / "images", 2)
+    frozen = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
+    arguments = [images, "--out", tmp_path / "run", "--weights", "cifar10", "--skip-layer", "fc8", "--batch", "3"]
+    arguments += ["--freeze", *frozen, "--epochs", "1", "--operators", "torch", "--device", "cpu", "--workers", "0"]
+    assert train.main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+    loaded, bundled = weights.load(tmp_path / "run" / "last.safetensors"), weights.load()
+    assert loaded.classes == tuple(COLOURS) and loaded.lrn == bundled.lrn
+    assert loaded.preprocess.mean == bundled.preprocess.mean and "256x256" in loaded.preprocess.resize
+    for name in frozen:
+        assert all(map(torch.equal, loaded.layers[name], bundled.layers[name])), name
+    assert loaded.layers["fc8"][0].shape == (3, 4096) and loaded.layers["fc8"][1].abs().max() > 0, "fc8 did not move"
+    found = {name for name in load_file(tmp_path / "run" / "last.safetensors") if name.startswith("optimizer.")}
+    assert found == {f"optimizer.fc8.{part}.momentum_buffer" for part in ("weight", "bias")}
+    (tmp_path / "run" / "last.safetensors").unlink()  # 230 MB
+
+
+def test_unreadable_images(here, tmp_path):
+    """Named once, counted, and the next image in its place; with --strict the end."""
+    images = make_folder(tmp_path / "images", 3)
+    broken = images / "green" / "1.png"
+    broken.write_bytes(b"no image")
+    arguments = [images, *SMALL, "--epochs", 4, "--out", tmp_path / "run"]
+    status, out, err = here(*arguments)
+    assert status == 0
+    assert err.splitlines() == [f"model.train: {broken}: not an image in a format that Pillow reads; skipped"]
+    assert out.splitlines()[-1].endswith("; 1 image that cannot be read was skipped")
+    status, _, err = here(*arguments[:-1], tmp_path / "other", "--strict")
+    assert status == 2
+    assert err.splitlines() == [f"model.train: error: {broken}: not an image in a format that Pillow reads"]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_loss_that_is_no_number(here, folder, tmp_path, every):
+    """Or weights that are none, which are not saved: the last good checkpoint stays."""
+    out = tmp_path / "run"
+    status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", out, "--lr", 3e4, "--save-every", every)
+    assert status == 2 and len(err.splitlines()) == 1
+    assert "the loss of step " in err or " made weights of NaN or infinity; " in err
+    assert err.endswith("; a lower --lr may help\n")
+    if (out / "last.safetensors").exists():
+        assert f"; {out / 'last.safetensors'}, of step " in err
+        assert weights.load(out / "last.safetensors").classes == tuple(COLOURS), "holds NaN"
+    else:
+        assert "no checkpoint was written yet" in err
+
+
+def test_weights_that_are_no_numbers_are_not_saved(here, folder, tmp_path, monkeypatch):
+    step = training.Learner.step
+
+    def overflows(self, number, *args):
+        metrics = step(self, number, *args)
+        if number == 4:
+            self.net.fc7.bias.data[3] = torch.inf
+        return metrics
+
+    monkeypatch.setattr(training.Learner, "step", overflows)
+    status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", tmp_path / "run", "--save-every", 1)
+    assert status == 2 and "step 5 made weights of NaN or infinity" in err and "of step 4, is kept" in err
+    assert weights.load(tmp_path / "run" / "last.safetensors").layers["fc7"][1].isfinite().all()
+
+
+BAD = {
+    "no folder": (["nowhere"], "nowhere: no such folder"),
+    "a file": (["a.txt"], "a.txt: not a folder"),
+    "no classes": (["none"], "none: must hold a sub-folder of images for each class"),
+    "empty class": (["empty"], "empty: no images of the class 'b' (accepted: .jpg, "),
+    "other classes in val": (["other"], "other: train and val must have the same classes; only one of them has 'c'"),
+    "batch": (["good", "--batch", "16"], "--batch 16 is more than the 15 images of good/train"),
+    "batch 0": (["good", "--batch", "0"], "--batch must be at least 1, got 0"),
+    "lr": (["good", "--lr", "-1"], "--lr must be positive, got -1.0"),
+    "keep-prob": (["good", "--keep-prob", "2"], "--keep-prob must be from 0 to 1, got 2.0"),
+    "dtype": (["good", "--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
+    "weights": (["good", "--weights", "nothing.npy"], "nothing.npy: no such file, and no weights of that name"),
+    "class count": (["good", "--weights", "cifar10"], "cifar10 has 10 classes, and good/train 3: --skip-layer fc8"),
+    "another network": (
+        ["good", "--weights", "odd.npz"],
+        "odd.npz: weights of another network, whose lrn is not",
+    ),
+    "layer": (["good", "--freeze", "conv9"], "--freeze must name layers among conv1, conv2, "),
+    "skipped": (["good", "--skip-layer", "fc8"], "--skip-layer leaves out layers of --weights, which is not given"),
+    "all frozen": (["good", "--freeze", *weights.LAYERS], "--freeze leaves no layer to train"),
+    "a run is there": (["good", "--out", "run"], "run holds a run: --resume goes on with it, another --out starts"),
+    "not a checkpoint": (["good", "--out", "run", "--resume"], "run/last.safetensors: cannot be read: "),
+    "out": (["good", "--out", "a.txt"], "a.txt: cannot be written: File exists"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_one_line_for_bad_input(here, folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(folder, "good")
+    Path("a.txt").write_text("")
+    for path in ("none", "empty/b", "other/val/c", "run"):
+        Path(path).mkdir(parents=True)
+    os.symlink(folder / "train" / "red", "empty/a")
+    os.symlink(folder / "train", "other/train")
+    for name in COLOURS:
+        os.symlink(folder / "train" / name, f"other/val/{name}")
+    os.symlink(folder / "train" / "red" / "0.png", "other/val/c/0.png")
+    Path("run/last.safetensors").write_bytes(b"junk")
+    with np.load(Path(weights.__file__).with_name("cifar10.npz")) as bundled:
+        meta = json.loads(str(bundled["meta"])) | {"lrn": "other"}
+        np.savez("odd.npz", **{k: bundled[k] for k in bundled.files if k.startswith("fc8.")}, meta=json.dumps(meta))
+    status, out, err = here(*arguments, *([] if "--batch" in arguments else ["--batch", 4]))
+    assert (status, out) == (2, "")
+    assert err.startswith(f"model.train: error: {message}") and len(err.splitlines()) == 1, err
+
+
+def test_resume_must_be_asked_for_the_same(here, folder, tmp_path):
+    out = tmp_path / "run"
+    assert here(folder, *SMALL, "--epochs", 1, "--out", out)[0] == 0
+    for option, message in (
+        (["--lr", 0.5], "--resume: --lr was 0.003 in "),
+        (["--seed", 1], "--resume: --seed was 0 in "),
+        (["--epochs", 2], "--resume: --epochs was 1 in "),
+    ):
+        status, _, err = here(folder, *SMALL, "--epochs", 1, "--out", out, "--resume", *option)
+        assert status == 2 and message in err
+    smaller = make_folder(tmp_path / "smaller", 4)
+    status, _, err = here(smaller, *SMALL, "--epochs", 1, "--out", out, "--resume")
+    assert status == 2 and "are not those that" in err
+
+
+def test_help_needs_no_pytorch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")  # the current folder comes first
+    for name in ("train", "evaluate"):
+        done = subprocess.run(
+            [sys.executable, "-m", f"model.{name}", "--help"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m model.{name}"), done.stderr
