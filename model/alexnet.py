@@ -40,6 +40,8 @@ class LayerSummary(NamedTuple):
 class AlexNet(nn.Module):
     """AlexNet for images of 227 x 227 pixels.
 
+    :meth:`from_weights` gives :class:`TorchvisionAlexNet` for torchvision's weights.
+
     Args:
         num_classes: outputs of fc8.
         keep_prob: the probability that dropout keeps an output of fc6 or fc7 in training.
@@ -52,23 +54,20 @@ class AlexNet(nn.Module):
         ArgumentError: ``num_classes`` under 1, ``keep_prob`` outside [0, 1], another ``lrn``.
     """
 
+    size = 227  # of the input
+    formulas: Iterable[str | None] = LRN
+
     def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: str = "bvlc"):
         super().__init__()
         if num_classes < 1:
             raise ArgumentError(f"AlexNet: num_classes must be at least 1, got {num_classes}")
         if not 0.0 <= keep_prob <= 1.0:
             raise ArgumentError(f"AlexNet: keep_prob must be from 0 to 1, got {keep_prob}")
-        if lrn not in LRN:
-            raise ArgumentError(f"AlexNet: lrn must be one of {', '.join(map(repr, LRN))}, got {lrn!r}")
+        if lrn not in self.formulas:
+            accepted = ", ".join(map(repr, self.formulas))
+            raise ArgumentError(f"{type(self).__name__}: lrn must be one of {accepted}, got {lrn!r}")
         self.lrn = lrn
-        self.conv1 = Conv2d(3, 96, kernel_size=11, stride=4)
-        self.pool1 = LRNMaxPool2d(**LRN[lrn])
-        self.conv2 = Conv2d(96, 256, kernel_size=5, padding=2, groups=2)
-        self.pool2 = LRNMaxPool2d(**LRN[lrn])
-        self.conv3 = Conv2d(256, 384, kernel_size=3, padding=1)
-        self.conv4 = Conv2d(384, 384, kernel_size=3, padding=1, groups=2)
-        self.conv5 = Conv2d(384, 256, kernel_size=3, padding=1, groups=2)
-        self.pool5 = MaxPool2d(kernel_size=3, stride=2)
+        self.make_convolutions()
         self.fc6 = Linear(256 * 6 * 6, 4096, relu=True)
         self.drop6 = Dropout(1.0 - keep_prob)
         self.fc7 = Linear(4096, 4096, relu=True)
@@ -76,6 +75,17 @@ class AlexNet(nn.Module):
         self.fc8 = Linear(4096, num_classes, relu=False)
         self.initialise()
         self.to(memory_format=torch.channels_last)  # filters as the kernels read them, so that no call copies
+
+    def make_convolutions(self) -> None:
+        """conv1 to pool5."""
+        self.conv1 = Conv2d(3, 96, kernel_size=11, stride=4)
+        self.pool1 = LRNMaxPool2d(**LRN[self.lrn])
+        self.conv2 = Conv2d(96, 256, kernel_size=5, padding=2, groups=2)
+        self.pool2 = LRNMaxPool2d(**LRN[self.lrn])
+        self.conv3 = Conv2d(256, 384, kernel_size=3, padding=1)
+        self.conv4 = Conv2d(384, 384, kernel_size=3, padding=1, groups=2)
+        self.conv5 = Conv2d(384, 256, kernel_size=3, padding=1, groups=2)
+        self.pool5 = MaxPool2d(kernel_size=3, stride=2)
 
     @torch.no_grad()
     def initialise(self, scheme: str = "paper") -> None:
@@ -99,8 +109,8 @@ class AlexNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, (N, num_classes), for images (N, 3, 227, 227) in the colours the weights were trained on."""
-        if x.dim() != 4 or x.shape[1:] != (3, 227, 227):
-            raise ArgumentError(f"AlexNet: input must be (N, 3, 227, 227), got shape {tuple(x.shape)}")
+        if x.dim() != 4 or x.shape[1:] != (3, self.size, self.size):
+            raise ArgumentError(f"AlexNet: input must be (N, 3, {self.size}, {self.size}), got shape {tuple(x.shape)}")
         #                      N x   3 x 227 x 227
         x = self.conv1(x)  #   N x  96 x  55 x  55    11 x 11, stride 4, ReLU
         x = self.pool1(x)  #   N x  96 x  27 x  27    LRN over 5 channels, max of 3 x 3 at stride 2
@@ -123,11 +133,11 @@ class AlexNet(nn.Module):
 
     def capture(self, batch: int) -> Captured:
         """The forward pass for up to ``batch`` images as a CUDA graph: ``run = net.capture(256); logits = run(x)``."""
-        return Captured(self, (batch, 3, 227, 227))
+        return Captured(self, (batch, 3, self.size, self.size))
 
     def layers(self, batch: int = 1) -> list[LayerSummary]:
         """The walk 227 -> 55 -> 27 -> 13 -> 6 -> num_classes: each layer's output shape, parameters and cost."""
-        rows, shape = [], (batch, 3, 227, 227)
+        rows, shape = [], (batch, 3, self.size, self.size)
         for name, layer in self.named_children():
             if isinstance(layer, Dropout):
                 continue
@@ -156,12 +166,44 @@ class AlexNet(nn.Module):
                 raise ArgumentError(f"skip_layer must name layers among {', '.join(names)}, got {name!r}")
         weights.assign(self, weights.load(weights_path), skipped)
 
-    @classmethod
-    def from_weights(cls, loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
+    @staticmethod
+    def from_weights(loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
         """The network that some weights were trained as, in evaluation mode; nothing is initialised at random."""
-        if loaded.lrn not in LRN:
+        kind = TorchvisionAlexNet if loaded.lrn is None else AlexNet
+        if loaded.lrn not in kind.formulas:
             raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
+        if loaded.preprocess.size != kind.size:
+            raise weights.WeightsError(
+                f"{loaded.name}: the network with lrn {loaded.lrn} takes photos of {kind.size} x {kind.size}, "
+                f"got a size of {loaded.preprocess.size}"
+            )
         with torch.device("meta"):
-            net = cls(max(len(loaded.classes), 1), keep_prob, loaded.lrn)
+            net = kind(max(len(loaded.classes), 1), keep_prob, loaded.lrn)
         weights.assign(net, loaded)
         return net.eval()
+
+
+class TorchvisionAlexNet(AlexNet):
+    """torchvision's ``alexnet``, another network of the name, for 224 x 224 pixels: no groups, no normalisation.
+
+    Its convolutions have 64, 192, 384, 256 and 256 filters, as in Krizhevsky 2014, "One weird trick for parallelizing
+    convolutional neural networks" (https://arxiv.org/abs/1404.5997). conv1 pads by 2, and the walk from 55 to 6 is the
+    same. Arguments as :class:`AlexNet`, but that ``lrn`` can only be None.
+    """
+
+    size = 224
+    formulas = (None,)
+
+    def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: None = None):
+        super().__init__(num_classes, keep_prob, lrn)
+
+    def make_convolutions(self) -> None:
+        """conv1 to pool5."""
+        self.conv1 = Conv2d(3, 64, kernel_size=11, stride=4, padding=2)
+        self.pool1 = MaxPool2d(kernel_size=3, stride=2)
+        self.conv2 = Conv2d(64, 192, kernel_size=5, padding=2)
+        self.pool2 = MaxPool2d(kernel_size=3, stride=2)
+        self.conv3 = Conv2d(192, 384, kernel_size=3, padding=1)
+        self.conv4 = Conv2d(384, 256, kernel_size=3, padding=1)
+        self.conv5 = Conv2d(256, 256, kernel_size=3, padding=1)
+        self.pool5 = MaxPool2d(kernel_size=3, stride=2)

@@ -6,6 +6,7 @@ a file for ``model.infer --weights``; the run's position is among what the heade
 (One entry, for safetensors writes several in any order, and equal runs are to give equal files.)
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -36,6 +37,9 @@ def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
         os.close(folder)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # where it was not renamed
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from model import command
+from model import command, wordnet
 from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit, partial_for
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
@@ -122,18 +122,21 @@ def count(
     return Counts(confusion.view(classes, classes), loss, top5 if classes > 5 else None, errors)
 
 
-def match(images: list[tuple[str, int]], folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list:
-    """The images with the weights' indices of classes for the folder's; classes are told by their names.
+def match(folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list[int]:
+    """The weights' class of each folder, told by its name; of ImageNet's 1000, also by a WordNet ID as n01440764.
 
     Raises:
         UsageError: a folder whose name is no class of the weights.
     """
+    places = wordnet.indices(folders) if len(classes) == 1000 else None
+    if places is not None:
+        return places
     unknown = [folder for folder in folders if folder not in classes]
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + ", ..." * (len(unknown) > 3)
         known = ", ".join(map(repr, classes[:5])) + ", ..." * (len(classes) > 5)
         raise UsageError(f"{name} has no class {shown}: a folder must have a class's name, such as {known}")
-    return [(path, classes.index(folders[index])) for path, index in images]
+    return [classes.index(folder) for folder in folders]
 
 
 def draw(counts: Counts, rows: list[int], classes: tuple[str, ...], title: str, out: Path) -> None:
@@ -185,9 +188,10 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
             net = AlexNet.from_weights(loaded).use(operators)
         except weights.WeightsError as error:
             raise UsageError(error) from error
-        return folder, loaded, net, match(folder.images, folder.classes, loaded.classes, loaded.name)
+        return folder, loaded, net, match(folder.classes, loaded.classes, loaded.name)
 
-    folder, loaded, net, images = ranks.agree(prepare)
+    folder, loaded, net, rows = ranks.agree(prepare)
+    images = [(path, rows[index]) for path, index in folder.images]
     dtype = DTYPES[args.dtype]
     net.to(device, dtype)
     crops = loaded.preprocess.ten_crops if args.ten_crop else loaded.preprocess
@@ -209,7 +213,6 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         command.complain("model.evaluate", error)
     if not counts.images:
         raise UsageError(f"{folder.path}: no image can be read")
-    rows = [loaded.classes.index(name) for name in folder.classes]
     shares = counts.per_class()
     title = f"{loaded.name}, {counts.images} images of {folder.path}: top-1 {counts.top1:.2%}"
     if args.json:
@@ -230,7 +233,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         }
         print(json.dumps(record))
     else:
-        width = max(map(len, folder.classes))
+        width = max(len(loaded.classes[row]) for row in rows)
         for row in rows:
             share = "      -" if shares[row] is None else f"{shares[row]:7.1%}"
             print(f"{loaded.classes[row]:<{width}}  {share}  of {int(counts.confusion[row].sum())}")

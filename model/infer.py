@@ -28,14 +28,16 @@ if TYPE_CHECKING:
     from model.alexnet import AlexNet, LayerSummary
     from model.weights import Weights
 
-IMAGENET = "www.cs.toronto.edu/~guerzhoy/tf_alexnet/"
-
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m model.infer", description="Classifies photos with AlexNet on the Triton kernels.")
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="photos, or folders of them; none: a cat from scikit-image")
-    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), or a file such as bvlc_alexnet.npy")
+    add(
+        "--weights",
+        metavar="NAME|PATH",
+        help="cifar10 (bundled, the default), bvlc, deep-compression, torchvision (downloaded), or a file of weights",
+    )
     add("--top", type=int, metavar="K", help="how many classes to list for a photo (5)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
@@ -235,6 +237,15 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
     figure.savefig(out, format="png", dpi=110)
 
 
+def imagenet_hint(classes: int) -> str:
+    """A line for who sees few classes: an ImageNet model that is in the cache, or one to download."""
+    from model import weights
+
+    here = [name for name in weights.NAMED if weights.cached(name)]
+    way = f"--weights {here[0]}, which is in the cache" if here else "--weights bvlc, which downloads 244 MB"
+    return f"{classes} classes only; for ImageNet's 1000: {way}"
+
+
 def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> bool:
     """Classifies the photos; whether all of them could be read. ``partial`` is where to draw."""
     with interrupts_exit():
@@ -321,11 +332,8 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         if table:
             print(f"{table}\n")
         print(summary)
-        if loaded.name in weights.BUNDLED:
-            print(
-                f"{len(loaded.classes)} classes only; for ImageNet's 1000: "
-                f"--weights path/to/bvlc_alexnet.npy, a file from {IMAGENET}"
-            )
+        if loaded.name == weights.DEFAULT:
+            print(imagenet_hint(len(loaded.classes)))
     if partial:
         draw(partial, photos[0], predictions, features["conv1"], summary)
         os.replace(partial, args.plot)

@@ -122,44 +122,66 @@ def _bilinear(image: torch.Tensor, side: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(image[None], (side, side), mode="bilinear", antialias=False)[0]
 
 
+def _torchvision(image: Image.Image, side: int) -> torch.Tensor:
+    from torchvision.transforms import functional  # slow to import
+
+    short = functional.resize(image, LARGE, functional.InterpolationMode.BILINEAR, antialias=True)
+    return _to_tensor(functional.center_crop(short, side))
+
+
 RESIZE = {
     "256x256 (bilinear), then the central 227x227": _bvlc,
     "centre square, then 32x32 (Lanczos), then 227x227 (bilinear)": _cifar,
     "centre square, then 256x256 (bilinear, antialiased), then the central 227x227": _folder,
+    "shorter side to 256 (bilinear, antialiased), then the central 224x224": _torchvision,
 }
 """Rules by their description: an RGB image and a side -> (3, side, side), RGB, 0..255.
 
-The side is the network's 227, or 256 for the square that ten crops are cut from. Training on a folder has the last.
+The side is the network's, or 256 for the square that ten crops are cut from. Training on a folder has the third.
 """
-FOLDER = list(RESIZE)[-1]
+_BVLC, _CIFAR, FOLDER, _TORCHVISION = RESIZE
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What some weights take: colours as Caffe has them, blue first, from 0 to 255, less a mean.
+    """What some weights take: numbers from 0 to 255, less a mean.
 
     Args:
-        mean: the means of blue, green and red.
+        mean: the means of the three colours.
         resize: a rule among :data:`RESIZE`.
+        std: what each colour is divided by after that.
+        order: of the colours: ``"BGR"`` as Caffe has them, blue first, or ``"RGB"``.
+        size: pixels of a side.
     """
 
     mean: tuple[float, float, float]
     resize: str
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    order: str = "BGR"
+    size: int = SIZE
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """(3, 227, 227) float32 from a photo in any mode."""
-        return self._less_mean(RESIZE[self.resize](to_rgb(image), SIZE))
+        """(3, size, size) float32 from a photo in any mode."""
+        return self._normalise(RESIZE[self.resize](to_rgb(image), self.size))
 
     def ten_crops(self, image: Image.Image) -> torch.Tensor:
-        """(10, 3, 227, 227): four corners and the centre of the photo at 256 x 256, and their mirror images."""
-        large, last = self._less_mean(RESIZE[self.resize](to_rgb(image), LARGE)), LARGE - SIZE
+        """(10, 3, size, size): four corners and the centre of the photo at 256 x 256, and their mirror images."""
+        large, size = self._normalise(RESIZE[self.resize](to_rgb(image), LARGE)), self.size
+        last = LARGE - size
         places = ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2))
-        crops = torch.stack([large[:, top : top + SIZE, left : left + SIZE] for top, left in places])
+        crops = torch.stack([large[:, top : top + size, left : left + size] for top, left in places])
         return torch.cat([crops, crops.flip(3)])
 
-    def _less_mean(self, rgb: torch.Tensor) -> torch.Tensor:
-        return (rgb.flip(0) - torch.tensor(self.mean).view(3, 1, 1)).contiguous()
+    def _normalise(self, rgb: torch.Tensor) -> torch.Tensor:
+        x = rgb.flip(0) if self.order == "BGR" else rgb
+        mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.mean, self.std))
+        return ((x - mean) / std).contiguous()
 
 
-BVLC = Preprocess((104.0069879317889, 116.66876761696767, 122.6789143406786), next(iter(RESIZE)))
+BVLC = Preprocess((104.0069879317889, 116.66876761696767, 122.6789143406786), _BVLC)
 """For BVLC's weights in any format: the channel means of Caffe's imagenet_mean.binaryproto."""
+
+TORCHVISION = Preprocess(
+    (0.485 * 255, 0.456 * 255, 0.406 * 255), _TORCHVISION, (0.229 * 255, 0.224 * 255, 0.225 * 255), "RGB", 224
+)
+"""For torchvision's weights (AlexNet_Weights.IMAGENET1K_V1.transforms), which count colours from 0 to 1."""

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from model import weights
+from model.infer import imagenet_hint
 from model.preprocess import open_image
 from tests.reference_alexnet import reference_alexnet
 
@@ -26,7 +27,12 @@ def infer(folder, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", "model.infer", *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONIOENCODING": "utf-8",
+            "TORCH_HOME": str(folder),
+        },
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -66,7 +72,7 @@ def test_default_photo_with_layers_and_plot(tmp_path, expected):
     assert rows["total"].split()[1:3] == ["56,909,194", "720.4"]
     assert rows["pool5"].endswith("-"), "no roof has been measured"
     assert rows["cifar10"].startswith("cifar10 on ") and "fp32: 1 photo in " in rows["cifar10"]
-    assert rows["10"].startswith("10 classes only") and "bvlc_alexnet.npy" in rows["10"]
+    assert rows["10"] == "10 classes only; for ImageNet's 1000: --weights bvlc, which downloads 244 MB"
 
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
     with Image.open(tmp_path / "out.png") as plot:
@@ -122,7 +128,7 @@ BAD = {
     "plot a folder": (["a.png", "--plot", "folder.png"], "--plot folder.png: cannot be written: is a folder"),
     # These need PyTorch, and seconds:
     "truncated photo": (["cut.png", "--plot", "out.png"], "cut.png: cannot be read as an image: "),
-    "weights": (["a.png", "--weights", "other"], "other: no such file, and no weights of that name (cifar10)"),
+    "weights": (["a.png", "--weights", "other"], "other: no such file, and no weights of that name (cifar10, "),
     "top above the classes": (["a.png", "--top", "11"], "--top must be at most the 10 classes of cifar10, got 11"),
     "no GPU": (["a.png", "--device", "cuda", "--plot", "out.png"], "--device cuda: no GPU here that PyTorch can use"),
 }
@@ -145,10 +151,23 @@ def test_one_line_for_bad_input(tmp_path, arguments, message):
 
 def test_weights_that_do_not_fit(tmp_path):
     """One line that names the file and the layer."""
-    np.savez(tmp_path / "a.npz", meta=np.load(weights.BUNDLED["cifar10"])["meta"], **{"fc8.bias": np.zeros(3)})
+    np.savez(tmp_path / "a.npz", meta=np.load(weights.NAMED["cifar10"].bundled)["meta"], **{"fc8.bias": np.zeros(3)})
     status, out, err = infer(tmp_path, "--weights", "a.npz")
     assert (status, out, len(err)) == (2, [], 1)
     assert err[0].startswith("model.infer: error: a.npz: must hold conv1, ")
+
+
+def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
+    """What is in the cache is named; what is not is offered; neither is downloaded."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    offer = "10 classes only; for ImageNet's 1000: --weights bvlc, which downloads 244 MB"
+    assert imagenet_hint(10) == offer
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    (cache / "bvlc_alexnet.caffemodel").write_bytes(b"half of it")
+    assert imagenet_hint(10) == offer
+    (cache / "alexnet-owt-7be5be79.pth").touch()
+    assert imagenet_hint(10) == "10 classes only; for ImageNet's 1000: --weights torchvision, which is in the cache"
 
 
 def test_help_needs_no_pytorch(tmp_path):

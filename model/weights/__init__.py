@@ -1,44 +1,40 @@
-"""Trained weights: those that come with the package by name, and files in the formats that are read here.
+"""Trained weights: by name, bundled or downloaded, and files in the formats that are read here.
 
-One module a format, each with ``matches(head)``, ``read(path, name)`` and a ``DESCRIPTION``. A file's first bytes
-tell its format; its name tells nothing.
+What is public is imported where it is first used: ``python -m model.weights --help`` imports this package too, and
+needs no PyTorch, which takes seconds.
 """
 
-import os
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING
 
-from model.weights import npy, npz, safetensors
-from model.weights.common import LAYERS, Weights, WeightsError, assign
+if TYPE_CHECKING:
+    from model.weights.common import LAYERS, Weights, WeightsError, assign
+    from model.weights.named import NAMED, cached, fetch
+    from model.weights.registry import DEFAULT, FORMATS, format_of, load
 
-__all__ = ["BUNDLED", "DEFAULT", "FORMATS", "LAYERS", "Weights", "WeightsError", "assign", "load"]
+__all__ = [
+    "DEFAULT",
+    "FORMATS",
+    "LAYERS",
+    "NAMED",
+    "Weights",
+    "WeightsError",
+    "assign",
+    "cached",
+    "fetch",
+    "format_of",
+    "load",
+]
 
-FORMATS = (npy, npz, safetensors)
-BUNDLED = {"cifar10": Path(__file__).with_name("cifar10.npz")}
-DEFAULT = "cifar10"
+_MODULES = {
+    "common": ("LAYERS", "Weights", "WeightsError", "assign"),
+    "named": ("NAMED", "cached", "fetch"),
+    "registry": ("DEFAULT", "FORMATS", "format_of", "load"),
+}
 
 
-def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
-    """Reads weights by their registered name, or from a file.
-
-    Args:
-        name_or_path: a name among :data:`BUNDLED`; anything else is a path.
-
-    Raises:
-        WeightsError: no such name or file, a format that is not known here, or a file that does not hold what its
-            format promises.
-    """
-    name = os.fspath(name_or_path)
-    path = BUNDLED.get(name, Path(name))
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        raise WeightsError(f"{name}: no such file, and no weights of that name ({', '.join(BUNDLED)})") from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    for format in FORMATS:
-        if format.matches(head):
-            return format.read(path, name)
-    accepted = ", or ".join(format.DESCRIPTION for format in FORMATS)
-    found = f"begins with {head[:8]!r}" if head else "is empty"
-    raise WeightsError(f"{name}: not weights in a known format: the file {found}; accepted: {accepted}")
+def __getattr__(name: str):
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

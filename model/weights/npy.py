@@ -5,7 +5,7 @@ convolution is (kh, kw, in / groups, out), of a fully connected layer (in, out),
 H, W, C, because TensorFlow flattens NHWC.
 
 Unpickling calls what the file names, so a pickle from the internet may run anything. This reader lets a file name
-only the few functions that build arrays, and has its own in their place, which check the sizes they are given.
+only the few functions that build arrays, and has its own in their place, which allocate nothing by a size alone.
 """
 
 import mmap
@@ -16,28 +16,39 @@ import re
 import numpy as np
 import torch
 
-from model.preprocess import BVLC
-from model.weights.common import LAYERS, Weights, WeightsError, check_any, check_arrays, check_tensors
+from model.weights.common import (
+    LARGEST,
+    LAYERS,
+    Probe,
+    Weights,
+    WeightsError,
+    check_any,
+    check_arrays,
+    check_size,
+    published,
+    reason,
+    to_tensors,
+)
+from model.weights.pickles import Unpickler
 
-MAGIC = b"\x93NUMPY"
 DESCRIPTION = "a .npy file with a dictionary of layers, as bvlc_alexnet.npy"
 
 
-def matches(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is in this format."""
-    return head.startswith(MAGIC)
+def matches(probe: Probe) -> bool:
+    """Whether a file with this beginning and end is in this format."""
+    return probe.head.startswith(b"\x93NUMPY")
 
 
 def read(path: str | os.PathLike, name: str) -> Weights:
     """Reads the file; whatever it has besides AlexNet's layers is passed over."""
+    check_size(path, name)
     content = _unpickle(path, name)
     if not isinstance(content, dict):
         raise WeightsError(f"{name}: must hold a dictionary of layers, got {type(content).__name__}")
     found = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
     layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
     check_any(name, [str(key) for key in found], layers)
-    classes = _classes(len(layers["fc8"][1])) if "fc8" in layers else ()
-    return Weights(name, layers, classes, "bvlc", BVLC)
+    return published(name, layers)
 
 
 def _layer(name: str, layer: str, entry: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,19 +63,10 @@ def _layer(name: str, layer: str, entry: object) -> tuple[torch.Tensor, torch.Te
         weight = weight.transpose(3, 2, 0, 1)
     elif layer == "fc6" and weight.shape[0] == 6 * 6 * 256:
         weight = weight.reshape(6, 6, 256, -1).transpose(3, 2, 0, 1)  # H, W, C, out -> out, C, H, W
+        weight = weight.reshape(-1, 256 * 6 * 6)
     else:
         weight = weight.T
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes the infinity that check_tensors reports
-        weight, bias = (torch.from_numpy(np.array(a, dtype=np.float32, order="C")) for a in (weight, bias))
-    return check_tensors(name, layer, weight if layer.startswith("conv") else weight.flatten(1), bias)
-
-
-def _classes(count: int) -> tuple[str, ...]:
-    if count != 1000:
-        return tuple(f"class {index}" for index in range(count))
-    from torchvision.models._meta import _IMAGENET_CATEGORIES  # in the order of ILSVRC's indices; slow to import
-
-    return tuple(_IMAGENET_CATEGORIES)
+    return to_tensors(name, layer, weight, bias)
 
 
 def _unpickle(path: str | os.PathLike, name: str) -> object:
@@ -80,7 +82,7 @@ def _unpickle(path: str | os.PathLike, name: str) -> object:
             shape, _, dtype = read_header(mapped)
             if dtype.kind != "O" or shape != ():
                 raise WeightsError(f"{name}: must hold a dictionary of layers, got an array {shape} of {dtype}")
-            content = _value(_Unpickler(mapped, encoding="bytes").load())  # Python 2's str: bytes, as arrays need
+            content = _value(_Unpickler(mapped).load())
             left = len(mapped) - mapped.tell()
             if left:
                 raise WeightsError(f"{name}: {left} bytes follow the end of the dictionary")
@@ -90,8 +92,7 @@ def _unpickle(path: str | os.PathLike, name: str) -> object:
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{name}: cannot be read: {error}") from error
     except Exception as error:  # damaged bytes are opcodes too, and raise whatever they run into
-        what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WeightsError(f"{name}: truncated or damaged: {what}") from error
+        raise WeightsError(f"{name}: truncated or damaged: {reason(error)}") from error
 
 
 class _DType:
@@ -119,7 +120,7 @@ class _Array:
         if dtype.resolve().kind == "O":
             self.value = raw[0] if shape == () else list(raw)
         else:  # a shape that the bytes do not fill is a ValueError
-            array = np.frombuffer(_bytes(raw), dtype.resolve())
+            array = np.frombuffer(raw, dtype.resolve())
             self.value = array.reshape(shape, order="F" if fortran else "C")
 
 
@@ -131,31 +132,32 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode("latin1") if isinstance(value, str) else value
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    return _bytes(text)  # how Python 3 writes bytes for Python 2
-
-
-def _scalar(dtype: _DType, raw: str | bytes) -> object:
-    return np.frombuffer(_bytes(raw), dtype.resolve())[0]
+def _scalar(dtype: _DType, raw: bytes) -> object:
+    return np.frombuffer(raw, dtype.resolve())[0]
 
 
 _ALLOWED = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
-    ("_codecs", "encode"): _encode,
     **{(module, "bytes"): lambda: b"" for module in ("builtins", "__builtin__")},  # how b"" is written for Python 2
     **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda *_: _Array() for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
 }
 
 
-class _Unpickler(pickle._Unpickler):
-    # The Python one: there are few opcodes, and the one in C takes gigabytes for a damaged number of a memo entry.
+class _Unpickler(Unpickler):
+    encoded = 0
+
     def find_class(self, module: str, name: str) -> object:
+        if (module, name) == ("_codecs", "encode"):
+            return self.encode
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks to run {module}.{name}, and weights are only arrays")
         return _ALLOWED[module, name]
+
+    def encode(self, text: str, encoding: str = "latin1") -> bytes:
+        """How Python 3 writes bytes for Python 2. Each call makes a copy, and a text may be used again and again."""
+        self.encoded += len(text)
+        if self.encoded > LARGEST:
+            raise pickle.UnpicklingError("it has more bytes than weights need")
+        return text.encode("latin1")

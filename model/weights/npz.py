@@ -2,49 +2,77 @@
 
 For each layer ``<layer>.weight``, ``<layer>.scale`` and ``<layer>.bias``, with weight = int8 * scale, in PyTorch's
 layout; a float weight needs no scale. ``meta`` is JSON: classes, mean (B, G, R), lrn, resize.
+
+The archive is read entry by entry, for ``numpy.load`` allocates what an entry's header claims.
 """
 
+import io
 import os
 
 import numpy as np
 import torch
 
-from model.weights.common import LAYERS, Weights, WeightsError, check_any, check_arrays, check_tensors, parse_meta
+from model.weights.common import (
+    LARGEST,
+    LAYERS,
+    Probe,
+    Weights,
+    WeightsError,
+    check_any,
+    check_arrays,
+    check_shape,
+    parse_meta,
+    to_tensors,
+)
+from model.weights.zips import open_zip, unpack
 
-MAGIC = b"PK\x03\x04"
 DESCRIPTION = "an .npz file with a meta entry, as the bundled ones"
 
 
-def matches(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is in this format."""
-    return head.startswith(MAGIC)
+def matches(probe: Probe) -> bool:
+    """Whether a file with this beginning and end is in this format: a zip archive, but for PyTorch's."""
+    return probe.entry is not None and not probe.entry.endswith("/data.pkl")
 
 
 def read(path: str | os.PathLike, name: str) -> Weights:
     """Reads the file; whatever it has besides AlexNet's layers is passed over."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "meta" not in archive.files:
-                raise WeightsError(f"{name}: a zip archive without the entry meta that describes weights")
-            classes, lrn, preprocess = parse_meta(name, str(archive["meta"][()]))
-            layers = {layer: _layer(name, layer, archive) for layer in LAYERS if f"{layer}.weight" in archive.files}
-            check_any(name, archive.files, layers)
-    except WeightsError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy raise whatever damaged bytes run into
-        what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WeightsError(f"{name}: truncated or damaged: {what}") from error
+    with open_zip(path, name) as archive:
+        entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if "meta" not in entries:
+            raise WeightsError(f"{name}: a zip archive without the entry meta that describes weights")
+        wanted = [key for key in entries if key == "meta" or key.split(".")[0] in LAYERS]
+        arrays, left = {}, LARGEST
+        for key in wanted:
+            data = unpack(archive, entries[key], name, left)
+            arrays[key], left = _array(data, f"{name}: {key}"), left - len(data)
+    classes, lrn, preprocess = parse_meta(name, str(arrays["meta"][()]))
+    layers = {layer: _layer(name, layer, arrays) for layer in LAYERS if f"{layer}.weight" in arrays}
+    check_any(name, list(entries), layers)
     outputs = len(layers["fc8"][1]) if "fc8" in layers else len(classes)
     if outputs != len(classes):
         raise WeightsError(f"{name}: fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
     return Weights(name, layers, classes if "fc8" in layers else (), lrn, preprocess)
 
 
-def _layer(name: str, layer: str, archive: np.lib.npyio.NpzFile) -> tuple[torch.Tensor, torch.Tensor]:
-    if f"{layer}.bias" not in archive.files:
+def _array(data: bytes, what: str) -> np.ndarray:
+    """An ``.npy`` file's array, which is these bytes themselves."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise WeightsError(f"{what} must be an array of numbers, got objects, which could run anything")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def _layer(name: str, layer: str, arrays: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    if f"{layer}.bias" not in arrays:
         raise WeightsError(f"{name}: {layer} has a weight but no bias")
-    weight, bias = archive[f"{layer}.weight"], archive[f"{layer}.bias"]
-    scale = archive[f"{layer}.scale"] if f"{layer}.scale" in archive.files else None
+    weight, bias = arrays[f"{layer}.weight"], arrays[f"{layer}.bias"]
+    scale = arrays.get(f"{layer}.scale")
     if scale is not None:
         if weight.dtype != np.int8:
             raise WeightsError(f"{name}: {layer}'s weight must be int8 beside a scale, got {weight.dtype}")
@@ -53,7 +81,8 @@ def _layer(name: str, layer: str, archive: np.lib.npyio.NpzFile) -> tuple[torch.
                 f"{name}: {layer}'s scale must be one float an output, {weight.shape[:1]}, "
                 f"got {scale.dtype} {scale.shape}"
             )
-        scale = torch.from_numpy(scale).float().view(-1, *(1,) * (weight.ndim - 1))
-        weight = (torch.from_numpy(weight) * scale).numpy()
+        check_shape(name, layer, "weight", weight.shape)
+        scale = torch.from_numpy(scale.astype(np.float32)).view(-1, *(1,) * (weight.ndim - 1))
+        weight = (torch.tensor(weight) * scale).numpy()
     check_arrays(name, layer, weight, bias)
-    return check_tensors(name, layer, torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+    return to_tensors(name, layer, weight, bias)

@@ -1,0 +1,107 @@
+"""``python -m model.weights``: lists, downloads, verifies and converts files of weights."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from model import command
+from model.command import Parser, UsageError, interrupts_exit
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m model.weights", description="Weights by name, and files of weights.")
+    what = parser.add_subparsers(dest="what", metavar="COMMAND", required=True)
+    what.add_parser("list", help="the names there are, and where their files are")
+    add = what.add_parser("download", help="download the file of a name, unless it is there").add_argument
+    add("name", metavar="NAME", help="bvlc, deep-compression or torchvision")
+    add = what.add_parser("verify", help="read a file whole and say what it is").add_argument
+    add("path", metavar="NAME|PATH")
+    add = what.add_parser("convert", help="write a file's weights as safetensors").add_argument
+    add("path", metavar="NAME|PATH")
+    add("out", metavar="OUT.safetensors", type=Path)
+    args = parser.parse_args(argv)
+    if args.what == "convert" and args.out.suffix != ".safetensors":
+        raise UsageError(f"OUT must name a .safetensors file, got {str(args.out)!r}")
+    return args
+
+
+def show_list() -> None:
+    """Each name: what it is, and the file or the address it comes from."""
+    from model.weights.named import NAMED, cached
+
+    for name, named in NAMED.items():
+        found = named.bundled or cached(name)
+        where = f"at {found}" if found else f"not downloaded; from {named.sources[0].url}"
+        print(f"{name:<17} {named.description}\n{'':<17} {'bundled' if named.bundled else where}")
+
+
+def verify(path: str) -> None:
+    """Reads a file as the network would, and prints what is in it."""
+    from model import weights
+    from model.alexnet import AlexNet
+    from model.weights.named import fetch, published_as
+
+    loaded = weights.load(path)
+    AlexNet.from_weights(loaded)  # every layer there, and of its shape
+    file = fetch(path) if path in weights.NAMED else Path(path)
+    name = published_as(file)
+    total = sum(tensor.numel() for pair in loaded.layers.values() for tensor in pair)
+    print(f"{path}: {weights.format_of(file, path).DESCRIPTION}, {file.stat().st_size:,} bytes")
+    for layer, (weight, bias) in loaded.layers.items():
+        shape = " x ".join(map(str, weight.shape))
+        zeros = 1.0 - weight.count_nonzero().item() / math.prod(weight.shape)
+        print(f"  {layer}: {shape}, {zeros:.1%} zeros, and {len(bias)} biases")
+    print(
+        f"{total:,} parameters, {len(loaded.classes)} classes, normalisation {loaded.lrn or 'none'}: whole and finite"
+    )
+    bundled = path in weights.NAMED and weights.NAMED[path].bundled
+    known = f"the published file of {name}" if name else "not a file whose checksum is known here"
+    print("the bundled file" if bundled else known)
+
+
+def convert(path: str, out: Path) -> None:
+    """Writes the weights of a file as a checkpoint of ours, whole or not at all."""
+    from model import checkpoint, weights
+    from model.alexnet import AlexNet
+    from model.weights.common import describe
+
+    loaded = weights.load(path)
+    AlexNet.from_weights(loaded)  # every layer there, and of its shape
+    tensors = {
+        f"{layer}.{part}": tensor
+        for layer, pair in loaded.layers.items()
+        for part, tensor in zip(("weight", "bias"), pair, strict=True)
+    }
+    checkpoint.write(out, tensors, meta=describe(loaded.classes, loaded.lrn, loaded.preprocess))
+    print(f"{out}: {len(loaded.layers)} layers, {len(loaded.classes)} classes, {out.stat().st_size:,} bytes")
+
+
+def run(argv: list[str] | None) -> int:
+    args = parse(argv)
+    with interrupts_exit():
+        from model.weights import NAMED, WeightsError, fetch
+
+    try:
+        if args.what == "list":
+            show_list()
+        elif args.what == "download":
+            if args.name not in NAMED:
+                raise UsageError(f"NAME must be one of {', '.join(NAMED)}, got {args.name!r}")
+            print(fetch(args.name))
+        elif args.what == "verify":
+            verify(args.path)
+        else:
+            convert(args.path, args.out)
+    except WeightsError as error:
+        raise UsageError(error) from error
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    return command.run("model.weights", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""``bvlc_alexnet.caffemodel``: Caffe's binary NetParameter, a protocol buffer.
+
+Layers stand in the field ``layer``, in files of before 2014's upgrade in ``layers``; each has its weight and its bias
+as blobs. Caffe's layout is PyTorch's: a convolution's weight is (out, in / groups, kh, kw), a fully connected layer's
+(out, in) with fc6's columns in the order C, H, W; older blobs say (1, 1, out, in).
+
+Only the fields that are needed are described here, by the numbers of caffe.proto
+(https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto); the library passes over all others.
+"""
+
+import functools
+import math
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from model.weights.common import (
+    LAYERS,
+    Probe,
+    Weights,
+    WeightsError,
+    check_any,
+    check_arrays,
+    published,
+    read_bounded,
+    to_tensors,
+)
+
+if TYPE_CHECKING:  # the library is imported for Caffe's files alone
+    from google.protobuf import message
+
+DESCRIPTION = "a .caffemodel"
+
+_MESSAGES = {  # name -> fields: name, number, type, repeated
+    "BlobShape": (("dim", 1, "INT64", True),),
+    "BlobProto": (
+        ("num", 1, "INT32", False),
+        ("channels", 2, "INT32", False),
+        ("height", 3, "INT32", False),
+        ("width", 4, "INT32", False),
+        ("data", 5, "FLOAT", True),
+        ("shape", 7, "BlobShape", False),
+        ("double_data", 8, "DOUBLE", True),
+    ),
+    "LayerParameter": (("name", 1, "STRING", False), ("blobs", 7, "BlobProto", True)),
+    "V1LayerParameter": (("name", 4, "STRING", False), ("blobs", 6, "BlobProto", True)),
+    "NetParameter": (
+        ("name", 1, "STRING", False),
+        ("layers", 2, "V1LayerParameter", True),
+        ("layer", 100, "LayerParameter", True),
+    ),
+}
+
+
+@functools.cache
+def net_parameter() -> "type[message.Message]":
+    """The class of Caffe's NetParameter, with the fields above."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="alexnet/caffe.proto", package="alexnet.caffe", syntax="proto2")
+    for name, fields in _MESSAGES.items():
+        described = file.message_type.add(name=name)
+        for field, number, kind, repeated in fields:
+            entry = described.field.add(name=field, number=number)
+            entry.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            if kind in _MESSAGES:
+                entry.type, entry.type_name = kinds.TYPE_MESSAGE, f".alexnet.caffe.{kind}"
+            else:
+                entry.type = getattr(kinds, f"TYPE_{kind}")
+                entry.options.packed = repeated
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("alexnet.caffe.NetParameter"))
+
+
+def matches(probe: Probe) -> bool:
+    """Whether a file with this beginning and end is in this format: a network's name, if any, then another field."""
+    if probe.head[:1] != b"\x0a":
+        return probe.head[:1] == b"\x12" or probe.head[:2] == b"\xa2\x06"  # layers, layer
+    end = 2 + (probe.head[1] if len(probe.head) > 1 else 255)
+    # layers, input, input_dim, force_backward, state, debug_info, input_shape, layer
+    fields = (b"\x12", b"\x1a", b"\x20", b"\x28", b"\x32", b"\x38", b"\x42", b"\xa2")
+    return end < 130 and probe.head[end : end + 1] in fields and probe.head[2:end].isascii()
+
+
+def read(path: str | os.PathLike, name: str) -> Weights:
+    """Reads the file; whatever it has besides AlexNet's layers is passed over."""
+    from google.protobuf.message import DecodeError
+
+    net = net_parameter()()
+    try:
+        net.ParseFromString(read_bounded(path, name))
+        found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{name}: truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
+    layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
+    check_any(name, list(found), layers)
+    return published(name, layers)
+
+
+def _layer(name: str, layer: str, blobs: list) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(blobs) != 2:
+        raise WeightsError(f"{name}: {layer} must have a weight and a bias, got {len(blobs)} blobs")
+    dims = (4 if layer.startswith("conv") else 2, 1)
+    weight, bias = (_array(name, layer, blob, d) for blob, d in zip(blobs, dims, strict=True))
+    check_arrays(name, layer, weight, bias)
+    return to_tensors(name, layer, weight, bias)
+
+
+def _array(name: str, layer: str, blob: "message.Message", dims: int) -> np.ndarray:
+    """A blob as float32, with the leading ones of an older blob's four dimensions left out down to ``dims``."""
+    shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
+    if len(shape) > 32:  # Caffe's own limit
+        raise WeightsError(f"{name}: {layer} has a blob of {len(shape)} dimensions")
+    while len(shape) > dims and shape[0] == 1:
+        shape.pop(0)
+    numbers = blob.data or blob.double_data
+    if min(shape, default=1) < 0 or math.prod(shape) != len(numbers):
+        raise WeightsError(f"{name}: {layer} has a blob of shape {tuple(shape)} with {len(numbers)} numbers")
+    return np.array(numbers, np.float64 if blob.double_data else np.float32).reshape(shape)

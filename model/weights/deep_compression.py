@@ -1,0 +1,176 @@
+"""``AlexNet_compressed.net``: Deep Compression's own format, and what :mod:`model.compress` writes.
+
+Han, Mao and Dally 2016 (https://arxiv.org/abs/1510.00149) prune a network, share its remaining weights' values among a
+few, and store where each is as the gap from the one before. Their file
+(https://github.com/songhan/Deep-Compression-AlexNet), little-endian:
+
+    8 x uint32                   how many entries each layer stores: conv1 ... conv5, fc6 ... fc8
+    then for each layer
+    float32 codebook[256 or 16]  the values there are: 256 in a convolution, 16 in a fully connected layer
+    float32 bias[out]
+    uint8 codes[n or ceil(n/2)]  which value: a byte each, in fully connected layers half a byte, the lower half first
+    uint8 gaps[ceil(n/2)]        zeros before the entry, half a byte each, the lower half first
+
+A weight that no entry names is codebook[0], which is 0; where more than 15 zeros lie between two weights, entries with
+code 0 bridge them. Weights are counted in Caffe's layout, which is PyTorch's.
+
+The format has no place for what a network other than BVLC's needs, so our files go on after its end: JSON with classes,
+mean, lrn and resize, its length as uint32, and a magic word. A reader of the original format stops before that.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from model.weights.common import Probe, Weights, WeightsError, parse_meta, published, read_bounded, to_tensors
+
+DESCRIPTION = "a .net file of Deep Compression's"
+MAGIC = b"AlexNet\n"
+SHAPES = {  # of weights, but for fc8's, whose outputs are the classes
+    "conv1": (96, 3, 11, 11),
+    "conv2": (256, 48, 5, 5),
+    "conv3": (384, 256, 3, 3),
+    "conv4": (384, 192, 3, 3),
+    "conv5": (256, 192, 3, 3),
+    "fc6": (4096, 9216),
+    "fc7": (4096, 4096),
+}
+
+
+def matches(probe: Probe) -> bool:
+    """Whether a file with this beginning and end is in this format: by our magic word, or by its exact size."""
+    if probe.tail.endswith(MAGIC):
+        return True
+    if len(probe.head) < 32:
+        return False
+    shapes = _shapes(1000)
+    return probe.size == 32 + sum(map(_bytes, shapes, shapes.values(), struct.unpack("<8I", probe.head[:32])))
+
+
+def read(path: str | os.PathLike, name: str) -> Weights:
+    """Reads a file of the original format, or one with our ending."""
+    data = read_bounded(path, name)
+    if not data.endswith(MAGIC):
+        return published(name, _decoded(name, data, 1000))
+    data, text = _split(name, data)
+    classes, lrn, preprocess = parse_meta(name, text)
+    return Weights(name, _decoded(name, data, len(classes)), classes, lrn, preprocess)
+
+
+def _decoded(name: str, data: bytes, classes: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    arrays = decode(name, data, _shapes(classes))
+    return {layer: to_tensors(name, layer, *pair) for layer, pair in arrays.items()}
+
+
+def decode(name: str, data: bytes, shapes: dict[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of each layer in ``shapes``, whose fully connected ones have two dimensions.
+
+    Raises:
+        WeightsError: the data ends early or late, or an entry lies past its layer's end.
+    """
+    view, layers = memoryview(data), {}
+
+    def take(layer: str, dtype: str, count: int) -> np.ndarray:
+        nonlocal view
+        length = count * np.dtype(dtype).itemsize
+        if length > len(view):
+            raise WeightsError(f"{name}: truncated or damaged: ends within {layer}")
+        taken, view = np.frombuffer(view[:length], dtype), view[length:]
+        return taken
+
+    for (layer, shape), entries in zip(shapes.items(), take("its header", "<u4", len(shapes)).tolist(), strict=True):
+        fully, size = len(shape) == 2, math.prod(shape)
+        if entries > size:
+            raise WeightsError(f"{name}: truncated or damaged: {layer} has {entries} entries for {size} weights")
+        codebook = take(layer, "<f4", 16 if fully else 256)
+        bias = take(layer, "<f4", shape[0])
+        codes = _halves(take(layer, "u1", _half(entries)), entries) if fully else take(layer, "u1", entries)
+        places = _halves(take(layer, "u1", _half(entries)), entries).astype(np.int64)
+        places[1:] += 1
+        np.cumsum(places, out=places)
+        if entries and places[-1] >= size:
+            raise WeightsError(f"{name}: truncated or damaged: {layer} has an entry past its {size} weights")
+        weight = np.full(size, codebook[0], np.float32)
+        weight[places] = codebook[codes]
+        layers[layer] = weight.reshape(shape), bias
+    if len(view):
+        raise WeightsError(f"{name}: truncated or damaged: {len(view)} bytes follow the last layer")
+    return layers
+
+
+def encode(weight: np.ndarray, bias: np.ndarray, codebook: np.ndarray) -> tuple[int, bytes]:
+    """A layer's number of entries, and its part of the file.
+
+    Args:
+        weight: every value is one of the codebook's; 0 is left out.
+        bias: float32, one an output.
+        codebook: 256 values, or 16 of a fully connected layer, the first 0, the rest in ascending order.
+
+    Raises:
+        ValueError: a value that is not in the codebook.
+    """
+    flat = weight.reshape(-1)
+    places = np.flatnonzero(flat)
+    codes = 1 + np.searchsorted(codebook[1:], flat[places]).clip(max=len(codebook) - 2)
+    if not np.array_equal(codebook[codes], flat[places]):
+        raise ValueError("every weight must be one of the codebook's values")
+    gaps = np.diff(places, prepend=-1) - 1
+    # An entry of code 0 stands for itself and the 15 zeros before it.
+    bridges = gaps // 16
+    ends = np.cumsum(bridges + 1) - 1
+    all_codes = np.zeros(ends[-1] + 1 if len(ends) else 0, np.uint8)
+    all_gaps = np.full(len(all_codes), 15, np.uint8)
+    all_codes[ends], all_gaps[ends] = codes, gaps % 16
+    packed = all_codes if weight.ndim == 4 else _pack(all_codes)
+    parts = codebook.astype("<f4"), bias.astype("<f4"), packed, _pack(all_gaps)
+    return len(all_codes), b"".join(part.tobytes() for part in parts)
+
+
+def join(parts: Sequence[tuple[int, bytes]], meta: dict) -> bytes:
+    """The file of some encoded layers, with our ending: ``meta`` as :func:`~model.weights.common.parse_meta` has it."""
+    text = json.dumps(meta).encode()
+    header = struct.pack(f"<{len(parts)}I", *(entries for entries, _ in parts))
+    return header + b"".join(data for _, data in parts) + text + struct.pack("<I", len(text)) + MAGIC
+
+
+def _pack(values: np.ndarray) -> np.ndarray:
+    """Half bytes into bytes, the lower first."""
+    even = np.concatenate([values, np.zeros(len(values) % 2, np.uint8)])
+    return even[::2] | even[1::2] << 4
+
+
+def _half(count: int) -> int:
+    """Bytes of ``count`` half bytes."""
+    return (count + 1) // 2
+
+
+def _halves(packed: np.ndarray, count: int) -> np.ndarray:
+    """Half bytes, the lower first."""
+    return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
+
+
+def _shapes(classes: int) -> dict[str, tuple[int, ...]]:
+    return {**SHAPES, "fc8": (classes, 4096)}
+
+
+def _bytes(layer: str, shape: Sequence[int], entries: int) -> int:
+    """What a layer takes in the file."""
+    fully = len(shape) == 2
+    return 4 * ((16 if fully else 256) + shape[0]) + (_half(entries) if fully else entries) + _half(entries)
+
+
+def _split(name: str, data: bytes) -> tuple[bytes, str]:
+    """The original format's part, and the JSON behind it."""
+    end = len(data) - len(MAGIC) - 4
+    length = struct.unpack("<I", data[end : end + 4])[0] if end >= 0 else 0
+    if not 0 < length <= end:
+        raise WeightsError(f"{name}: truncated or damaged: its ending of {length} bytes does not fit in the file")
+    try:
+        return data[: end - length], data[end - length : end].decode()
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{name}: truncated or damaged: its ending is not text") from error

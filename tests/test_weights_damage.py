@@ -1,0 +1,345 @@
+"""Damaged and hostile files of every format: one clear line, or weights of the right shapes; never much memory or time.
+
+Damage is drawn by hypothesis, the same every time (``derandomize``).
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model import weights
+from model.preprocess import BVLC
+from model.weights import WeightsError, deep_compression
+from model.weights import npy as npy_format
+from model.weights import npz as npz_format
+from model.weights.common import describe
+from tests import weight_files as files
+
+DAMAGE = settings(
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+MEGABYTES = 64
+META = json.dumps(describe("abc", "bvlc", BVLC))
+
+
+def npy(layers):
+    buffer = io.BytesIO()
+    content = {name: [w.transpose(2, 3, 1, 0) if w.ndim == 4 else w.T, b] for name, (w, b) in layers.items()}
+    np.save(buffer, np.array(content, dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npz(layers):
+    buffer = io.BytesIO()
+    arrays = {f"{n}.{part}": a for n, pair in layers.items() for part, a in zip(("weight", "bias"), pair, strict=True)}
+    np.savez_compressed(buffer, meta=META, **arrays)
+    return buffer.getvalue()
+
+
+LAYERS = files.small_layers()
+STATE = files.state_dict(LAYERS)
+FILES = {
+    "npy": npy(LAYERS),
+    "npz": npz(LAYERS),
+    "caffemodel": files.caffemodel(LAYERS),
+    "old caffemodel": files.caffemodel(LAYERS, legacy=True),
+    "onnx": files.onnx_model(LAYERS).SerializeToString(),
+    "pth": files.pth(STATE),
+    "old pth": files.pth(STATE, zipped=False),
+    "safetensors": files.safetensors_file(STATE),
+    "checkpoint": files.safetensors_file(STATE, describe("abc", "bvlc", BVLC)),
+}
+
+
+@contextlib.contextmanager
+def bounded():
+    """Fails what takes more than some megabytes or some seconds."""
+
+    def late(*_):
+        pytest.fail("hangs")  # no Exception, which readers would take for damage
+
+    usual = signal.signal(signal.SIGALRM, late)
+    signal.alarm(30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < MEGABYTES * 2**20, f"{peak / 2**20:.0f} MB of Python's and NumPy's"
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+        assert grown < 4 * MEGABYTES, f"{grown:.0f} MB"
+    finally:
+        tracemalloc.stop()
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, usual)
+
+
+def check_refusal(error):
+    line = str(error.value if hasattr(error, "value") else error)
+    assert line.isprintable() and len(line) <= 600, line
+
+
+def survives(path, data):
+    """Whether the file is read."""
+    path.write_bytes(data)
+    try:
+        loaded = weights.load(path)
+    except WeightsError as error:
+        check_refusal(error)
+        return False
+    assert loaded.layers and set(loaded.layers) <= set(weights.LAYERS)
+    for name, (weight, bias) in loaded.layers.items():
+        assert weight.dim() == (4 if name.startswith("conv") else 2) and bias.shape == weight.shape[:1]
+        assert weight.dtype == bias.dtype == torch.float32
+        assert weight.isfinite().all() and bias.isfinite().all()
+    assert len(loaded.classes) == (len(loaded.layers["fc8"][1]) if "fc8" in loaded.layers else 0)
+    return True
+
+
+@st.composite
+def damage(draw, size):
+    """A function from a file to a damaged one: cut, flipped, overwritten, a piece left out or doubled, or more."""
+    place = draw(st.integers(0, size - 1))
+    kind = draw(st.sampled_from(["cut", "bits", "bits", "bits", "overwrite", "overwrite", "drop", "double", "append"]))
+    if kind == "cut":
+        return lambda data: data[:place]
+    if kind == "bits":
+        places = [place, *draw(st.lists(st.integers(0, size - 1), max_size=3))]
+        bits = draw(st.lists(st.integers(0, 7), min_size=len(places), max_size=len(places)))
+
+        def flip(data):
+            data = bytearray(data)
+            for where, bit in zip(places, bits, strict=True):
+                data[where] ^= 1 << bit
+            return bytes(data)
+
+        return flip
+    piece = draw(
+        st.one_of(
+            st.binary(min_size=1, max_size=8),
+            st.sampled_from([b"\xff" * 4, b"\xff" * 8, b"\x00" * 8, b"\x7f" * 8, struct.pack("<Q", 2**60)]),
+        )
+    )
+    length = draw(st.integers(1, 64))
+    return {
+        "overwrite": lambda data: data[:place] + piece + data[place + len(piece) :],
+        "drop": lambda data: data[:place] + data[place + length :],
+        "double": lambda data: data[: place + length] + data[place:],
+        "append": lambda data: data + piece * length,
+    }[kind]
+
+
+@pytest.mark.parametrize("good", FILES.values(), ids=FILES)
+def test_damaged_files(tmp_path, good):
+    path, read = tmp_path / "a.bin", []
+    assert survives(path, good)
+
+    @DAMAGE
+    @given(damage(len(good)))
+    def run(damaged):
+        read.append(survives(path, damaged(good)))
+
+    with bounded():
+        run()
+    assert not all(read), "no damage was noticed"
+
+
+@DAMAGE
+@given(st.data())
+def test_damaged_deep_compression(data):
+    """On small layers: whole files of true shapes take seconds each."""
+    shapes = {"conv": (4, 3, 5, 5), "fc": (7, 101)}
+    rng, parts = np.random.default_rng(0), []
+    for shape in shapes.values():
+        codebook = np.append(0, rng.random(255 if len(shape) == 4 else 15)).astype("<f4")
+        weight = codebook[rng.integers(0, len(codebook), shape)] * (rng.random(shape) < 0.1)
+        parts.append(files.deep_compression_layer(weight, rng.random(shape[0]), codebook))
+    good = files.deep_compression(parts)
+    try:
+        decoded = deep_compression.decode("a", data.draw(damage(len(good)))(good), shapes)
+    except WeightsError as error:
+        check_refusal(error)
+        return
+    assert {name: weight.shape for name, (weight, _) in decoded.items()} == shapes
+
+
+# What no accident makes: files that were built to take all memory, all time, or to run something.
+
+NPY = FILES["npy"][: FILES["npy"].index(b"\n") + 1]
+TREE = b")" + b"q\x00h\x00\x86" * 60  # a tuple of twice the same tuple, sixty deep: hashing takes 2^60 steps
+
+
+def pickled_npy(instructions):
+    return NPY + b"\x80\x02" + instructions + b"."
+
+
+def pickled_pth(instructions, zipped):
+    if not zipped:
+        good = files.pth({}, zipped=False)
+        return good.replace(pickle.dumps({}, 2), b"\x80\x02" + instructions + b".")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(files.pth(STATE))) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"\x80\x02" + instructions + b"." if name.endswith("data.pkl") else old.read(name))
+    return buffer.getvalue()
+
+
+PICKLES = {
+    "a key that takes 2^60 steps to hash": b"}" + TREE + b"Ns",
+    "the same in a dictionary of pairs": b"(" + TREE + b"Nd",
+    "the same, several at once": b"}(" + TREE + b"Nu",
+    "the same, as an argument": b"ccollections\nOrderedDict\n]" + TREE + b"N\x86a\x85R",
+    "the same, in a set": b"cbuiltins\nset\n]" + TREE + b"a\x85R",
+    "millions of empty lists": b"(" + b"]" * 3_000_000 + b"l",
+    "bytes that are allocated before they are read": b"\x96" + struct.pack("<Q", 2**36),
+    "bytes of 2^60": b"\x8e" + struct.pack("<Q", 2**60),
+    "a text of 2^60": b"\x8d" + struct.pack("<Q", 2**60),
+    "an integer of 2^31 bytes": b"\x8b" + struct.pack("<i", 2**31 - 1),
+    "a memo of 2^32": b"Nr" + b"\xff" * 4,
+    "attributes of a function": b"cnumpy.core.multiarray\n_reconstruct\nN}U\x08__name__Ns\x86b",
+    "extension": b"\x82\x01",
+}
+
+
+@pytest.mark.parametrize("write", [pickled_npy, lambda p: pickled_pth(p, True), lambda p: pickled_pth(p, False)])
+@pytest.mark.parametrize("instructions", PICKLES.values(), ids=PICKLES)
+def test_hostile_pickles(tmp_path, instructions, write):
+    with bounded():
+        assert not survives(tmp_path / "a.bin", write(instructions))
+
+
+def test_copies_of_one_text(tmp_path, monkeypatch):
+    """Python 3 writes bytes as text and a call, which makes a copy each: here of a megabyte, thousands of times."""
+    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01"
+    calls = b"c_codecs\nencode\nq\x02(" + b"h\x02h\x01\x85R" * 20_000 + b"l"
+    monkeypatch.setattr(npy_format, "LARGEST", 2**24)
+    with bounded():
+        assert not survives(tmp_path / "a.bin", pickled_npy(text + b"0" + calls))
+
+
+def claims(entry, content=b""):
+    """An .npz whose first array's header is ``entry``."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, entry)
+        archive.writestr("conv1.weight.npy", header.getvalue() + content)
+        array = io.BytesIO()
+        np.save(array, np.array(META))
+        archive.writestr("meta.npy", array.getvalue())
+    return buffer.getvalue()
+
+
+def test_npz_that_claims(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    for shape in ((2**60,), (2**31, 2**29), (0, 2**63), (2**20, 3)):
+        with bounded():
+            assert not survives(path, claims({"descr": "<f4", "fortran_order": False, "shape": shape}))
+    monkeypatch.setattr(npz_format, "LARGEST", 2**22)
+    bomb = claims({"descr": "<f4", "fortran_order": False, "shape": (2**25,)}, bytes(2**27))
+    with bounded():
+        assert not survives(path, bomb), "134 MB of zeros"
+    # The directory says 228 bytes, and more come out: no more than what it says is unpacked.
+    lie = bomb.replace(struct.pack("<I", 2**27 + 128), struct.pack("<I", 228))
+    assert lie != bomb
+    with bounded():
+        assert not survives(path, lie)
+    many = io.BytesIO()
+    with zipfile.ZipFile(many, "w") as archive:
+        for index in range(10_000):
+            archive.writestr(f"{index}", b"")
+    path.write_bytes(many.getvalue())
+    with pytest.raises(WeightsError, match=r"a zip archive with [0-9,]+ bytes of names"):
+        weights.load(path)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_npz_packed_otherwise(tmp_path, packing):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(FILES["npz"])) as old, zipfile.ZipFile(buffer, "w", packing) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert not survives(tmp_path / "a.npz", buffer.getvalue())
+
+
+def test_protocol_buffers_that_claim(tmp_path):
+    for head in (files.field(1, "AlexNet") + files.varint(100 << 3 | 2), b"\x08\x07" + files.varint(7 << 3 | 2)):
+        for length in (2**31 - 1, 2**31, 2**60, 2**63):
+            with bounded():
+                assert not survives(tmp_path / "a", head + files.varint(length))
+    deep = b""
+    for _ in range(2000):
+        deep = files.field(100, deep)  # an unknown group in a group: no recursion without end
+    with bounded():
+        assert not survives(tmp_path / "a", files.field(1, "AlexNet") + deep)
+
+
+def test_headers_of_safetensors_that_claim(tmp_path):
+    for length in (2**60, 2**31, 100_000_000, 2**24):
+        with bounded():
+            assert not survives(tmp_path / "a", struct.pack("<Q", length) + b'{"a":1}')
+    nested = b'{"__metadata__":{"meta":"' + b"[" * 100_000 + b'"},"fc8.bias":{"dtype":"F32","shape":[0],'
+    nested += b'"data_offsets":[0,0]},"fc8.weight":{"dtype":"F32","shape":[0,0],"data_offsets":[0,0]}}'
+    with bounded():
+        assert not survives(tmp_path / "a", struct.pack("<Q", len(nested)) + nested)
+
+
+def test_counts_of_deep_compression_that_claim(tmp_path):
+    with bounded():
+        head = struct.pack("<8I", *(2**32 - 1,) * 8)
+        assert not survives(tmp_path / "a", head + describe_ending(b"{}"))
+        assert not survives(tmp_path / "a", describe_ending(b"{}", 2**32 - 1))
+        assert not survives(tmp_path / "a", describe_ending(META.encode()))
+
+
+def describe_ending(text, length=None):
+    return text + struct.pack("<I", len(text) if length is None else length) + deep_compression.MAGIC
+
+
+def test_large_files_are_not_read(tmp_path):
+    """Sparse files of terabytes."""
+    for head in (b"\x93NUMPY", b"\x08\x07", files.field(1, "AlexNet") + b"\x12", pth_head(), b"PK\x03\x04"):
+        path = tmp_path / "a"
+        with open(path, "wb") as file:
+            file.write(head)
+            file.truncate(2**42)
+        with bounded(), pytest.raises(WeightsError) as error:
+            weights.load(path)
+        check_refusal(error)
+
+
+def pth_head():
+    return FILES["old pth"][:100]
+
+
+def test_names_of_megabytes(tmp_path):
+    """What a file's names say stays within a line."""
+    odd = "\x1b[31m\n" + "x" * 10**6
+    for data in (files.safetensors_file({odd: torch.zeros(1)}), files.pth({odd: torch.zeros(1)})):
+        assert not survives(tmp_path / "a", data)
+    assert not survives(tmp_path / "a", files.caffemodel({odd: LAYERS["fc8"]}))
+    assert not survives(tmp_path / "a", files.pth(OrderedDict({odd: 1}), zipped=False))
+
+
+def test_pipes_do_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(WeightsError, match="a: cannot be read: a pipe, not a file"):
+        weights.load(tmp_path / "a")

@@ -1,0 +1,41 @@
+"""Folders named by WordNet IDs, and what evaluation makes of them."""
+
+import sys
+import types
+
+import pytest
+
+from model import wordnet
+from model.command import UsageError
+from model.evaluate import match
+
+IDS = [f"n{number:08}" for number in range(1_440_764, 1_440_764 + 7_000, 7)]
+CLASSES = tuple(f"class {index}" for index in range(1000))
+
+
+def test_all_folders_tell_their_order():
+    assert wordnet.indices(IDS) == list(range(1000))
+    assert match(tuple(IDS[::-1]), CLASSES, "a") == list(range(1000))[::-1]
+
+
+def test_other_names():
+    for folders in (("tench", "n01440764"), ("n1",), ("n014407641",)):
+        assert wordnet.indices(folders) is None
+    assert match(("class 7", "class 3"), CLASSES, "a") == [7, 3]
+    with pytest.raises(UsageError, match="a has no class 'n01440764': a folder must have a class's name"):
+        match(("n01440764",), ("tench",), "a")  # whose classes are not ImageNet's
+
+
+def test_some_folders(monkeypatch):
+    """timm knows the others; here a stand-in for it, and then none."""
+    data = types.ModuleType("timm.data")
+    data.ImageNetInfo = lambda subset: types.SimpleNamespace(label_names=lambda: IDS)
+    monkeypatch.setitem(sys.modules, "timm", types.ModuleType("timm"))
+    monkeypatch.setitem(sys.modules, "timm.data", data)
+    assert match((IDS[500], IDS[3]), CLASSES, "a") == [500, 3]
+    with pytest.raises(UsageError, match="n00000001 is not among ImageNet's 1000 classes"):
+        match((IDS[500], "n00000001"), CLASSES, "a")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.delitem(sys.modules, "timm.data")
+    with pytest.raises(UsageError, match=r"^2 of ImageNet's 1000 folders: .* takes timm, pip install timm; or give"):
+        match((IDS[500], IDS[3]), CLASSES, "a")
