@@ -102,8 +102,8 @@ def normalise(x, d, beta, ROOTS: tl.constexpr):
 
 @triton.jit
 def load_lanes(ptrs, offs_c, mask, BELOW: tl.constexpr, ABOVE: tl.constexpr, C: tl.constexpr):
-    """The channels, each [M] in fp32, of rows [M, VECTOR] side by side: from BELOW before that of ``ptrs`` to ABOVE
-    after it, for as many channels as a window may reach."""
+    """The channels, each [M] in fp32, of the row [M, VECTOR] at ``ptrs``, and of as many rows before and after it as
+    hold BELOW and ABOVE more."""
     VECTOR: tl.constexpr = ptrs.shape[1]
     FIRST: tl.constexpr = (BELOW + VECTOR - 1) // VECTOR
     LAST: tl.constexpr = (ABOVE + VECTOR - 1) // VECTOR

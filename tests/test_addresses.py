@@ -68,7 +68,7 @@ def virtual_outputs(monkeypatch):
 
     def allocate(shape, *, dtype, device, memory_format=None):
         if dtype is not DTYPE:
-            return empty(shape, dtype=dtype, device=device)
+            return empty(shape, dtype=dtype, device=device, memory_format=memory_format or torch.contiguous_format)
         return (zeros if memory_format is torch.channels_last else _zeros)(*shape, device=device)
 
     monkeypatch.setattr(torch, "empty", allocate)
@@ -156,6 +156,27 @@ def test_lrn_max_pool2d(device, launches):
     arguments = (5, 0.5, 0.75, 1.0, 3, 2)
     actual = kernels.lrn_max_pool2d(x, *arguments)[:, :, -1:]
     check(actual, reference.lrn_max_pool2d(x[:, :, -4:], *arguments), launches)
+
+
+@pytest.mark.parametrize(
+    "operator, arguments",
+    [
+        ("local_response_norm", (5, 0.5, 0.75, 1.0)),
+        ("max_pool2d", (3, 2)),
+        ("lrn_max_pool2d", (5, 0.5, 0.75, 1.0, 3, 2)),
+    ],
+)
+def test_gradients_of_feature_maps(operator, arguments, device, launches):
+    x = zeros(1, 16, SIDE, SIDE, device=device)
+    x[:, :, -4:] = torch.randn(16, 4, SIDE).to(DTYPE)
+    end = reference.exact(x[:, :, -4:]).requires_grad_()
+    y = getattr(kernels, operator)(x.requires_grad_(), *arguments)
+    z = getattr(reference, operator)(end, *arguments)
+    dy, dz = zeros(*y.shape, device=device), torch.randn(z.shape).to(DTYPE)
+    dy[:, :, -z.shape[2] :] = dz
+    (dx,) = torch.autograd.grad(y, x, dy)
+    (expected,) = torch.autograd.grad(z, end, reference.exact(dz))
+    check(dx[:, :, -2], expected[:, :, -2], launches[-1:])  # the last row that is in a window
 
 
 def test_softmax(device, launches):

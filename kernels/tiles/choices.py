@@ -153,7 +153,7 @@ def _default_summed(problem: Problem) -> Tile:
     _, dtype, M, N, _ = problem
     few = M <= 1024
     block_n = _power(N, 1, 64 // ITEMSIZE[dtype] if few else 128)
-    block_m = _power(M, 1, 8192 // ITEMSIZE[dtype] // block_n)
+    block_m = _power(M, 2, 8192 // ITEMSIZE[dtype] // block_n)  # a single row would never be summed up
     steps = _power(triton.cdiv(M, block_m if few else block_m * 1024), 1, 128)
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": steps, "num_warps": 8}  # with 4, some spill
 
