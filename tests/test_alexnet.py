@@ -82,8 +82,13 @@ def test_walk_through_the_layers():
 
 
 def test_parameters_from_weights(loaded):
-    net = AlexNet.from_weights(loaded)
+    turned = {
+        name: (weight.T.contiguous().T if name == "fc8" else weight, bias)
+        for name, (weight, bias) in loaded.layers.items()
+    }
+    net = AlexNet.from_weights(dataclasses.replace(loaded, layers=turned))
     assert not net.training
+    assert net.fc8.weight.is_contiguous()
     for name, (weight, bias) in loaded.layers.items():
         layer = getattr(net, name)
         assert torch.equal(layer.weight, weight) and torch.equal(layer.bias, bias)

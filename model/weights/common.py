@@ -230,7 +230,7 @@ def assign(net: torch.nn.Module, loaded: Weights, skip_layer: Iterable[str] = ()
             if tuple(tensor.shape) != takes:
                 hint = '; skip_layer=("fc8",) leaves it as it is' if name == "fc8" else ""
                 raise WeightsError(f"{loaded.name}: {name}'s {part} must be {takes}, got {tuple(tensor.shape)}{hint}")
-            filters = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+            filters = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
             state[f"{name}.{part}"] = tensor.contiguous(memory_format=filters)
     # On the meta device there is nothing to copy into: the tensors themselves become the parameters.
     net.load_state_dict(state, strict=False, assign=next(net.parameters()).is_meta)
