@@ -62,8 +62,20 @@ def lrn_max_pool2d(
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int],
 ) -> torch.Tensor:
-    """As :func:`kernels.lrn_max_pool2d`."""
-    return functional.max_pool2d(functional.local_response_norm(input, size, alpha, beta, k), kernel_size, stride)
+    """As :func:`kernels.lrn_max_pool2d`.
+
+    On a CPU PyTorch's normalisation, by three-dimensional average pooling, would take as long as all of AlexNet's
+    convolutions together, so the sums over channels are there a product with a matrix of ones around its diagonal.
+    """
+    if input.is_cuda:
+        normalised = functional.local_response_norm(input, size, alpha, beta, k)
+    else:
+        channels = torch.arange(input.shape[1])
+        ahead = channels - channels[:, None]  # of an input before the output whose window it may be in
+        band = (ahead >= -(size // 2)) & (ahead <= (size - 1) // 2)
+        filters = band.to(input.dtype).mul_(alpha / size)[:, :, None, None]
+        normalised = input * functional.conv2d(input * input, filters).add_(k).pow(-beta)
+    return functional.max_pool2d(normalised, kernel_size, stride)
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:

@@ -114,8 +114,9 @@ class Training:
         for name, value in arguments.items():
             before = self.position["arguments"].get(name)
             if value != before:
-                option = "no-augment" if name == "augment" else name.replace("_", "-")
-                raise UsageError(f"--resume: --{option} was {before} in {self.last}, and is {value} now")
+                raise UsageError(
+                    f"--resume: --{name.replace('_', '-')} was {before} in {self.last}, and is {value} now"
+                )
         if self.position["images"] != self.folder.digest():
             raise UsageError(f"--resume: the images in {self.folder.path} are not those that {self.last} began with")
 

@@ -77,7 +77,7 @@ def test_crops(folder):
 
 
 def test_central_crop_is_what_evaluation_sees(folder):
-    crops = data.Crops(folder.images, 0, np.eye(3) * 50.0, augment=False)
+    crops = data.Crops(folder.images, 0, np.eye(3) * 50.0, augment="none")
     pixels, shift, _, _ = crops[3, 5]
     mean = (100.0, 90.0, 80.0)
     x = data.to_input(pixels[None], shift[None], mean, torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_colour_shift(folder):
 
 def test_unreadable_images_are_replaced_by_the_next(folder, tmp_path):
     images = [*folder.images[:3], (str(tmp_path / "no.png"), 2), (str(tmp_path / "nor.png"), 2)]
-    crops = data.Crops(images, 0, np.zeros((3, 3)), augment=False)
+    crops = data.Crops(images, 0, np.zeros((3, 3)), augment="none")
     pixels, _, target, errors = crops[0, 3]
     assert np.array_equal(pixels, crops[0, 0][0]) and target == 0
     assert errors == [f"{tmp_path}/no.png: no such file", f"{tmp_path}/nor.png: no such file"]

@@ -177,7 +177,7 @@ def test_a_failing_rank_ends_the_run(folder, tmp_path):
 def test_learns(here, tmp_path):
     """Three colours, told apart; the curves drawn, and the log's last epoch as good as it says."""
     images = make_folder(tmp_path / "images", 10)
-    easy = ["--optimizer", "adamw", "--lr", 0.001, "--schedule", "cosine", "--keep-prob", 1, "--no-augment"]
+    easy = ["--optimizer", "adamw", "--lr", 0.001, "--schedule", "cosine", "--keep-prob", 1, "--augment", "none"]
     status, out, err = here(images, "--out", tmp_path / "run", "--epochs", 12, "--batch", 10, "--workers", 0, *easy)
     assert status == 0 and not err
     accuracy = [float(row["accuracy"]) for row in rows(tmp_path / "run")]
