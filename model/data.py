@@ -26,7 +26,6 @@ from model.command import UsageError
 from model.preprocess import LARGE, SIZE, ImageError, central_square, open_image
 from model.randomness import generator
 
-
 AUGMENTATIONS = ("paper", "scale", "none")
 """What is done to a photo before the network sees it: the paper's, the paper's after :func:`vary`, or nothing."""
 
