@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from model.command import UsageError
-from model.preprocess import LARGE, SIZE, ImageError, central_square, open_image
+from model.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
 
 AUGMENTATIONS = ("paper", "scale", "none")
@@ -247,13 +247,18 @@ def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_
 def to_input(
     pixels: torch.Tensor | np.ndarray,  # (N, 227, 227, 3), RGB bytes
     shifts: torch.Tensor | np.ndarray,  # (N, 3), blue first
-    mean: Sequence[float],
+    preprocess: Preprocess,
     device: torch.device,
 ) -> torch.Tensor:
-    """Crops as the network's input: (N, 3, 227, 227) float32 in channels_last memory, blue first, less the mean."""
-    x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2).flip(1).float()
-    offset = torch.as_tensor(shifts) - torch.tensor(mean)
-    return x.add_(offset.to(device, non_blocking=True)[:, :, None, None])
+    """Crops as the network's input: (N, 3, 227, 227) float32 in channels_last memory, less the mean, over the std."""
+    shifts, mean, std = torch.as_tensor(shifts), torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    if preprocess.order == "BGR":
+        x = x.flip(1)
+    else:
+        shifts = shifts.flip(1)
+    offset, std = ((shifts - mean)[:, :, None, None], std[:, None, None])
+    return x.float().add_(offset.to(device, non_blocking=True)).div_(std.to(device, non_blocking=True))
 
 
 def statistics(folder: Folder, most: int = 1000) -> tuple[list[float], np.ndarray]:

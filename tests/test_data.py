@@ -76,13 +76,17 @@ def test_crops(folder):
     assert len(places) > 9 and 1 < mirrored < 11
 
 
-def test_central_crop_is_what_evaluation_sees(folder):
+@pytest.mark.parametrize(("std", "order"), [((1.0, 1.0, 1.0), "BGR"), ((50.0, 60.0, 70.0), "RGB")], ids=str)
+def test_central_crop_is_what_evaluation_sees(folder, std, order):
     crops = data.Crops(folder.images, 0, np.eye(3) * 50.0, augment="none")
     pixels, shift, _, _ = crops[3, 5]
-    mean = (100.0, 90.0, 80.0)
-    x = data.to_input(pixels[None], shift[None], mean, torch.device("cpu"))
+    preprocess = Preprocess((100.0, 90.0, 80.0), FOLDER, std, order)
+    x = data.to_input(pixels[None], shift[None], preprocess, torch.device("cpu"))
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
-    assert torch.equal(x[0], Preprocess(mean, FOLDER)(open_image(folder.images[5][0])))
+    assert torch.equal(x[0], preprocess(open_image(folder.images[5][0])))
+    shifted = data.to_input(pixels[None], shift[None] + np.array([[1.0, 2.0, 4.0]]), preprocess, torch.device("cpu"))
+    by = torch.tensor([1.0, 2.0, 4.0]) if order == "BGR" else torch.tensor([4.0, 2.0, 1.0])
+    torch.testing.assert_close((shifted - x)[0, :, 7, 9], by / torch.tensor(std), rtol=0, atol=1e-4)
 
 
 def test_colour_shift(folder):
@@ -102,7 +106,9 @@ def test_colour_shift(folder):
     shifts = np.stack([crops[epoch, 0][1] for epoch in range(400)])
     assert np.abs(shifts.mean(0)).max() < 0.2 * shifts.std(0).max()
     assert np.allclose(np.cov(shifts.T), 0.01 * colour @ colour.T, atol=0.3 * shifts.var(0).max())
-    x = data.to_input(np.full((1, 227, 227, 3), 7, np.uint8), shifts[:1], mean, torch.device("cpu"))
+    x = data.to_input(
+        np.full((1, 227, 227, 3), 7, np.uint8), shifts[:1], Preprocess(tuple(mean), FOLDER), torch.device("cpu")
+    )
     assert torch.allclose(x[0, :, 3, 4], torch.from_numpy(7 + shifts[0] - np.array(mean, "f")), atol=1e-4)
 
 
