@@ -43,10 +43,11 @@ def test_order_is_the_same_for_any_ranks_and_start():
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
 
 
+@pytest.mark.parametrize("augment", ["paper", "scale"])
 @pytest.mark.parametrize("room", [10**12, 0], ids=["shared memory", "arrays"])
-def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room):
+def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room, augment):
     monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
-    crops = data.Crops(folder.images, 3, np.eye(3) * 50.0)
+    crops = data.Crops(folder.images, 3, np.eye(3) * 50.0, augment)
     batches = [
         list(data.loader(crops, data.Order(12, 5, 3, 0, 4), workers, torch.device("cpu"), 10**6)) for workers in (0, 2)
     ]
@@ -74,6 +75,57 @@ def test_crops(folder):
         places.add(tuple((at or turned)[0]))
         mirrored += len(turned)
     assert len(places) > 9 and 1 < mirrored < 11
+
+
+def varied(photo, draws):
+    return [np.asarray(data.vary(photo, np.random.default_rng(draw))).astype(float) for draw in range(draws)]
+
+
+def test_vary_size():
+    """Of a photo whose red rises to the right and whose green rises downwards, by how much they rise a pixel."""
+    rise = np.linspace(0, 255, 300)[:, None].repeat(300, 1)
+    photo = Image.fromarray(np.stack([rise.T, rise, np.full_like(rise, 128)], 2).round().astype(np.uint8))
+    sizes = []
+    for large in varied(photo, 80):
+        assert large.shape == (256, 256, 3)
+        if large[..., 2].std() == 0.0:  # no texture
+            strips = large[..., :2].reshape(8, 32, 8, 32, 2).mean((1, 3))  # even of unsharp masking, which overshoots
+            across = np.median(np.abs(np.diff(strips[..., 0].mean(0)))) / 32  # down, too, where there are mirror images
+            down = np.median(np.abs(np.diff(strips[..., 1].mean(1)))) / 32
+            sizes.append([1 / across, 1 / down])
+    across, down = np.array(sizes).T
+    assert 25 < len(sizes) < 55
+    size, stretch = np.sqrt(across * down), np.sqrt(across / down)
+    assert 0.55 < size.min() < 0.75 and 1.2 < size.max() < 1.5
+    assert 0.88 < stretch.min() < 0.95 and 1.05 < stretch.max() < 1.14
+
+
+def fine(image):
+    """Standard deviation of what varies by more than 32 waves across the image."""
+    waves = np.fft.fftfreq(256, 1 / 256)
+    spectrum = np.fft.fft2(image.mean(2)) * (np.hypot(waves[:, None], waves) > 32.0)
+    return np.fft.ifft2(spectrum).real.std()
+
+
+def test_vary_detail():
+    """A large photo becomes blurred at times, a small one never seen sharp becomes sharper at times."""
+    random = np.random.default_rng(0)
+    large, small = (Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for side in (500, 32))
+    before = [fine(np.asarray(data.central_square(photo)).astype(float)) for photo in (large, small)]
+    less, more = (
+        np.array([fine(x) for x in varied(photo, 40)]) / b for photo, b in zip((large, small), before, strict=True)
+    )
+    assert (less < 0.5).sum() > 5
+    assert (more > 2.0).sum() > 10 and (more < 1.5).sum() > 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (900, 31)], ids=str)
+def test_vary_any_photo(size):
+    photo = Image.new("RGB", size, (10, 20, 30))
+    for large in varied(photo, 12):
+        assert large.shape == (256, 256, 3)
+        plain = np.allclose(large, [10, 20, 30])
+        assert plain or abs(large.mean() - 20.0) < 3.0
 
 
 @pytest.mark.parametrize(("std", "order"), [((1.0, 1.0, 1.0), "BGR"), ((50.0, 60.0, 70.0), "RGB")], ids=str)
