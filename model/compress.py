@@ -15,7 +15,6 @@ Where the folder of ``--data`` has ``val/``, the accuracy on it is printed after
 import argparse
 import contextlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +67,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Namespac
     if args.epochs < 0:
         raise UsageError(f"--epochs must be at least 0, got {args.epochs}")
     args.density = DENSITY | dict(map(_share, args.density))
-    run = args.out.with_name(f"{args.out.name}.training")
+    run = Path(f"{args.out}.training")
     given = [str(args.data), "--out", str(run), "--epochs", str(max(args.epochs, 1)), *RETRAINING, *rest]
     training = train.parse([*given, *["--resume"] * args.resume])
     if rest and args.data is None:
@@ -158,6 +157,9 @@ def retrain(args: argparse.Namespace, device: "torch.device", pruned: "Weights",
                 return super().finish()
             self.log.close()
             return 0
+
+        def draw(self) -> None:
+            """No curves, for the same reason."""
 
     training = Retraining(args, device, Ranks(device))
     held = [(training.net.get_submodule(layer).weight, mask.to(device)) for layer, mask in masks.items()]
@@ -260,7 +262,8 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
     masks = {layer: prune(weight, args.density[layer]) for layer, (weight, _) in loaded.layers.items()}
     now = replace(loaded, layers={layer: (w * masks[layer], b) for layer, (w, b) in loaded.layers.items()})
     say("pruned", now)
-    if args.data is not None and args.epochs:
+    retrained = args.data is not None and args.epochs > 0
+    if retrained:
         try:
             now = retrain(training, device, now, masks)
         except torch.OutOfMemoryError as error:
@@ -283,7 +286,11 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
     before = sum(4 * tensor.numel() for pair in loaded.layers.values() for tensor in pair)
     size = args.out.stat().st_size
     print(f"{args.out}: {size:,} bytes, a {before / size:.0f}th of the {before:,} in float32")
-    shutil.rmtree(training.out, ignore_errors=True)
+    if retrained:
+        for name in ("last.safetensors", "best.safetensors", "log.csv"):
+            (training.out / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the user's own files stay, and so does then the folder
+            training.out.rmdir()
     return 0
 
 

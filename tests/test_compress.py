@@ -152,12 +152,14 @@ def test_command(here, start, folder, tmp_path):
     assert status == 130 and "stopped after step 4 of 6" in printed and not out.exists(), err
     status, _, err = here(*arguments[:-1], "fc8=0.5", "--resume")
     assert status == 2 and "--resume: --density was" in err
+    (tmp_path / "small.net.training" / "notes.txt").write_text("the user's own")
     status, printed, err = here(*arguments, "--resume")
     assert status == 0, err
+    assert [path.name for path in (tmp_path / "small.net.training").iterdir()] == ["notes.txt"]
     steps = [line.partition(":")[0] for line in printed.splitlines() if "; accuracy " in line]
     assert steps == [str(start), "pruned", "retrained", "quantised"]
     assert "going on after step 4 of 6" in printed and f"{out}: {out.stat().st_size:,} bytes" in printed
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("small")] == ["small.net"]
+    assert "small.net.partial" not in [path.name for path in tmp_path.iterdir()]
     loaded = weights.load(out)
     assert (loaded.classes, loaded.lrn, loaded.preprocess) == (tuple(COLOURS), "paper", PREPROCESS)
     for name, (weight, _) in loaded.layers.items():
@@ -219,7 +221,8 @@ def test_bad_arguments(here, start, folder, tmp_path, options, words):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_bad_files(here, start, tmp_path):
+def test_bad_files(here, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     net = Narrow(3)
     state = dict(net.named_parameters())
     small, torchvision = tmp_path / "small.safetensors", tmp_path / "torchvision.safetensors"
@@ -230,10 +233,10 @@ def test_bad_files(here, start, tmp_path):
         (small, "a.net", "small.safetensors: must have conv4 with a weight of (24, 12, 3, 3)"),
         (torchvision, "a.net", "torchvision.safetensors: torchvision's network has other layers"),
         (start, "none/a.net", "none/a.net: cannot be written: No such file or directory"),
-        (start, ".", "cannot be written: is a folder"),
+        (start, ".", ".: cannot be written: is a folder"),
     ):
         before = sorted(tmp_path.iterdir())
-        status, printed, err = here(source, tmp_path / out)
+        status, printed, err = here(source, out)
         assert status == 2 and not printed and len(err.splitlines()) == 1
         assert words in err
         assert sorted(tmp_path.iterdir()) == before
