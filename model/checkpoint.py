@@ -24,11 +24,16 @@ def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     Raises:
         UsageError: the disk is full, or whatever else the system says.
     """
-    partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(packed, {"meta": json.dumps(meta)}))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces ``path``, whole or not at all; raises as :func:`write`."""
+    partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
     try:
         with open(partial, "wb") as file:
-            file.write(save(packed, {"meta": json.dumps(meta)}))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

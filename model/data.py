@@ -1,8 +1,10 @@
 """A folder of images, a sub-folder per class, as batches for training and for evaluation.
 
 Training follows the paper: the shorter side to 256, the central 256 x 256, a random 227 x 227 of it, mirrored half of
-the time, and a shift of its colours along their principal components (section 4.1). Crops travel from the processes
-that decode to the one that trains as bytes; they become numbers there, on its device.
+the time, and a shift of its colours along their principal components (section 4.1). Where photos to come may show
+their objects larger, smaller, blurred or sharper than those to train with, :func:`vary` makes the 256 x 256.
+
+Crops travel from the processes that decode to the one that trains as bytes; they become numbers there, on its device.
 """
 
 import functools
@@ -16,13 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from model.command import UsageError
-from model.preprocess import LARGE, SIZE, ImageError, central_square, open_image
+from model.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
+
+AUGMENTATIONS = ("paper", "scale", "none")
+"""What is done to a photo before the network sees it: the paper's, the paper's after :func:`vary`, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -111,22 +116,23 @@ class Crops(Dataset):
         images: a folder's.
         seed: of the run.
         colour: (3, 3), from :func:`statistics`.
-        augment: False for the central crop, as it is.
+        augment: one of :data:`AUGMENTATIONS`; none is the central crop, as it is.
     """
 
-    def __init__(self, images: Sequence[tuple[str, int]], seed: int, colour: np.ndarray, augment: bool = True):
+    def __init__(self, images: Sequence[tuple[str, int]], seed: int, colour: np.ndarray, augment: str = "paper"):
         self.images, self.seed, self.colour, self.augment = images, seed, colour, augment
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
         epoch, image = place
-        large, target, errors = self._readable(image)
+        photo, target, errors = self._readable(image)
         top = left = (LARGE - SIZE) // 2
         mirror, shift = False, np.zeros(3)
-        if self.augment:
-            random = generator("augmentation", self.seed, epoch, image)
+        random = generator("augmentation", self.seed, epoch, image)
+        if self.augment != "none":
             top, left = random.integers(0, LARGE - SIZE + 1, 2)
             mirror = random.random() < 0.5
             shift = self.colour @ random.normal(0.0, 0.1, 3)
+        large = vary(photo, random) if self.augment == "scale" else central_square(photo)
         crop = large.crop((left, top, left + SIZE, top + SIZE))
         if mirror:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -136,10 +142,55 @@ class Crops(Dataset):
         errors = []
         for path, target in (*self.images[image:], *self.images[:image]):
             try:
-                return central_square(open_image(path)), target, errors
+                return open_image(path), target, errors
             except ImageError as error:
                 errors.append(str(error))
         raise ImageError(f"not one of {len(self.images)} images can be read; {errors[0]}")
+
+
+def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
+    """The central square as 256 x 256, as if taken from nearer or farther, by a worse or a better camera.
+
+    Four independent draws. Detail: how many pixels across are left of a large photo, 24 to 256. Size: what the square
+    becomes, 0.6 to 1.4 times the frame, either side up to a tenth longer or shorter; where it does not fill the frame,
+    its mirror images do. Sharpness: half of the time, edges are lifted (unsharp masking). Texture: half of the time,
+    grey noise with as much in each octave of frequencies, which is the spectrum of photos (Field 1987,
+    https://doi.org/10.1364/JOSAA.4.002379), in patches. The last two are for small photos, which have no detail to
+    enlarge: a network that never saw any takes it for what it is not.
+    """
+    short = min(photo.size)
+    across = min(short, round(24.0 * (LARGE / 24.0) ** random.random()))
+    square = central_square(photo, across)
+
+    zoom, stretch = 1.4 ** random.uniform(-1.5, 1.0), 1.1 ** random.uniform(-1.0, 1.0)
+    sides = [max(round(LARGE * zoom * ratio), 1) for ratio in (stretch, 1.0 / stretch)]
+    frame = np.asarray(square.resize(sides, FILTERS[random.integers(len(FILTERS))]))
+    left, top = (round(random.uniform(min(side - LARGE, 0), max(side - LARGE, 0))) for side in sides)
+    rows, columns = (
+        np.pad(np.arange(side), LARGE, mode="symmetric")[LARGE + first :][:LARGE]
+        for side, first in ((sides[1], top), (sides[0], left))
+    )
+    large = Image.fromarray(frame[rows[:, None], columns])
+
+    if random.random() < 0.5:
+        large = large.filter(ImageFilter.UnsharpMask(2.0 ** random.uniform(0.0, 3.0), random.integers(50, 201), 0))
+    if random.random() < 0.5:
+        strength = random.uniform(0.0, 24.0)
+        noise = sum(_noise(side, random) for side in (32, 64, 128, 256))  # of 16 to 128 waves across the frame
+        patches = np.clip(0.5 + 0.5 * _noise(4, random), 0.0, 1.0)
+        pixels = np.asarray(large) + (strength / 2.0 * noise * patches)[:, :, None]
+        large = Image.fromarray(pixels.clip(0.0, 255.0).astype(np.uint8))
+    return large
+
+
+FILTERS = tuple(filter for filter in Image.Resampling if filter != Image.Resampling.BOX)
+"""What :func:`vary` enlarges with: from nearest, which leaves squares as the box does, to Lanczos."""
+
+
+def _noise(side: int, random: np.random.Generator) -> np.ndarray:
+    """Noise of one octave: (256, 256), independent every 256 / side pixels, of a standard deviation of about 1."""
+    drawn = Image.fromarray(random.standard_normal((side, side), np.float32))
+    return np.asarray(drawn.resize((LARGE, LARGE), Image.Resampling.BICUBIC))
 
 
 class Photos(Dataset):
@@ -196,13 +247,18 @@ def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_
 def to_input(
     pixels: torch.Tensor | np.ndarray,  # (N, 227, 227, 3), RGB bytes
     shifts: torch.Tensor | np.ndarray,  # (N, 3), blue first
-    mean: Sequence[float],
+    preprocess: Preprocess,
     device: torch.device,
 ) -> torch.Tensor:
-    """Crops as the network's input: (N, 3, 227, 227) float32 in channels_last memory, blue first, less the mean."""
-    x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2).flip(1).float()
-    offset = torch.as_tensor(shifts) - torch.tensor(mean)
-    return x.add_(offset.to(device, non_blocking=True)[:, :, None, None])
+    """Crops as the network's input: (N, 3, 227, 227) float32 in channels_last memory, less the mean, over the std."""
+    shifts, mean, std = torch.as_tensor(shifts), torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    if preprocess.order == "BGR":
+        x = x.flip(1)
+    else:
+        shifts = shifts.flip(1)
+    offset, std = ((shifts - mean)[:, :, None, None], std[:, None, None])
+    return x.float().add_(offset.to(device, non_blocking=True)).div_(std.to(device, non_blocking=True))
 
 
 def statistics(folder: Folder, most: int = 1000) -> tuple[list[float], np.ndarray]:

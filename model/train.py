@@ -45,7 +45,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", type=float, metavar="RATE", help="learning rate at the start (0.01 for sgd, 1e-4 for adamw)")
     add("--schedule", choices=("step", "cosine"), default="step", help="step: by 10 after each quarter of it (step)")
     add("--keep-prob", type=float, default=0.5, metavar="P", help="of dropout after fc6 and fc7 (0.5)")
-    add("--no-augment", dest="augment", action="store_false", help="central crops, no mirror images, colours as is")
+    add(
+        "--augment",
+        choices=("paper", "scale", "none"),
+        default="paper",
+        help="paper: crops, mirror images, colours; scale: also size, blur, sharpness; none: central crops (paper)",
+    )
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of products, by torch.autocast (fp32)")
     add(
         "--operators",

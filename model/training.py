@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import json
 import math
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
@@ -22,6 +24,7 @@ from model.distributed import Ranks
 from model.learner import RATES, Learner, make_optimizer, rate
 from model.log import Log, draw
 from model.preprocess import FOLDER, SIZE, Preprocess
+from model.weights.common import describe, parse_meta
 
 ELSEWHERE = {"data", "out", "resume", "device", "workers", "save_every", "strict"}
 """Arguments that may change when a run is resumed; all others decide what it computes."""
@@ -76,7 +79,10 @@ class Training:
         if meta:
             self.position = meta["training"]
             self.agree(arguments)
-            lrn, mean = meta["lrn"], meta["mean"]
+            try:
+                _, lrn, self.preprocess = parse_meta(str(self.last), json.dumps(meta))
+            except weights.WeightsError as error:
+                raise UsageError(error) from error
             self.net = self.network(lrn)
             state = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
             try:
@@ -86,8 +92,9 @@ class Training:
         else:
             mean, colour = data.statistics(self.folder)
             loaded = self.load_weights()
-            if loaded:
-                mean = list(loaded.preprocess.mean)
+            self.preprocess = Preprocess(tuple(mean), FOLDER)
+            if loaded:  # the numbers that its conv1 knows, of photos as they are: not shrunk, say, as its own were
+                self.preprocess = replace(loaded.preprocess, resize=FOLDER, size=SIZE)
             torch.manual_seed(args.seed)
             self.net = self.network(loaded.lrn if loaded else args.init)
             self.net.initialise(args.init)
@@ -104,7 +111,6 @@ class Training:
                 "arguments": arguments,
                 "images": self.folder.digest(),
             }
-        self.preprocess = Preprocess(tuple(mean), FOLDER)
         self.freeze()
         self.net.to(self.device)
         return tensors
@@ -114,8 +120,9 @@ class Training:
         for name, value in arguments.items():
             before = self.position["arguments"].get(name)
             if value != before:
-                option = "no-augment" if name == "augment" else name.replace("_", "-")
-                raise UsageError(f"--resume: --{option} was {before} in {self.last}, and is {value} now")
+                raise UsageError(
+                    f"--resume: --{name.replace('_', '-')} was {before} in {self.last}, and is {value} now"
+                )
         if self.position["images"] != self.folder.digest():
             raise UsageError(f"--resume: the images in {self.folder.path} are not those that {self.last} began with")
 
@@ -185,7 +192,7 @@ class Training:
         with self.signals(), self.progress(first) as self.bar:
             for step, (pixels, shifts, target, problems) in enumerate(crops, first):
                 self.report([problem for found in problems for problem in found])
-                x = data.to_input(pixels, shifts, self.preprocess.mean, self.device)
+                x = data.to_input(pixels, shifts, self.preprocess, self.device)
                 target = torch.as_tensor(target).to(self.device, non_blocking=True)
                 factor = rate(args.schedule, step, self.steps)
                 metrics = self.learner.step(step, x, target, factor)
@@ -312,8 +319,7 @@ class Training:
 
     def meta(self) -> dict:
         """What :mod:`model.weights.safetensors` reads."""
-        mean, resize = list(self.preprocess.mean), self.preprocess.resize
-        return {"classes": list(self.classes), "mean": mean, "lrn": self.net.lrn, "resize": resize}
+        return describe(self.classes, self.net.lrn, self.preprocess)
 
     def finish(self) -> int:
         """The curves, and where all is; 130 where a signal ended the run."""

@@ -43,10 +43,11 @@ def test_order_is_the_same_for_any_ranks_and_start():
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
 
 
+@pytest.mark.parametrize("augment", ["paper", "scale"])
 @pytest.mark.parametrize("room", [10**12, 0], ids=["shared memory", "arrays"])
-def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room):
+def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room, augment):
     monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
-    crops = data.Crops(folder.images, 3, np.eye(3) * 50.0)
+    crops = data.Crops(folder.images, 3, np.eye(3) * 50.0, augment)
     batches = [
         list(data.loader(crops, data.Order(12, 5, 3, 0, 4), workers, torch.device("cpu"), 10**6)) for workers in (0, 2)
     ]
@@ -76,13 +77,68 @@ def test_crops(folder):
     assert len(places) > 9 and 1 < mirrored < 11
 
 
-def test_central_crop_is_what_evaluation_sees(folder):
-    crops = data.Crops(folder.images, 0, np.eye(3) * 50.0, augment=False)
+def varied(photo, draws):
+    return [np.asarray(data.vary(photo, np.random.default_rng(draw))).astype(float) for draw in range(draws)]
+
+
+def test_vary_size():
+    """Of a photo whose red rises to the right and whose green rises downwards, by how much they rise a pixel."""
+    rise = np.linspace(0, 255, 300)[:, None].repeat(300, 1)
+    photo = Image.fromarray(np.stack([rise.T, rise, np.full_like(rise, 128)], 2).round().astype(np.uint8))
+    sizes = []
+    for large in varied(photo, 80):
+        assert large.shape == (256, 256, 3)
+        if large[..., 2].std() == 0.0:  # no texture
+            strips = large[..., :2].reshape(8, 32, 8, 32, 2).mean((1, 3))  # even of unsharp masking, which overshoots
+            across = np.median(np.abs(np.diff(strips[..., 0].mean(0)))) / 32  # down, too, where there are mirror images
+            down = np.median(np.abs(np.diff(strips[..., 1].mean(1)))) / 32
+            sizes.append([1 / across, 1 / down])
+    across, down = np.array(sizes).T
+    assert 25 < len(sizes) < 55
+    size, stretch = np.sqrt(across * down), np.sqrt(across / down)
+    assert 0.55 < size.min() < 0.75 and 1.2 < size.max() < 1.5
+    assert 0.88 < stretch.min() < 0.95 and 1.05 < stretch.max() < 1.14
+
+
+def fine(image):
+    """Standard deviation of what varies by more than 32 waves across the image."""
+    waves = np.fft.fftfreq(256, 1 / 256)
+    spectrum = np.fft.fft2(image.mean(2)) * (np.hypot(waves[:, None], waves) > 32.0)
+    return np.fft.ifft2(spectrum).real.std()
+
+
+def test_vary_detail():
+    """A large photo becomes blurred at times, a small one never seen sharp becomes sharper at times."""
+    random = np.random.default_rng(0)
+    large, small = (Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for side in (500, 32))
+    before = [fine(np.asarray(data.central_square(photo)).astype(float)) for photo in (large, small)]
+    less, more = (
+        np.array([fine(x) for x in varied(photo, 40)]) / b for photo, b in zip((large, small), before, strict=True)
+    )
+    assert (less < 0.5).sum() > 5
+    assert (more > 2.0).sum() > 10 and (more < 1.5).sum() > 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (900, 31)], ids=str)
+def test_vary_any_photo(size):
+    photo = Image.new("RGB", size, (10, 20, 30))
+    for large in varied(photo, 12):
+        assert large.shape == (256, 256, 3)
+        plain = np.allclose(large, [10, 20, 30])
+        assert plain or abs(large.mean() - 20.0) < 3.0
+
+
+@pytest.mark.parametrize(("std", "order"), [((1.0, 1.0, 1.0), "BGR"), ((50.0, 60.0, 70.0), "RGB")], ids=str)
+def test_central_crop_is_what_evaluation_sees(folder, std, order):
+    crops = data.Crops(folder.images, 0, np.eye(3) * 50.0, augment="none")
     pixels, shift, _, _ = crops[3, 5]
-    mean = (100.0, 90.0, 80.0)
-    x = data.to_input(pixels[None], shift[None], mean, torch.device("cpu"))
+    preprocess = Preprocess((100.0, 90.0, 80.0), FOLDER, std, order)
+    x = data.to_input(pixels[None], shift[None], preprocess, torch.device("cpu"))
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
-    assert torch.equal(x[0], Preprocess(mean, FOLDER)(open_image(folder.images[5][0])))
+    assert torch.equal(x[0], preprocess(open_image(folder.images[5][0])))
+    shifted = data.to_input(pixels[None], shift[None] + np.array([[1.0, 2.0, 4.0]]), preprocess, torch.device("cpu"))
+    by = torch.tensor([1.0, 2.0, 4.0]) if order == "BGR" else torch.tensor([4.0, 2.0, 1.0])
+    torch.testing.assert_close((shifted - x)[0, :, 7, 9], by / torch.tensor(std), rtol=0, atol=1e-4)
 
 
 def test_colour_shift(folder):
@@ -102,13 +158,15 @@ def test_colour_shift(folder):
     shifts = np.stack([crops[epoch, 0][1] for epoch in range(400)])
     assert np.abs(shifts.mean(0)).max() < 0.2 * shifts.std(0).max()
     assert np.allclose(np.cov(shifts.T), 0.01 * colour @ colour.T, atol=0.3 * shifts.var(0).max())
-    x = data.to_input(np.full((1, 227, 227, 3), 7, np.uint8), shifts[:1], mean, torch.device("cpu"))
+    x = data.to_input(
+        np.full((1, 227, 227, 3), 7, np.uint8), shifts[:1], Preprocess(tuple(mean), FOLDER), torch.device("cpu")
+    )
     assert torch.allclose(x[0, :, 3, 4], torch.from_numpy(7 + shifts[0] - np.array(mean, "f")), atol=1e-4)
 
 
 def test_unreadable_images_are_replaced_by_the_next(folder, tmp_path):
     images = [*folder.images[:3], (str(tmp_path / "no.png"), 2), (str(tmp_path / "nor.png"), 2)]
-    crops = data.Crops(images, 0, np.zeros((3, 3)), augment=False)
+    crops = data.Crops(images, 0, np.zeros((3, 3)), augment="none")
     pixels, _, target, errors = crops[0, 3]
     assert np.array_equal(pixels, crops[0, 0][0]) and target == 0
     assert errors == [f"{tmp_path}/no.png: no such file", f"{tmp_path}/nor.png: no such file"]

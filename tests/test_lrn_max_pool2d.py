@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import runtime, tiles
+from kernels import pytorch, runtime, tiles
 from kernels.layers import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn
@@ -304,3 +304,19 @@ def test_refused_as_in_pytorch(arguments, words):
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(kernels.ArgumentError, match=f"lrn_max_pool2d: input must be float32.*got {dtype}"):
         kernels.lrn_max_pool2d(**{**BASE, "input": T(2, 5, 7, 7, dtype=dtype)})
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 9])
+def test_plain_pytorch_on_a_cpu(size):
+    """The sums by a convolution, which training without a GPU waits for, are PyTorch's own; also where it rounds."""
+    x = torch.randn(2, 7, 6, 5, dtype=torch.float64, requires_grad=True)
+    results = [
+        pytorch.lrn_max_pool2d(x, size, *STRONG, 3, 2),
+        F.max_pool2d(F.local_response_norm(x, size, *STRONG), 3, 2),
+    ]
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in results]
+    assert torch.allclose(*results, rtol=1e-13, atol=0)
+    assert torch.allclose(*gradients, rtol=1e-12, atol=1e-14)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = pytorch.lrn_max_pool2d(x.float(), size, *STRONG, 3, 2)
+    assert y.dtype == torch.float32 and torch.allclose(y.double(), results[1], rtol=1e-5, atol=0)

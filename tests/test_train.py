@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from model import train, training, weights
+from model import checkpoint, train, training, weights
+from model.preprocess import FOLDER, RESIZE, Preprocess
+from model.weights.common import describe
 from tests.narrow import COLOURS, Narrow, Process, make_folder
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +180,7 @@ def test_a_failing_rank_ends_the_run(folder, tmp_path):
 def test_learns(here, tmp_path):
     """Three colours, told apart; the curves drawn, and the log's last epoch as good as it says."""
     images = make_folder(tmp_path / "images", 10)
-    easy = ["--optimizer", "adamw", "--lr", 0.001, "--schedule", "cosine", "--keep-prob", 1, "--no-augment"]
+    easy = ["--optimizer", "adamw", "--lr", 0.001, "--schedule", "cosine", "--keep-prob", 1, "--augment", "none"]
     status, out, err = here(images, "--out", tmp_path / "run", "--epochs", 12, "--batch", 10, "--workers", 0, *easy)
     assert status == 0 and not err
     accuracy = [float(row["accuracy"]) for row in rows(tmp_path / "run")]
@@ -204,6 +207,20 @@ def test_fine_tuning_and_what_reads_it(tmp_path, capsys):
     found = {name for name in load_file(tmp_path / "run" / "last.safetensors") if name.startswith("optimizer.")}
     assert found == {f"optimizer.fc8.{part}.momentum_buffer" for part in ("weight", "bias")}
     (tmp_path / "run" / "last.safetensors").unlink()  # 230 MB
+
+
+def test_weights_of_divided_inputs(here, folder, tmp_path):
+    """Weights that divide by a std go on doing so, and take photos whole where their own had been shrunk."""
+    start = tmp_path / "start.safetensors"
+    own = Preprocess((100.0, 110.0, 120.0), next(rule for rule in RESIZE if "32x32" in rule), (50.0, 60.0, 70.0), "RGB")
+    checkpoint.write(start, dict(Narrow(3).named_parameters()), describe(list(COLOURS), "paper", own))
+    arguments = [folder, *SMALL, "--out", tmp_path / "run", "--weights", start, "--augment", "scale"]
+    status, _, err = here(*arguments, "--epochs", 1)
+    assert status == 0, err
+    loaded = weights.load(tmp_path / "run" / "last.safetensors")
+    assert loaded.preprocess == replace(own, resize=FOLDER) and loaded.lrn == "paper"
+    status, out, err = here(*arguments, "--epochs", 1, "--resume")
+    assert status == 0 and "3 of 3" in out, err
 
 
 def test_unreadable_images(here, tmp_path):

@@ -48,8 +48,8 @@ def matches(probe: Probe) -> bool:
         return True
     if len(probe.head) < 32:
         return False
-    shapes = _shapes(1000)
-    return probe.size == 32 + sum(map(_bytes, shapes, shapes.values(), struct.unpack("<8I", probe.head[:32])))
+    expected = shapes(1000)
+    return probe.size == 32 + sum(map(_bytes, expected, expected.values(), struct.unpack("<8I", probe.head[:32])))
 
 
 def read(path: str | os.PathLike, name: str) -> Weights:
@@ -63,7 +63,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
 
 
 def _decoded(name: str, data: bytes, classes: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    arrays = decode(name, data, _shapes(classes))
+    arrays = decode(name, data, shapes(classes))
     return {layer: to_tensors(name, layer, *pair) for layer, pair in arrays.items()}
 
 
@@ -154,7 +154,8 @@ def _halves(packed: np.ndarray, count: int) -> np.ndarray:
     return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
 
 
-def _shapes(classes: int) -> dict[str, tuple[int, ...]]:
+def shapes(classes: int) -> dict[str, tuple[int, ...]]:
+    """Of every layer's weight, in the file's order."""
     return {**SHAPES, "fc8": (classes, 4096)}
 
 

@@ -1,0 +1,249 @@
+"""model.compress: each step against what it promises, what is pruned staying so, and the whole command."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.vq import kmeans2
+
+import model.alexnet
+from kernels import pytorch
+from model import checkpoint, compress, training, weights
+from model.alexnet import AlexNet
+from model.preprocess import FOLDER, Preprocess
+from model.weights import Weights, deep_compression
+from model.weights.common import describe
+from tests.narrow import COLOURS, Narrow, make_folder
+
+PREPROCESS = Preprocess((100.0, 110.0, 120.0), FOLDER, (50.0, 50.0, 50.0))
+
+
+@pytest.fixture
+def here(capsys):
+    """Runs the command in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        status = compress.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The thin network in the real one's place, in files too; its layers at random."""
+    net = Narrow(3)
+    shapes = {name: tuple(net.get_submodule(name).weight.shape) for name in weights.LAYERS}
+    monkeypatch.setattr(training, "AlexNet", Narrow)
+    monkeypatch.setattr(model.alexnet, "AlexNet", Narrow)
+    monkeypatch.setattr(deep_compression, "shapes", lambda classes: shapes)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of so little work, threads spend their time waiting for each other
+    yield net
+    torch.set_num_threads(threads)
+
+
+def layers_of(net):
+    return {
+        name: (net.get_submodule(name).weight.detach(), net.get_submodule(name).bias.detach())
+        for name in weights.LAYERS
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """12 training images and 6 to validate with."""
+    path = tmp_path_factory.mktemp("images")
+    make_folder(path / "train", 4)
+    make_folder(path / "val", 2)
+    return path
+
+
+@pytest.fixture
+def start(narrow, tmp_path):
+    """A file of the thin network's weights."""
+    path = tmp_path / "start.safetensors"
+    checkpoint.write(path, dict(narrow.named_parameters()), describe(list(COLOURS), "paper", PREPROCESS))
+    return path
+
+
+@pytest.mark.parametrize("density", [0.001, 0.09, 0.5, 1.0])
+def test_prune(density):
+    weight = torch.randn(30, 4, 5, 5)
+    mask = compress.prune(weight, density)
+    assert mask.shape == weight.shape and mask.sum() == round(density * 3000)
+    magnitudes = sorted(weight.abs().flatten().tolist())
+    assert sorted(weight[mask].abs().tolist()) == magnitudes[len(magnitudes) - int(mask.sum()) :]
+
+
+def test_prune_few():
+    assert compress.prune(torch.full((10, 10), -3.0), 0.25).sum() == 25  # all alike, and still as many
+    weight = torch.zeros(10, 10)
+    weight[3, 4] = -1.0
+    assert torch.equal(compress.prune(weight, 0.5), weight != 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:One of the clusters is empty")
+@pytest.mark.parametrize("count", [15, 255])
+def test_cluster(count):
+    """What SciPy's k-means comes to from the same start, and where another round changes nothing."""
+    values = np.random.default_rng(0).laplace(0.0, 0.02, 2000).astype(np.float32)
+    centres = compress.cluster(values, count)
+    assert centres.dtype == np.float32 and np.array_equal(centres, np.sort(centres))
+    every = values.astype(np.float64)[:, None]
+    start = np.linspace(every.min(), every.max(), count)[:, None]
+    expected, _ = kmeans2(every, start, iter=200, minit="matrix")
+    assert np.allclose(centres, expected[:, 0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("values", [[], [0.5], [0.5] * 9, [-1.0, 0.25, 3.0]], ids=str)
+def test_cluster_of_few(values):
+    centres = compress.cluster(np.array(values, np.float32), 15)
+    assert centres.shape == (15,) and np.isfinite(centres).all() and set(values) <= set(centres.tolist())
+
+
+@pytest.mark.parametrize(("shape", "count"), [((40, 3, 5, 5), 256), ((50, 60), 16)], ids=["conv", "fc"])
+def test_quantise(shape, count):
+    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    weight[np.abs(weight) < 1.0] = 0.0
+    few, codebook = compress.quantise(weight)
+    assert len(codebook) == count and codebook[0] == 0.0
+    assert np.array_equal(few == 0.0, weight == 0.0) and set(few.ravel().tolist()) <= set(codebook.tolist())
+    nearest = np.abs(weight.reshape(-1, 1) - codebook[1:]).min(1)
+    assert np.allclose(np.abs(weight - few).ravel()[weight.ravel() != 0.0], nearest[weight.ravel() != 0.0], atol=1e-6)
+
+
+def test_what_is_pruned_stays_so(narrow, folder, tmp_path):
+    """Through momentum and decay; the rest moves, and so it would without a mask."""
+    layers = layers_of(narrow)
+    masks = {name: compress.prune(weight, 0.3) for name, (weight, _) in layers.items()}
+    pruned = {name: (weight * masks[name], bias) for name, (weight, bias) in layers.items()}
+    _, args = compress.parse(["a", str(tmp_path / "a.net"), "--data", str(folder), "--epochs", "3", "--batch", "4"])
+    args.operators, args.workers = "torch", 0
+    loaded = Weights("narrow", pruned, tuple(COLOURS), "paper", PREPROCESS)
+    retrained = compress.retrain(args, torch.device("cpu"), loaded, masks)
+    for name, (weight, bias) in retrained.layers.items():
+        assert not weight[~masks[name]].any(), name
+        assert (weight[masks[name]] != pruned[name][0][masks[name]]).float().mean() > 0.5, name
+        assert bias.isfinite().all() and bias.shape == pruned[name][1].shape
+    args.out = tmp_path / "free"
+    free = compress.retrain(args, torch.device("cpu"), loaded, {})
+    assert all(weight[~masks[name]].any() for name, (weight, _) in free.layers.items())
+
+
+def test_command(here, start, folder, tmp_path):
+    """Every step and what it cost, the numbers of the file's own network; a retraining that is killed goes on."""
+    out = tmp_path / "small.net"
+    arguments = [start, out, "--data", folder, "--epochs", 2, "--batch", 4, "--workers", 0, "--operators", "torch"]
+    arguments += ["--device", "cpu", "--density", "fc6=0.5", "fc8=1"]
+    finish = training.Training.write
+
+    def interrupted(self, rows, epoch_ends):
+        finish(self, rows, epoch_ends)
+        self.stopping |= rows[-1]["step"] == 4
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Training, "write", interrupted)
+        status, printed, err = here(*arguments)
+    assert status == 130 and "stopped after step 4 of 6" in printed and not out.exists(), err
+    status, _, err = here(*arguments[:-1], "fc8=0.5", "--resume")
+    assert status == 2 and "--resume: --density was" in err
+    (tmp_path / "small.net.training" / "notes.txt").write_text("the user's own")
+    status, printed, err = here(*arguments, "--resume")
+    assert status == 0, err
+    assert [path.name for path in (tmp_path / "small.net.training").iterdir()] == ["notes.txt"]
+    steps = [line.partition(":")[0] for line in printed.splitlines() if "; accuracy " in line]
+    assert steps == [str(start), "pruned", "retrained", "quantised"]
+    assert "going on after step 4 of 6" in printed and f"{out}: {out.stat().st_size:,} bytes" in printed
+    assert "small.net.partial" not in [path.name for path in tmp_path.iterdir()]
+    loaded = weights.load(out)
+    assert (loaded.classes, loaded.lrn, loaded.preprocess) == (tuple(COLOURS), "paper", PREPROCESS)
+    for name, (weight, _) in loaded.layers.items():
+        share = {"fc6": 0.5, "fc8": 1.0}.get(name, compress.DENSITY[name])
+        assert int(weight.count_nonzero()) == round(share * weight.numel()), name
+        assert len(weight.unique()) <= (256 if weight.dim() == 4 else 16)
+
+
+@pytest.mark.unguarded  # 57 million weights
+def test_a_dense_network_of_true_size(here, tmp_path):
+    """Random weights, as dense as weights can be: under 8 MB, and the logits of the pruned and rounded weights."""
+    shapes = deep_compression.shapes(10)
+    layers = {name: (torch.randn(shape) * 0.02, torch.randn(shape[0])) for name, shape in shapes.items()}
+    tensors = {f"{n}.{p}": t for n, pair in layers.items() for p, t in zip(("weight", "bias"), pair, strict=True)}
+    source, out = tmp_path / "a.safetensors", tmp_path / "a.net"
+    checkpoint.write(source, tensors, describe("0123456789", "bvlc", PREPROCESS))
+    status, printed, err = here(source, out)
+    source.unlink()  # 228 MB
+    assert status == 0 and not err and "accuracy" not in printed and out.stat().st_size < 8e6
+    loaded = weights.load(out)
+    assert loaded.classes == tuple("0123456789") and loaded.preprocess == PREPROCESS
+    few = {}
+    for name, (weight, bias) in layers.items():
+        pruned = weight.mul_(compress.prune(weight, compress.DENSITY[name])).numpy()
+        few[name] = torch.from_numpy(compress.quantise(pruned)[0]), bias
+    nets = [AlexNet.from_weights(of).use(pytorch) for of in (loaded, dataclasses.replace(loaded, layers=few))]
+    x = torch.randn(1, 3, 227, 227)
+    with torch.inference_mode():
+        assert torch.equal(nets[0](x), nets[1](x)) and nets[0](x).std() > 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--density", "fc9=0.1"], "--density must be layers among conv1, "),
+        (["--density", "fc6=0"], "shares up to 1: fc6=0.09, got 'fc6=0'"),
+        (["--density", "fc6=nan"], "got 'fc6=nan'"),
+        (["--density", "fc6"], "got 'fc6'"),
+        (["--epochs", "-1"], "--epochs must be at least 0, got -1"),
+        (["--lr", "0.1"], "--lr is for retraining, which takes --data DIR"),
+        (["--odd"], "unrecognized arguments: --odd"),
+        (["--data", "DATA", "--lr", "-1"], "--lr must be positive"),
+        (["--data", "DATA", "--weights", "cifar10"], "--weights is model.train's alone"),
+        (["--data", "DATA", "--freeze", "conv1"], "--freeze is model.train's alone"),
+        (["--data", "DATA", "--out", "run"], "--out is model.train's alone"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--data", "OTHER"], "must have the classes of "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments(here, start, folder, tmp_path, options, words):
+    make_folder(tmp_path / "other", 1)
+    (tmp_path / "other" / "red").rename(tmp_path / "other" / "pink")
+    places = {"DATA": folder, "OTHER": tmp_path / "other"}
+    before = sorted(tmp_path.iterdir())
+    status, out, err = here(start, tmp_path / "a.net", *[places.get(option, option) for option in options])
+    assert status == 2 and not out and len(err.splitlines()) == 1
+    assert err.startswith("model.compress: error: ") and words in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bad_files(here, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = Narrow(3)
+    state = dict(net.named_parameters())
+    small, torchvision = tmp_path / "small.safetensors", tmp_path / "torchvision.safetensors"
+    checkpoint.write(small, {n: p for n, p in state.items() if "conv4" not in n}, describe("abc", "bvlc", PREPROCESS))
+    checkpoint.write(torchvision, state, describe("abc", None, PREPROCESS))
+    for source, out, words in (
+        ("nothing.npy", "a.net", "nothing.npy: no such file"),
+        (small, "a.net", "small.safetensors: must have conv4 with a weight of (24, 12, 3, 3)"),
+        (torchvision, "a.net", "torchvision.safetensors: torchvision's network has other layers"),
+        (start, "none/a.net", "none/a.net: cannot be written: No such file or directory"),
+        (start, ".", ".: cannot be written: is a folder"),
+    ):
+        before = sorted(tmp_path.iterdir())
+        status, printed, err = here(source, out)
+        assert status == 2 and not printed and len(err.splitlines()) == 1
+        assert words in err
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_help_needs_no_pytorch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('torch')")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from model import compress; compress.main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--density" in done.stdout, done.stderr
