@@ -212,6 +212,10 @@ def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     Raises:
         TypeError: an argument that is not a tensor.
         ArgumentError: a bias that does not broadcast to ``input``'s shape, or another dtype or device.
+
+    Example:
+        >>> kernels.bias_relu(torch.tensor([[1.0, -2.0]]), torch.tensor([0.5, 0.5]))
+        tensor([[1.5000, 0.0000]])
     """
     check_tensor("bias_relu", "input", input)
     check_tensor("bias_relu", "bias", bias, like=input)

@@ -245,6 +245,13 @@ def conv2d(
     Raises:
         TypeError: an argument of the wrong type.
         ArgumentError: whatever else ``torch.nn.functional.conv2d`` refuses; also dtypes other than those above.
+
+    Example:
+        conv1 of AlexNet, with the pixels of a photo, 227 x 227, in channels_last memory.
+
+        >>> x = torch.randn(1, 3, 227, 227).contiguous(memory_format=torch.channels_last)
+        >>> kernels.conv2d(x, torch.randn(96, 3, 11, 11), torch.zeros(96), stride=4, relu=True).shape
+        torch.Size([1, 96, 55, 55])
     """
     if isinstance(input, torch.Tensor):
         input, weight, bias = runtime.autocast(input.device.type, input, weight, bias)

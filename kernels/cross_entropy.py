@@ -341,6 +341,12 @@ def cross_entropy(
             for, the loss and its gradient are NaN instead.
         ArgumentError: whatever else ``torch.nn.functional.cross_entropy`` refuses; also other dtypes, and
             probabilities that require a gradient.
+
+    Example:
+        Four classes between which the logits do not choose: log 4.
+
+        >>> kernels.cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(1.3863)
     """
     operator = "cross_entropy"
     for name, value in (("size_average", size_average), ("reduce", reduce)):

@@ -88,6 +88,13 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     Raises:
         TypeError: an argument of the wrong type.
         ArgumentError: ``p`` outside [0, 1], a negative ``seed``, another dtype.
+
+    Example:
+        >>> x = torch.ones(1000)
+        >>> torch.equal(kernels.dropout(x, 0.5, seed=7), kernels.dropout(x, 0.5, seed=7))
+        True
+        >>> kernels.dropout(x, 0.5, seed=7).unique()
+        tensor([0., 2.])
     """
     check_tensor("dropout", "input", input)
     p = number("dropout", "p", p)

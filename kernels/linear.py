@@ -262,6 +262,10 @@ def linear(
         TypeError: an argument that is not a tensor.
         ArgumentError: whatever else ``torch.nn.functional.linear`` refuses; also other dtypes, and a bias
             that varies from row to row.
+
+    Example:
+        >>> kernels.linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [-5.0, 1.0]]), relu=True)
+        tensor([[11.,  0.]])
     """
     if isinstance(input, torch.Tensor):
         input, weight, bias = runtime.autocast(input.device.type, input, weight, bias)

@@ -320,6 +320,12 @@ def local_response_norm(
     Raises:
         TypeError: an argument of the wrong type.
         ArgumentError: fewer than three dimensions, ``size`` under 1, another dtype.
+
+    Example:
+        AlexNet's: BVLC's weights take ``alpha=1e-4``, which is divided by the 5 channels of the window.
+
+        >>> kernels.local_response_norm(torch.full((1, 5, 1, 1), 100.0), size=5).flatten()
+        tensor([70.2927, 64.3496, 59.4604, 64.3496, 70.2927])
     """
     check_tensor("local_response_norm", "input", input)
     check(

@@ -387,6 +387,10 @@ def lrn_max_pool2d(
     Raises:
         TypeError: an argument of the wrong type.
         ArgumentError: whatever else the two operators refuse.
+
+    Example:
+        >>> kernels.lrn_max_pool2d(torch.randn(1, 96, 55, 55), 5, 1e-4, 0.75, 1.0, kernel_size=3, stride=2).shape
+        torch.Size([1, 96, 27, 27])
     """
     check_tensor("lrn_max_pool2d", "input", input)
     check(

@@ -380,6 +380,14 @@ def max_pool2d(
     Raises:
         TypeError: an argument of the wrong type.
         ArgumentError: whatever else ``torch.nn.functional.max_pool2d`` refuses; also other dtypes.
+
+    Example:
+        Overlapping windows, of 3 x 3 pixels at stride 2.
+
+        >>> x = torch.arange(25.0).reshape(1, 1, 5, 5)
+        >>> kernels.max_pool2d(x, kernel_size=3, stride=2)
+        tensor([[[[12., 14.],
+                  [22., 24.]]]])
     """
     check_tensor("max_pool2d", "input", input)
     check(

@@ -164,6 +164,10 @@ def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         TypeError: an argument of the wrong type.
         IndexError: ``dim`` outside the tensor's dimensions.
         ArgumentError: another dtype.
+
+    Example:
+        >>> kernels.softmax(torch.tensor([[0.0, 0.0, 0.0, 0.0]]))
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
     if isinstance(input, torch.Tensor):
         (input,) = runtime.autocast(input.device.type, input, dtype=torch.float32)

@@ -52,6 +52,23 @@ class AlexNet(nn.Module):
 
     Raises:
         ArgumentError: ``num_classes`` under 1, ``keep_prob`` outside [0, 1], another ``lrn``.
+
+    Example:
+        >>> from model import weights
+        >>> net = AlexNet.from_weights(weights.load("cifar10"))
+        >>> for layer in net.layers():
+        ...     print(layer.name, layer.output)
+        conv1 (1, 96, 55, 55)
+        pool1 (1, 96, 27, 27)
+        conv2 (1, 256, 27, 27)
+        pool2 (1, 256, 13, 13)
+        conv3 (1, 384, 13, 13)
+        conv4 (1, 384, 13, 13)
+        conv5 (1, 256, 13, 13)
+        pool5 (1, 256, 6, 6)
+        fc6 (1, 4096)
+        fc7 (1, 4096)
+        fc8 (1, 10)
     """
 
     size = 227  # of the input

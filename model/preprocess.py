@@ -152,6 +152,10 @@ class Preprocess:
         std: what each colour is divided by after that.
         order: of the colours: ``"BGR"`` as Caffe has them, blue first, or ``"RGB"``.
         size: pixels of a side.
+
+    Example:
+        >>> BVLC(Image.new("RGB", (640, 480), "black"))[:, 0, 0]
+        tensor([-104.0070, -116.6688, -122.6789])
     """
 
     mean: tuple[float, float, float]
