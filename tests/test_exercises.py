@@ -9,12 +9,13 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from lesson import check
+
 import nbformat
 import pytest
 import torch
 
 import execute
-from lesson import check
 
 EXERCISES = [
     (name, exercise)

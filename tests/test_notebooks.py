@@ -3,6 +3,8 @@
 Pictures are not compared: they differ with the version of matplotlib and its fonts.
 """
 
+import re
+
 import nbformat
 import pytest
 
@@ -43,6 +45,13 @@ def test_pair(name):
         (cell.id, cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in notebook.cells
     ]
     assert shape(committed(name)) == shape(execute.read(name)), f"python notebooks/execute.py {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lesson_comes_first(name):
+    """Before triton, and before kernels, which would have it compile where there is a GPU."""
+    imports = re.findall(r"^(?:import|from) (\w+)", "\n".join(cell.source for cell in code(execute.read(name))), re.M)
+    assert imports[0] == "lesson"
 
 
 @pytest.mark.parametrize("name", NAMES)

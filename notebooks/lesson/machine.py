@@ -1,11 +1,15 @@
 """What the kernels run on here, and what has been measured: a figure names its GPU, or says that it is a model.
 
 With a GPU, notebooks measure. Without one they show what was measured elsewhere, from ``measurements/``; where nothing
-was, they show the model: FLOPs, bytes, and the least time that these take under the limits of an H100.
+was, they show a model: FLOPs, bytes, and the least time that these take under the limits of an H100.
 """
 
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -36,8 +40,8 @@ class Limits(NamedTuple):
 
 
 def gpu() -> str | None:
-    """The GPU's name where kernels are compiled; None where they are interpreted."""
-    return None if runtime.INTERPRETED else torch.cuda.get_device_name()
+    """The GPU's name; None without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def rows() -> list[Row]:
@@ -45,6 +49,32 @@ def rows() -> list[Row]:
     tables = sorted(path for path in roofline.MEASUREMENTS.glob("*.csv") if path.stem != "interpreter")
     here = [path for path in tables if gpu() and path.stem == roofline.slug(gpu())]
     return roofline.load((here or tables)[0]) if tables else []
+
+
+def measure(*operators: str, batch: int = 128, dtype: str = "fp16", pass_: str = "forward") -> list[Row]:
+    """Timings of operators in all of AlexNet's layers that they make: now, on a GPU; without one, from the table.
+
+    Args:
+        operators: as ``python -m kernels.bench`` takes them, which measures in a process of its own; none: the network.
+        batch, dtype, pass_: likewise.
+    """
+    if not gpu():
+        chosen = [row for row in rows() if (row.batch, row.dtype, row.pass_) == (batch, dtype, pass_)]
+        return [row for row in chosen if row.operator in (operators or ("alexnet",))]
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--batch", str(batch), "--dtype", dtype, "--pass", pass_, "--out", folder]
+        subprocess.run(
+            [sys.executable, "-m", "kernels.bench", *(operators or ["--network"]), *options],
+            check=True,
+            cwd=roofline.MEASUREMENTS.parent.parent,
+            env=dict(os.environ, TRITON_INTERPRET="0"),
+        )
+        return [row for path in Path(folder).glob("*.csv") for row in roofline.load(path)]
+
+
+def ours(measured: list[Row]) -> dict[str, float]:
+    """The kernels' median time of each layer, in ms."""
+    return {row.layer: row.p50_ms for row in measured if row.provider == "triton"}
 
 
 def limits(dtype: str = "fp16") -> Limits:
@@ -56,25 +86,16 @@ def limits(dtype: str = "fp16") -> Limits:
     return Limits(H100[dtype], False, f"a model, not measured: limits of an H100 SXM5 as NVIDIA states them, {dtype}")
 
 
-def milliseconds(call: Callable[[], object]) -> float | None:
-    """The median time of a call on the GPU; None where kernels are interpreted, whose times mean nothing."""
-    if runtime.INTERPRETED:
-        return None
-    from triton.testing import do_bench
-
-    return do_bench(call, return_mode="median")
-
-
 def describe() -> None:
     """Prints what runs here and where speeds come from: the first cell of every notebook."""
-    name = gpu()
-    if name:
-        print(f"Kernels are compiled for {name}, and timed here.")
-    else:
-        print("No GPU in use: kernels run in Triton's interpreter on the CPU. Results are right, times mean nothing.")
+    if runtime.INTERPRETED:
+        print("Kernels run in Triton's interpreter, on the CPU: results are right, times mean nothing.")
+    if gpu():
+        print(f"Speeds are measured on this machine's {gpu()}.")
+        return
     table = rows()
     if table:
         newest = max(row.date for row in table)[:10]
         print(f"Measured speeds: {table[0].gpu}, PyTorch {table[0].torch}, Triton {table[0].triton}, {newest}.")
     else:
-        print("Nothing has been measured on a GPU yet: plots show a model, under an H100's limits.")
+        print("No GPU here, and nothing has been measured on one yet: plots show a model, under an H100's limits.")

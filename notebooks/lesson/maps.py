@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from lesson import style
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 from kernels.trace import Access, Trace
-from lesson import style
 
 
 def indices(access: Access, tensor: torch.Tensor) -> tuple[np.ndarray, ...]:

@@ -5,12 +5,13 @@ A kernel takes at least the longer of two times: its FLOPs at the device's rate,
 
 from collections.abc import Mapping
 
+from lesson import machine, style
+
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from kernels.cost import Cost
-from lesson import machine, style
 
 
 def plot(

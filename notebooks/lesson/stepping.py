@@ -4,6 +4,8 @@ import functools
 import io
 from collections.abc import Callable
 
+from lesson import source, style
+
 import ipywidgets
 import numpy as np
 from IPython.display import display
@@ -12,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from kernels.trace import Step, Trace
-from lesson import source, style
 
 CONTEXT = 4  # lines of source before and after the one that has run
 

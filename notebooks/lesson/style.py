@@ -95,7 +95,7 @@ def tile(axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None 
         look = {"cmap": SEQUENTIAL, "vmin": None, "vmax": limit}
     rows, columns = table.shape
     image = axes.imshow(table, aspect="auto", **look)
-    axes.set_box_aspect(min(max(rows / columns, 1 / 8), 1.5))
+    axes.set_box_aspect(min(max(rows / columns, 1 / 8), 1.5) if value.ndim else 1 / 4)
     if rows <= 16 and columns <= 16:
         _numbers(axes, table, image)
     axes.set_xticks([])

@@ -1,8 +1,7 @@
 """Solutions of the exercises in 00_start_here."""
 
-from kernels import runtime  # noqa: F401 - before triton: where there is no GPU, kernels are interpreted
+import lesson  # noqa: F401 - before triton, which it has interpret the kernels
 
-# isort: split
 import triton
 import triton.language as tl
 

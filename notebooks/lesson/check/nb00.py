@@ -1,9 +1,9 @@
 """Exercises of 00_start_here: kernels that the checker launches."""
 
+from lesson.check import Checker, given, output, same
+
 import torch
 import triton
-
-from lesson.check import Checker, given, output, same
 
 
 @Checker
