@@ -9,6 +9,7 @@ photo     the photo that all notebooks use
 source    a kernel's source, as it stands in ``kernels/``
 stepping  one program of a kernel, step by step: listing, strip of figures, slider
 maps      which elements a tile touches, which lanes a mask switches off
+compiler  registers, spills and copies of a kernel compiled for a GPU
 roof      operators under the roofline, and the least time that each needs
 check     checkers of the exercises, one module a notebook
 

@@ -41,6 +41,21 @@ def counts(found: Trace, argument: str, which: slice | int | None = None) -> np.
     return total
 
 
+def runs(access: Access) -> np.ndarray:
+    """How many elements lie side by side in memory, of each run of them along the tile's last axis.
+
+    Long runs are what wide loads need: 16 bytes at a time are 8 elements of fp16.
+    """
+    offsets = np.where(access.mask, access.offsets, -1)
+    offsets = offsets.reshape(-1, offsets.shape[-1])
+    lengths = []
+    for row in offsets:
+        row = row[row >= 0]
+        ends = np.flatnonzero(np.diff(row, append=np.inf) != 1) if row.size else np.array([], dtype=int)
+        lengths += np.diff(ends, prepend=-1).tolist()
+    return np.array(lengths)
+
+
 def touched(
     found: Trace,
     argument: str,
@@ -81,6 +96,7 @@ def lanes(
     w: np.ndarray,
     mask: np.ndarray,
     size: tuple[int, int],
+    padding: int = 0,
     *,
     title: str = "",
     axes: Axes | None = None,
@@ -91,22 +107,20 @@ def lanes(
         h, w: each lane's row and column, outside the image where it looks at padding; what NumPy can broadcast.
         mask: whether the lane loads.
         size: of the image.
+        padding: how much of it to show around the image at the least.
         title: above it.
         axes: where.
     """
     h, w, mask = np.broadcast_arrays(h, w, mask)
-    top, left = min(0, h.min()), min(0, w.min())
-    bottom, right = max(size[0] - 1, h.max()), max(size[1] - 1, w.max())
+    top, left = min(-padding, h.min()), min(-padding, w.min())
+    bottom, right = max(size[0] - 1 + padding, h.max()), max(size[1] - 1 + padding, w.max())
     picture = np.zeros((bottom - top + 1, right - left + 1))
     picture[(h - top)[~mask], (w - left)[~mask]] = 2
     picture[(h - top)[mask], (w - left)[mask]] = 1
     axes = axes or style.figure(height=3.6)[1]
     _cells(axes, picture, (top, left), size)
-    axes.legend(
-        handles=[Patch(color=style.ON, label="loaded"), Patch(color=style.OFF, label="switched off: padding, zero")],
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1),
-    )
+    handles = [Patch(color=style.ON, label="loaded"), Patch(color=style.OFF, label="switched off")]
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
     axes.set_title(title)
 
 
@@ -168,7 +182,7 @@ def windows(
             Rectangle(corner, kernel - 2 * inset, kernel - 2 * inset, fill=False, edgecolor=colour, linewidth=2.2)
         )
         axes.plot([], [], color=colour, linewidth=2.2, label=f"output ({p}, {q})")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.35, 1))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8, columnspacing=1.0)
     default = f"{kernel} x {kernel} at stride {stride}" + f", padding {padding}" * bool(padding)
     axes.set_title(title or f"{default}: {height} x {width} -> {rows} x {columns}")
     axes.set(xlabel="column", ylabel="row")

@@ -53,7 +53,7 @@ def plot(
     axes.text(left * 1.1, left * limits.bandwidth * 3e-12, f"{limits.bandwidth * 1e-12:.3g} TB/s", color=style.GREY)
     for number, (name, (x, y)) in enumerate(points.items()):
         colour = style.CYCLE[number % len(style.CYCLE)]
-        marker = "osD^vP*X"[number // len(style.CYCLE) % 8]
+        marker = "osD^vPX*"[number % 8]
         axes.plot(x, y, marker, markersize=9, markerfacecolor="none", markeredgewidth=2, color=colour, label=name)
         ms = (measured or {}).get(name)
         if ms:
