@@ -63,11 +63,11 @@ def outline(left: float, bottom: float, width: float, height: float, colour: str
     return Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=2.2, clip_on=False)
 
 
-def short(value: np.ndarray) -> str:
+def short(value: np.ndarray, digits: int = 4) -> str:
     """A value in a few words: its shape, and the least and the greatest that is in it."""
     value = np.asarray(value)
     if not value.shape:
-        return f"{value.item():.3g}" if value.dtype.kind == "f" else str(value.item())
+        return f"{value.item():.{digits}g}" if value.dtype.kind == "f" else str(value.item())
     shape = " x ".join(map(str, value.shape))
     if value.dtype.kind == "b":
         return f"[{shape}], {value.mean():.0%} true"
@@ -75,7 +75,7 @@ def short(value: np.ndarray) -> str:
     if not finite.size:
         return f"[{shape}], nothing finite"
     low, high = finite.min(), finite.max()
-    return f"[{shape}], {low:.3g} ... {high:.3g}" if low != high else f"[{shape}], all {low:.3g}"
+    return f"[{shape}], {low:.{digits}g} ... {high:.{digits}g}" if low != high else f"[{shape}], all {low:.{digits}g}"
 
 
 def tile(
@@ -111,7 +111,7 @@ def tile(
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel(short(value), fontsize=7.5, color=GREY)
+    axes.set_xlabel(short(value, 3), fontsize=7.5, color=GREY)
 
 
 def _numbers(axes: Axes, table: np.ndarray, image: AxesImage) -> None:
