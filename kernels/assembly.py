@@ -85,7 +85,7 @@ def assemble(tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Assembly]]]:
 
 
 def _assemble(task: Task) -> list[Assembly]:
-    return [_compile(launch, tile, chosen, task.architecture) for launch, tile, chosen in launches(task)]
+    return [compile_launch(launch, tile, chosen, task.architecture) for launch, tile, chosen in launches(task)]
 
 
 def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:
@@ -114,7 +114,7 @@ def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
     return [(problem, tile, launch) for (problem, tile), launch in zip(noted, recorded, strict=True)]
 
 
-def _compile(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, architecture: str) -> Assembly:
+def compile_launch(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, architecture: str) -> Assembly:
     """Compiles a launch as Triton would on that GPU, and counts what came out."""
     kernel = launch.kernel
     given = dict(zip(kernel.arg_names, launch.args, strict=False)) | launch.constants

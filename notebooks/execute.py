@@ -1,0 +1,94 @@
+"""Writes each notebook's .ipynb from its .py, executed from a fresh kernel: ``python notebooks/execute.py [NAMES]``.
+
+A name is a notebook's or begins one: ``python notebooks/execute.py 00 01``. Kernels are interpreted, GPU or not, so
+that outputs are the same everywhere; those of cells tagged ``varies`` (times, rounding errors) may differ.
+"""
+
+import base64
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+HERE = Path(__file__).parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def names() -> list[str]:
+    """Every notebook, in order."""
+    return sorted(path.stem for path in HERE.glob("[0-9][0-9]_*.py"))
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    """A notebook as its .py has it, without outputs."""
+    notebook = jupytext.read(HERE / f"{name}.py", fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02}"
+        cell.metadata = nbformat.from_dict({"tags": tags} if (tags := cell.metadata.get("tags")) else {})
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode) -> None:
+    """Runs all cells in place.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell raised.
+    """
+    metadata = notebook.metadata.copy()
+    environment = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.resolve()), os.environ.get("PYTHONPATH", "")])
+    client = NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(HERE)}},
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+    )
+    client.execute(env=environment)
+    notebook.metadata = metadata
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            data.pop(WIDGET, None)  # a widget lives as long as its kernel; what stays is the picture beside it
+            if "image/png" in data:
+                data["image/png"] = small(data["image/png"])
+
+
+def small(png: str) -> str:
+    """A picture, in base64, with the 256 colours that suit it best: a third of the bytes where it shows photos."""
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    file = io.BytesIO()
+    image.quantize(256).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def main(argv: list[str]) -> int:
+    wanted = [name for name in names() if not argv or name.startswith(tuple(argv))]
+    if not wanted:
+        print(f"no notebook begins with {' or '.join(argv)}; there are {', '.join(names())}", file=sys.stderr)
+        return 2
+    for name in wanted:
+        started = time.perf_counter()
+        notebook = read(name)
+        execute(notebook)
+        nbformat.write(notebook, HERE / f"{name}.ipynb")
+        print(f"{name}: {time.perf_counter() - started:.0f} s, {(HERE / f'{name}.ipynb').stat().st_size / 1e3:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

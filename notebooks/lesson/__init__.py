@@ -1,0 +1,23 @@
+"""What the notebooks share. Jupyter runs them in ``notebooks/``, where ``from lesson import style`` finds it.
+
+A notebook imports it first: a program can be stepped through in Triton's interpreter alone, so notebooks interpret
+their kernels on a machine with a GPU, too. That GPU is for :func:`lesson.machine.measure`.
+
+style     colours, fonts and sizes of every figure
+machine   what the kernels run on here, and what has been measured
+photo     the photo that all notebooks use
+source    a kernel's source, as it stands in ``kernels/``
+stepping  one program of a kernel, step by step: listing, strip of figures, slider
+maps      which elements a tile touches, which lanes a mask switches off
+compiler  registers, spills and copies of a kernel compiled for a GPU
+roof      operators under the roofline, and the least time that each needs
+check     checkers of the exercises, one module a notebook
+
+What draws, draws on the ``axes`` that it is given, or on a new figure, and returns nothing.
+"""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from kernels import runtime as runtime  # before anybody imports triton

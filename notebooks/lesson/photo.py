@@ -1,0 +1,29 @@
+"""The photo that all notebooks use: scikit-image's ``chelsea``, a cat (CC0, Stefan van der Walt)."""
+
+import functools
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kernels import runtime
+from model.infer import default_photo
+from model.preprocess import central_square, open_image
+
+
+@functools.cache
+def whole() -> np.ndarray:
+    """The photo as it was taken: (300, 451, 3), RGB in bytes."""
+    return np.asarray(open_image(default_photo()))
+
+
+@functools.cache
+def square(side: int = 227) -> np.ndarray:
+    """Its middle as the network sees it: (side, side, 3), RGB in bytes."""
+    return np.asarray(central_square(Image.fromarray(whole()), side))
+
+
+def tensor(side: int = 227, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The same as a batch of one, (1, 3, side, side) in channels_last memory where the kernels run, from 0 to 1."""
+    image = torch.from_numpy(square(side).copy()).permute(2, 0, 1)[None].float() / 255
+    return image.to(runtime.default_device(), dtype).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,93 @@
+"""Operators under the roofline, and the least time that each needs: measured, or else a model, which says so.
+
+A kernel takes at least the longer of two times: its FLOPs at the device's rate, its bytes at its bandwidth.
+"""
+
+from collections.abc import Mapping
+
+from lesson import machine, style
+
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+
+from kernels.cost import Cost
+
+
+def plot(
+    costs: Mapping[str, Cost],
+    *,
+    dtype: str = "fp16",
+    measured: Mapping[str, float | None] | None = None,
+    title: str = "",
+    axes: Axes | None = None,
+) -> None:
+    """FLOP/s over FLOP per byte: where each operator's floor lies, and, where it was timed, how far below it got.
+
+    Args:
+        costs: what each operator must do, as :mod:`kernels.cost` counts it.
+        dtype: whose roofs.
+        measured: ms of each on the device whose roofs these are, None where it was not timed.
+        title: what this shows; the roofs' source is added.
+        axes: where.
+    """
+    limits, _, label = machine.limits(dtype)
+    axes = axes or style.figure(height=4.4)[1]
+    ridge = limits.rate / limits.bandwidth
+    points = {
+        name: (cost.flops / cost.bytes, cost.flops / limits.floor_ms(*cost[2:]) * 1e-9) for name, cost in costs.items()
+    }
+    intensities = [x for x, _ in points.values()] + [ridge]
+    left, right = min(intensities) / 3, max(intensities) * 4
+    axes.plot(
+        [left, ridge, right],
+        np.array([left * limits.bandwidth, limits.rate, limits.rate]) * 1e-12,
+        color=style.GREY,
+        linewidth=1.5,
+    )
+    axes.axvline(ridge, color=style.LIGHT, linewidth=1)
+    axes.set(xscale="log", yscale="log", xlim=(left, right), xlabel="arithmetic intensity (FLOP per byte)")
+    axes.set(ylabel="TFLOP/s", ylim=(left * limits.bandwidth * 1e-12 / 4, limits.rate * 1e-12 * 3))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.text(right / 1.1, limits.rate * 1.2e-12, f"{limits.rate * 1e-12:.4g} TFLOP/s", ha="right", color=style.GREY)
+    axes.text(left * 1.1, left * limits.bandwidth * 3e-12, f"{limits.bandwidth * 1e-12:.3g} TB/s", color=style.GREY)
+    for number, (name, (x, y)) in enumerate(points.items()):
+        colour = style.CYCLE[number % len(style.CYCLE)]
+        marker = "osD^vPX*"[number % 8]
+        axes.plot(x, y, marker, markersize=9, markerfacecolor="none", markeredgewidth=2, color=colour, label=name)
+        ms = (measured or {}).get(name)
+        if ms:
+            axes.plot(x, costs[name].flops / ms * 1e-9, marker, markersize=9, color=colour, label=f"{name}, measured")
+    axes.legend(loc="lower right", ncols=1 + len(points) // 8)
+    axes.set_title(f"{title}\n({label})" if title else label)
+
+
+def floors(
+    costs: Mapping[str, Cost],
+    *,
+    dtype: str = "fp16",
+    measured: Mapping[str, float | None] | None = None,
+    title: str = "",
+    axes: Axes | None = None,
+) -> None:
+    """Bars: the time that each operator's FLOPs take at the least, and its bytes; the longer is its floor.
+
+    Args as :func:`plot`; a measured time is a mark.
+    """
+    limits, _, label = machine.limits(dtype)
+    axes = axes or style.figure(height=1.4 + 0.55 * len(costs))[1]
+    places = np.arange(len(costs))
+    compute = [cost.flops / limits.rate * 1e6 for cost in costs.values()]
+    memory = [cost.bytes / limits.bandwidth * 1e6 for cost in costs.values()]
+    for shift, times, colour, what in ((-0.2, memory, style.BLUE, "bytes"), (0.2, compute, style.ORANGE, "FLOPs")):
+        bars = axes.barh(places + shift, times, 0.38, color=colour, label=f"{what} at the roof")
+        axes.bar_label(bars, [f"{time:.3g}" for time in times], padding=3, fontsize=8)
+    timed = [(place, ms * 1e3) for place, name in enumerate(costs) if (ms := (measured or {}).get(name))]
+    if timed:
+        axes.plot([us for _, us in timed], [place for place, _ in timed], "D", color=style.BLACK, label="measured")
+    axes.set_yticks(places, list(costs))
+    axes.invert_yaxis()
+    axes.set(xlabel="microseconds at the least")
+    axes.margins(x=0.12)
+    axes.legend(loc="best")
+    axes.set_title(f"{title}\n({label})" if title else label)

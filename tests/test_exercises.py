@@ -1,0 +1,148 @@
+"""Every exercise: its solution passes the checker; what the notebook leaves to be written, and wrong answers, do not.
+
+Four files belong to a notebook: ``NN_name.py``, ``lesson/check/nbNN.py``, ``solutions/NN_name.py``, and here
+``wrong_answers/nbNN.py``, where ``WRONG[exercise][mistake]`` is what is replaced in the solutions' source, and what by.
+"""
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from lesson import check
+
+import nbformat
+import pytest
+import torch
+
+import execute
+
+EXERCISES = [
+    (name, exercise)
+    for name in execute.names()
+    for exercise, found in vars(importlib.import_module(f"lesson.check.nb{name[:2]}")).items()
+    if isinstance(found, check.Checker)
+]
+WRONG = {name: importlib.import_module(f"tests.wrong_answers.nb{name[:2]}").WRONG for name in execute.names()}
+MISTAKES = [(name, exercise, mistake) for name, exercise in EXERCISES for mistake in WRONG[name].get(exercise, ())]
+
+
+def checker(name: str, exercise: str) -> check.Checker:
+    return getattr(importlib.import_module(f"lesson.check.nb{name[:2]}"), exercise)
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"answers_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def solutions(name: str) -> Path:
+    return execute.HERE / "solutions" / f"{name}.py"
+
+
+def test_there_are_exercises():
+    for name in execute.names():
+        exercises = [exercise for other, exercise in EXERCISES if other == name]
+        assert len(exercises) >= 2, name
+        assert WRONG[name].keys() == set(exercises), name
+        assert all(len(mistakes) >= 2 for mistakes in WRONG[name].values()), name
+
+
+@pytest.mark.parametrize(("name", "exercise"), EXERCISES)
+def test_solution_passes(name, exercise):
+    result = checker(name, exercise)(getattr(load(solutions(name)), exercise))
+    assert result.passed, result
+
+
+@pytest.mark.parametrize(("name", "exercise", "mistake"), MISTAKES)
+def test_wrong_answer_fails(name, exercise, mistake, tmp_path):
+    old, new = WRONG[name][exercise][mistake]
+    right = solutions(name).read_text()
+    assert right.count(old) == 1, f"{old!r} must be in {solutions(name)} once, is {right.count(old)} times"
+    answers = tmp_path / f"{name}.py"  # in a file: Triton reads a kernel's source
+    answers.write_text(right.replace(old, new))
+    result = checker(name, exercise)(getattr(load(answers), exercise))
+    assert not result.passed
+    assert "\n" not in result.message
+
+
+@pytest.mark.parametrize(("name", "exercise"), EXERCISES)
+def test_notebook_asks(name, exercise):
+    """The notebook calls the checker, in a cell whose answer is still to be written, and offers hints."""
+    cells = nbformat.read(execute.HERE / f"{name}.ipynb", as_version=4).cells
+    call = f"nb{name[:2]}.{exercise}({exercise})"
+    asked = [number for number, cell in enumerate(cells) if call in cell.source]
+    assert len(asked) == 1, call
+    (output,) = cells[asked[0]].outputs
+    assert output.data["text/plain"].startswith("not yet: ")
+    assert cells[asked[0] - 1].source.count("<details>") >= 2
+
+
+# The checkers' own tools
+
+
+@pytest.mark.unguarded  # the guards here are the checkers'
+class TestSame:
+    def test_right(self):
+        out = check.output(torch.zeros(3, 5))
+        out.copy_(torch.ones(3, 5))
+        check.same(out, torch.ones(3, 5), "case")
+
+    @pytest.mark.parametrize(
+        ("actual", "message"),
+        [
+            (None, "case: a tensor should come back, got NoneType"),
+            (torch.ones(5, 3), "case: shape (3, 5) should come back, got (5, 3)"),
+            (torch.ones(3, 5) * (1 + 1e-4), "case: element [0, 0] should be 1, got 1.0001"),
+            (torch.full((3, 5), float("nan")), "case: element [0, 0] should be 1, got nan (never written"),
+            (torch.full((3, 5), float("inf")), "case: element [0, 0] should be 1, got inf"),
+        ],
+        ids=["nothing", "shape", "value", "nan", "inf"],
+    )
+    def test_wrong(self, actual, message):
+        with pytest.raises(check.Wrong) as wrong:
+            check.same(actual, torch.ones(3, 5), "case")
+        assert str(wrong.value).startswith(message)
+
+    @pytest.mark.parametrize("element", [-1, 15])
+    def test_guards(self, element):
+        out = check.output(torch.zeros(3, 5))
+        out.copy_(torch.ones(3, 5))
+        out.as_strided((1,), (1,), out.storage_offset() + element).zero_()
+        with pytest.raises(check.Wrong, match="stored outside the output"):
+            check.same(out, torch.ones(3, 5), "case")
+
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+    def test_given(self, memory_format):
+        x = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format)
+        copy = check.given(x)
+        assert torch.equal(copy.cpu(), x) and copy.stride() == x.stride()
+        around = copy.as_strided((x.numel() + 2,), (1,), copy.storage_offset() - 1)
+        assert around[0].isnan() and around[-1].isnan()
+
+
+def test_result():
+    @check.Checker
+    def picky(answer):
+        """Doubles."""
+        if answer(1) != 2:
+            raise check.Wrong("1 should be 2")
+        return "1 is 2"
+
+    def nothing_yet(x):
+        raise NotImplementedError
+
+    def wrapped(x):
+        try:
+            raise KeyError("inner\nsecond line")
+        except KeyError as error:
+            raise RuntimeError("outer") from error
+
+    assert picky(lambda x: 2 * x) == check.Result(True, "1 is 2")
+    assert repr(picky(lambda x: 2 * x)) == "passed: 1 is 2"
+    assert repr(picky(lambda x: x)) == "not yet: 1 should be 2"
+    assert repr(picky(nothing_yet)) == "not yet: nothing is written yet"
+    assert not picky(wrapped).passed and picky(wrapped).message.startswith("it raised KeyError: ")
+    assert picky.__doc__ == "Doubles."

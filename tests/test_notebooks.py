@@ -1,0 +1,77 @@
+"""Every notebook: a pair that has not drifted, that runs without a GPU, and whose outputs are this code's.
+
+Pictures are not compared: they differ with the version of matplotlib and its fonts.
+"""
+
+import re
+
+import nbformat
+import pytest
+
+import execute
+
+NAMES = execute.names()
+
+
+def committed(name: str):
+    return nbformat.read(execute.HERE / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text(cell) -> list[str]:
+    """All that a cell has printed or shown as text; a picture only as that it is one."""
+    found = []
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            found.append(f"{output.name}: {output.text}")
+        elif "image/png" in output.data:
+            found.append("a picture")
+        else:
+            found.append(output.data.get("text/markdown") or output.data["text/plain"])
+    return found
+
+
+def test_there_are_notebooks():
+    assert NAMES and NAMES[0] == "00_start_here"
+    assert [path.stem for path in sorted(execute.HERE.glob("*.ipynb"))] == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pair(name):
+    shape = lambda notebook: [
+        (cell.id, cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in notebook.cells
+    ]
+    assert shape(committed(name)) == shape(execute.read(name)), f"python notebooks/execute.py {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lesson_comes_first(name):
+    """Before triton, and before kernels, which would have it compile where there is a GPU."""
+    imports = re.findall(r"^(?:import|from) (\w+)", "\n".join(cell.source for cell in code(execute.read(name))), re.M)
+    assert imports[0] == "lesson"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_executes(name):
+    notebook = execute.read(name)
+    execute.execute(notebook)
+    for now, before in zip(code(notebook), code(committed(name)), strict=True):
+        if "varies" not in now.metadata.get("tags", ()):
+            assert text(now) == text(before), f"python notebooks/execute.py {name}\n{now.source}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed(name):
+    notebook = committed(name)
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+    cells = code(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "not from a fresh kernel"
+    for cell in cells:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.text
+            assert len(output.get("data", {}).get("image/png", "")) < 400_000
+    assert (execute.HERE / f"{name}.ipynb").stat().st_size < 2_500_000

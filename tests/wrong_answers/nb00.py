@@ -1,0 +1,30 @@
+"""Wrong answers to the exercises of 00_start_here."""
+
+WRONG = {
+    "saxpy": {
+        "stores without a mask": (
+            "tl.store(out_ptr + offs, a * x + y, mask=mask)",
+            "tl.store(out_ptr + offs, a * x + y)",
+        ),
+        "multiplies the wrong one": ("a * x + y", "x + a * y"),
+        "the same tile in every program": ("offs = tl.program_id(0) * BLOCK + ", "offs = "),
+    },
+    "mirror": {
+        "one column too far": ("(W - 1 - offs_w)", "(W - offs_w)"),
+        "top to bottom": (
+            "tl.store(y_ptr + row + (W - 1 - offs_w)[None, :], x, mask=mask)",
+            "tl.store(y_ptr + (H - 1 - offs_h)[:, None] * W + offs_w[None, :], x, mask=mask)",
+        ),
+        "not at all": ("(W - 1 - offs_w)", "offs_w"),
+        "no mask for columns": ("mask = (offs_h < H)[:, None] & (offs_w < W)[None, :]", "mask = (offs_h < H)[:, None]"),
+    },
+    "row_max": {
+        "starts at zero": (
+            'largest = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)',
+            "largest = tl.zeros((BLOCK_M,), dtype=tl.float32)",
+        ),
+        "masked lanes hold zero": ('mask=mask, other=float("-inf")', "mask=mask, other=0.0"),
+        "the last block alone": ("tl.maximum(largest, tl.max(x, 1))", "tl.max(x, 1)"),
+        "the first block alone": ("range(0, N, BLOCK_N)", "range(0, BLOCK_N, BLOCK_N)"),
+    },
+}
