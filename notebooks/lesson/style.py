@@ -72,7 +72,7 @@ def short(value: np.ndarray) -> str:
     return f"[{shape}], {low:.4g} ... {high:.4g}" if low != high else f"[{shape}], all {low:.4g}"
 
 
-def tile(axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None = None) -> None:
+def tile(axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None = None, signed: bool = False) -> None:
     """Draws a tile: one cell an element, with its value where there is room.
 
     Masks are blue where true and orange where false. Numbers of both signs have white at zero.
@@ -82,13 +82,14 @@ def tile(axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None 
         value: of any shape; one dimension is a row, more than two are rows of the last.
         title: above it.
         limit: the largest magnitude that the colours cover; by default the tile's own.
+        signed: whether zero is white even if none of these numbers is negative.
     """
     value = np.asarray(value)
     table = value.reshape(-1, value.shape[-1]) if value.ndim else value.reshape(1, 1)
     finite = table[np.isfinite(table)] if table.dtype.kind == "f" else table
     if table.dtype.kind == "b":
         look = {"cmap": MASK, "vmin": 0, "vmax": 1}
-    elif finite.size and finite.min() < 0 and table.dtype.kind == "f":
+    elif table.dtype.kind == "f" and finite.size and (signed or finite.min() < 0):
         limit = limit or np.abs(finite).max()
         look = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
     else:
