@@ -11,6 +11,7 @@ source    a kernel's source, as it stands in ``kernels/``
 stepping  one program of a kernel, step by step: listing, strip of figures, slider
 maps      which elements a tile touches, which lanes a mask switches off
 passes    what each kernel of a plan reads and writes
+halves    AlexNet in two halves, which exchange what two GPUs did
 roof      operators under the roofline, and the least time that each needs
 check     checkers of the exercises, one module a notebook
 
