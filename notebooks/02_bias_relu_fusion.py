@@ -293,6 +293,10 @@ roof.plot(
 # bytes, and the careless plan takes at least 3.6 times as long as the fused one.
 
 # %%
+h100 = machine.H100["fp16"]
+fused = costs["conv1, fused"]
+assert 0.7 < (fused.flops / h100.rate) / (fused.bytes / h100.bandwidth) < 1
+
 limits, _, label = machine.limits()
 bare = cost.conv2d((N, 3, 227, 227), (96, 3, 11, 11), (4, 4), bias=False, itemsize=itemsize)
 ways = {

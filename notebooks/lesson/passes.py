@@ -23,14 +23,13 @@ class Pass(NamedTuple):
         return sum(self.reads.values()) + sum(self.writes.values())
 
 
-def draw(plans: Mapping[str, Sequence[Pass]], *, title: str = "", unit: float = 1e6, height: float = 1.75) -> None:
+def draw(plans: Mapping[str, Sequence[Pass]], *, title: str = "", height: float = 1.75) -> None:
     """Draws plans that compute the same, one under the other: kernels above, memory below, an arrow a tensor that
     travels between them, as wide as it is large.
 
     Args:
         plans: by name.
         title: above all of them.
-        unit: bytes of the unit that sizes are given in: 1e6, MB, or 1, bytes.
         height: of a plan, in inches.
     """
     figure, places = style.figure(len(plans), 1, height=height * len(plans) + 0.3, squeeze=False)
@@ -39,16 +38,16 @@ def draw(plans: Mapping[str, Sequence[Pass]], *, title: str = "", unit: float = 
     largest = max(size for plan in plans.values() for one in plan for size in (one.reads | one.writes).values())
     for axes, (name, plan) in zip(places.flat, plans.items(), strict=True):
         total = sum(one.bytes for one in plan)
-        axes.set_title(f"{name}: {_size(total, unit)}", fontsize=10)
+        axes.set_title(f"{name}: {_size(total)}", fontsize=10)
         axes.set(xlim=(0, 4 * longest), ylim=(0, 3.1))
         axes.set_axis_off()
         axes.add_patch(Rectangle((0.05, 0), 4 * longest - 0.1, 0.5, color=style.LIGHT))
         axes.text(0.2, 0.24, "memory", va="center", color=style.GREY, fontsize=9)
         for number, one in enumerate(plan):
-            _kernel(axes, 4 * number, one, largest, unit)
+            _kernel(axes, 4 * number, one, largest)
 
 
-def _kernel(axes: Axes, left: float, one: Pass, largest: int, unit: float) -> None:
+def _kernel(axes: Axes, left: float, one: Pass, largest: int) -> None:
     axes.add_patch(FancyBboxPatch((left + 0.35, 2.25), 3.3, 0.6, boxstyle="round,pad=0.08", color=style.SKY))
     axes.text(left + 2, 2.55, one.kernel, ha="center", va="center", fontsize=10)
     arrows = [(name, size, True) for name, size in one.reads.items()]
@@ -70,11 +69,11 @@ def _kernel(axes: Axes, left: float, one: Pass, largest: int, unit: float) -> No
             color=colour,
             linewidth=0,
         )
-        axes.text(x - 0.1, 1.3, f"{name}\n{_size(size, unit)}", va="center", fontsize=9)
+        axes.text(x - 0.1, 1.3, f"{name}\n{_size(size)}", va="center", fontsize=9)
 
 
-def _size(size: float, unit: float) -> str:
-    return f"{size / unit:,.4g} {'MB' if unit == 1e6 else 'bytes'}"
+def _size(size: float) -> str:
+    return f"{size / 1e6:,.4g} MB"
 
 
 class _Counter(TorchDispatchMode):
@@ -87,7 +86,7 @@ class _Counter(TorchDispatchMode):
         schema = function._schema
         view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
         if not view:
-            tensors = lambda values: {v.data_ptr(): v.nbytes for v in values if isinstance(v, torch.Tensor)}
+            tensors = lambda values: {(v.data_ptr(), v.nbytes): v.nbytes for v in values if isinstance(v, torch.Tensor)}
             size = lambda values: sum(tensors(values).values())  # x * x reads x once
             made = outputs if isinstance(outputs, (tuple, list)) else [outputs]
             name = schema.name.removeprefix("aten::")

@@ -77,9 +77,9 @@ def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9, titl
         for place, (number, name, value) in zip(places, steps, strict=False):
             # One scale for all values of a variable: an accumulator is seen to fill.
             alike = [other[np.isfinite(other)] for _, named, other in steps if named == name]
-            largest = max(np.abs(other).max(initial=0) for other in alike)
-            signed = any((other < 0).any() for other in alike)
-            style.tile(place, value, f"step {number}: {name}", limit=largest or None, signed=signed)
+            largest = max(np.abs(other).max(initial=0) for other in alike) or None
+            signed = any(other.dtype.kind == "f" and other.min(initial=0) < 0 for other in alike)
+            style.tile(place, value, f"step {number}: {name}", limit=largest, signed=signed)
 
 
 def frame(found: Trace, kernel: Callable, number: int) -> None:

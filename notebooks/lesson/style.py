@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
     "#0072B2",
@@ -57,11 +58,16 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 3.0, **arguments)
     return plt.subplots(rows, columns, figsize=(WIDTH, height), **arguments)
 
 
-def short(value: np.ndarray) -> str:
+def outline(left: float, bottom: float, width: float, height: float, colour: str = VERMILION) -> Rectangle:
+    """A frame to add to axes with ``add_patch``."""
+    return Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=2.2, clip_on=False)
+
+
+def short(value: np.ndarray, digits: int = 4) -> str:
     """A value in a few words: its shape, and the least and the greatest that is in it."""
     value = np.asarray(value)
     if not value.shape:
-        return f"{value.item():.4g}" if value.dtype.kind == "f" else str(value.item())
+        return f"{value.item():.{digits}g}" if value.dtype.kind == "f" else str(value.item())
     shape = " x ".join(map(str, value.shape))
     if value.dtype.kind == "b":
         return f"[{shape}], {value.mean():.0%} true"
@@ -69,10 +75,12 @@ def short(value: np.ndarray) -> str:
     if not finite.size:
         return f"[{shape}], nothing finite"
     low, high = finite.min(), finite.max()
-    return f"[{shape}], {low:.4g} ... {high:.4g}" if low != high else f"[{shape}], all {low:.4g}"
+    return f"[{shape}], {low:.{digits}g} ... {high:.{digits}g}" if low != high else f"[{shape}], all {low:.{digits}g}"
 
 
-def tile(axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None = None, signed: bool = False) -> None:
+def tile(
+    axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None = None, signed: bool | None = None
+) -> None:
     """Draws a tile: one cell an element, with its value where there is room.
 
     Masks are blue where true and orange where false. Numbers of both signs have white at zero.
@@ -82,15 +90,15 @@ def tile(axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None 
         value: of any shape; one dimension is a row, more than two are rows of the last.
         title: above it.
         limit: the largest magnitude that the colours cover; by default the tile's own.
-        signed: whether zero is white even if none of these numbers is negative.
+        signed: whether its colours are those of both signs; by default where it has some below zero.
     """
     value = np.asarray(value)
     table = value.reshape(-1, value.shape[-1]) if value.ndim else value.reshape(1, 1)
     finite = table[np.isfinite(table)] if table.dtype.kind == "f" else table
     if table.dtype.kind == "b":
         look = {"cmap": MASK, "vmin": 0, "vmax": 1}
-    elif table.dtype.kind == "f" and finite.size and (signed or finite.min() < 0):
-        limit = limit or np.abs(finite).max()
+    elif table.dtype.kind == "f" and (finite.min(initial=0) < 0 if signed is None else signed):
+        limit = limit or np.abs(finite).max(initial=0) or 1.0
         look = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
     else:
         look = {"cmap": SEQUENTIAL, "vmin": None, "vmax": limit}
@@ -103,7 +111,7 @@ def tile(axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None 
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel(short(value), fontsize=8, color=GREY)
+    axes.set_xlabel(short(value, 3), fontsize=7.5, color=GREY)
 
 
 def _numbers(axes: Axes, table: np.ndarray, image: AxesImage) -> None:
