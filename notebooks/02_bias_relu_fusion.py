@@ -238,10 +238,11 @@ print(f"two kernels: {two:,} elements, fused: {one:,}, of a tensor of {n:,}")
 #
 # A convolution holds its sums in registers, in `acc`, until it stores them. That moment is the place: whatever is done
 # to `acc` there moves no byte of its own. The lines after a product's loop are called its **epilogue**. This is
-# conv2d's:
+# conv2d's. (`SPLIT_K` is for small batches: several programs share the terms of a tile, and bias and ReLU wait until
+# their sums are added.)
 
 # %%
-source.show(_conv2d_kernel, "if HAS_BIAS", "tl.store")
+source.show(_conv2d_kernel, "if SPLIT_K > 1:", "tl.store")
 
 # %%
 assert (conv2d(photo, weight, bias, stride=4, relu=True) - y).abs().max() < 1e-5 * y.max()

@@ -255,7 +255,7 @@ for place, tensor, title in zip(axes, (x, dy, x.grad), ("x", "dy", "dx"), strict
 # that hold it, those whose winning tap points at it. Every dx is written once, by one thread.
 
 # %%
-source.show(gather, "for r in", "updated += ")
+source.show(gather, "for r in", "cell = updated")
 
 # %% [markdown]
 # A tap in a byte is small. As PyTorch keeps it, an index in 8 bytes, pool1 would hold for 128 photos:
