@@ -413,7 +413,7 @@ for number, row in enumerate(axes.T):
 # The features do not change while fc8 learns, so they are computed once. (By PyTorch's operators, which on a CPU are
 # faster than an interpreter; `net.use` exchanges them, and the tests see to it that both compute the same.)
 
-# %%
+# %% tags=["varies"]
 loaded = weights.load("cifar10")
 net = AlexNet.from_weights(loaded).use(pytorch)
 batch = torch.stack([loaded.preprocess(image) for images in crops for image in images])
