@@ -6,10 +6,13 @@ their kernels on a machine with a GPU, too. That GPU is for :func:`lesson.machin
 style     colours, fonts and sizes of every figure
 machine   what the kernels run on here, and what has been measured
 photo     the photo that all notebooks use
+features  what conv1 makes of it, with the bundled weights
 source    a kernel's source, as it stands in ``kernels/``
 stepping  one program of a kernel, step by step: listing, strip of figures, slider
 maps      which elements a tile touches, which lanes a mask switches off
 compiler  registers, spills and copies of a kernel compiled for a GPU
+passes    what each kernel of a plan reads and writes
+halves    AlexNet in two halves, which exchange what two GPUs did
 roof      operators under the roofline, and the least time that each needs
 check     checkers of the exercises, one module a notebook
 

@@ -1,0 +1,42 @@
+"""AlexNet in two halves, as over the paper's two GPUs, in two threads of one process: see :mod:`model.two_gpus`."""
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from kernels import pytorch
+from model.two_gpus import Half, Row
+from model.weights import Weights
+
+
+def run(loaded: Weights, x: torch.Tensor) -> tuple[list[torch.Tensor], list[list[Row]]]:
+    """Runs both halves on PyTorch's operators, and has them exchange what they must.
+
+    Args:
+        loaded: the weights of the whole network.
+        x: (N, 3, 227, 227).
+
+    Returns:
+        The logits of each half, and its table: what it holds of each layer, and the bytes that it was sent for it.
+    """
+    boxes = [queue.Queue(), queue.Queue()]
+
+    def half(rank: int) -> tuple[torch.Tensor, list[Row]]:
+        net = Half.from_weights(loaded, rank)
+        for layer in net.children():
+            layer.operators = pytorch
+
+        def swap(mine: torch.Tensor) -> torch.Tensor:
+            boxes[1 - rank].put(mine)
+            theirs = boxes[rank].get(timeout=60)
+            net.other.bytes += theirs.nbytes
+            return theirs
+
+        net.other.swap = swap
+        with torch.no_grad():
+            return net(x), net.rows
+
+    with ThreadPoolExecutor(2) as threads:
+        logits, rows = zip(*threads.map(half, (0, 1)), strict=True)
+    return list(logits), list(rows)
