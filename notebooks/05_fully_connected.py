@@ -213,12 +213,13 @@ found = trace(small, "_linear_kernel", program=(1,))
 assert found.values("mask_n")[0].sum() == 100 - 64 == 36
 assert found.values("mask_m")[0].sum() == 7
 assert len(found.accesses("a_ptr")) == 4 and 200 - 3 * 64 == 8
-stepping.strip(found, "a", "b", "acc", columns=7, height=1.4)
+stepping.strip(found, "a", "b", "acc", columns=4, height=1.6)
+assert len(found.values("acc")) == 7  # of which the strip shows every other one
 
 # %% [markdown]
 # Rows of `a` and of `acc` from 7 on stay empty, and so do columns of `b` from 36 on. In the last block, 8 numbers are
-# left. `acc` begins as zeros and grows with each of the four blocks. Then the bias comes to all its rows, masked ones
-# too, and ReLU after it. The store's mask leaves out what should not be there.
+# left. `acc` is shown as it begins, after two blocks, after all four, and at the end. In between the bias came to all
+# its rows, masked ones too, and ReLU after it. The store's mask leaves out what should not be there.
 
 # %%
 stepping.slider(found, _linear_kernel)
