@@ -10,6 +10,9 @@ source    a kernel's source, as it stands in ``kernels/``
 stepping  one program of a kernel, step by step: listing, strip of figures, slider
 maps      which elements a tile touches, which lanes a mask switches off
 roof      operators under the roofline, and the least time that each needs
+product   a product of matrices: one tile, and what it is made of
+chain     filters, feature maps, and the patch of the photo that an output looks at
+rivals    our kernels beside others'
 check     checkers of the exercises, one module a notebook
 
 What draws, draws on the ``axes`` that it is given, or on a new figure, and returns nothing.
