@@ -176,9 +176,10 @@ roof.plot(work, measured=machine.ours(measured), title=f"AlexNet, {BATCH} photos
 # %%
 if measured:
     table = {row.layer: row for row in measured if row.provider == "triton"}
+    roofs = roofline.roofs(measured, "fp16") or limits.roofs  # of the same run, where it was measured just now
     print(f"{'layer':6} {'ms':>8} {'of the roofline':>16}")
     for name, row in table.items():
-        print(f"{name:6} {row.p50_ms:8.4f} {roofline.share(row, limits.roofs):16.0%}")
+        print(f"{name:6} {row.p50_ms:8.4f} {roofline.share(row, roofs):16.0%}")
 else:
     print("Nothing has been measured yet: python -m kernels.bench, on a GPU, adds the table that fills this in.")
 

@@ -10,9 +10,6 @@
 # - read the comparison: where we win, where we lose, and why.
 
 # %%
-import time
-from collections import Counter
-
 from lesson import machine, rivals, source, stepping, style
 from lesson.check import nb08
 
@@ -109,6 +106,8 @@ assert errors["tf32"] > 100 * errors["fp32"]
 # The same product, 300 times, on the CPU that this ran on. It says nothing about a GPU, and much about timing.
 
 # %%
+import time
+
 times = []
 for _ in range(300):
     start = time.perf_counter()
@@ -141,6 +140,9 @@ source.show(bench.Gpu.time)
 
 
 # %%
+from collections import Counter
+
+
 class Traffic(TorchDispatchMode):
     """Counts operators, and the bytes of what they read and write."""
 
