@@ -14,6 +14,9 @@ compiler  registers, spills and copies of a kernel compiled for a GPU
 passes    what each kernel of a plan reads and writes
 halves    AlexNet in two halves, which exchange what two GPUs did
 roof      operators under the roofline, and the least time that each needs
+product   a product of matrices: one tile, and what it is made of
+chain     filters, feature maps, and the patch of the photo that an output looks at
+rivals    our kernels beside others'
 check     checkers of the exercises, one module a notebook
 
 What draws, draws on the ``axes`` that it is given, or on a new figure, and returns nothing.

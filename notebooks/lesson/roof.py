@@ -58,7 +58,10 @@ def plot(
         ms = (measured or {}).get(name)
         if ms:
             axes.plot(x, costs[name].flops / ms * 1e-9, marker, markersize=9, color=colour, label=f"{name}, measured")
-    axes.legend(loc="lower right", ncols=1 + len(points) // 8)
+    shown = [line for line in axes.lines if line.get_label() in points]
+    if any((measured or {}).get(name) for name in points):
+        shown += axes.plot([], [], "o", markersize=9, color=style.GREY, label="filled: measured")
+    axes.legend(handles=shown, loc="lower right", ncols=1 + len(points) // 8)
     axes.set_title(f"{title}\n({label})" if title else label)
 
 

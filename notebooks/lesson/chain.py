@@ -1,0 +1,78 @@
+"""A network's filters and feature maps, many in one picture, and the patch of the photo that an output looks at."""
+
+from collections.abc import Sequence
+
+from lesson import style
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+GAP = 2  # pixels between the pieces of a mosaic
+
+
+def filters(weight: np.ndarray, columns: int, *, title: str = "", axes: Axes | None = None) -> None:
+    """Draws filters of three colours, (K, 3, R, S) in the order red, green, blue, each from its least to its greatest.
+
+    Args:
+        weight: the filters.
+        columns: how many side by side.
+        title: above them.
+        axes: where.
+    """
+    low, high = weight.min((1, 2, 3), keepdims=True), weight.max((1, 2, 3), keepdims=True)
+    pieces = ((weight - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
+    axes = axes or style.figure(height=4.2)[1]
+    axes.imshow(_mosaic(pieces, columns, 1.0))
+    axes.set_axis_off()
+    axes.set_title(title)
+
+
+def maps(values: np.ndarray, columns: int, *, title: str = "", axes: Axes | None = None) -> None:
+    """Draws feature maps, (C, H, W), each from 0 to its own greatest value; one that is 0 throughout stays dark.
+
+    Args:
+        values: the maps.
+        columns: how many side by side.
+        title: above them.
+        axes: where.
+    """
+    greatest = np.maximum(values.max((1, 2), keepdims=True), 1e-12)
+    axes = axes or style.figure(height=4.2)[1]
+    axes.imshow(_mosaic(values / greatest, columns, np.nan), vmin=0, vmax=1, cmap=style.SEQUENTIAL)
+    axes.set_axis_off()
+    axes.set_title(title)
+
+
+def _mosaic(pieces: np.ndarray, columns: int, between: float) -> np.ndarray:
+    """(number, height, width, ...) as one image, row by row."""
+    number, height, width = pieces.shape[:3]
+    rows = -(-number // columns)
+    shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, *pieces.shape[3:])
+    image = np.full(shape, between)
+    for index, piece in enumerate(pieces):
+        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        image[top : top + height, left : left + width] = piece
+    return image
+
+
+def fields(photo: np.ndarray, patches: Sequence[tuple[str, int]], *, title: str = "", axes: Axes | None = None) -> None:
+    """Draws square patches around the middle of a photo.
+
+    Args:
+        photo: (H, W, 3).
+        patches: a name and a side in pixels each, the smallest first.
+        title: above it.
+        axes: where.
+    """
+    axes = axes or style.figure(height=4.6)[1]
+    axes.imshow(photo)
+    middle = (photo.shape[1] - 1) / 2, (photo.shape[0] - 1) / 2
+    for number, (name, side) in enumerate(patches):
+        corner = middle[0] - side / 2, middle[1] - side / 2
+        colour = style.CYCLE[number % len(style.CYCLE)]
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=2.2))
+        axes.plot([], [], color=colour, linewidth=2.2, label=f"{name}: {side} x {side}")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), title="one output of")
+    axes.set_axis_off()
+    axes.set_title(title)

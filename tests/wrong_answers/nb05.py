@@ -1,0 +1,24 @@
+"""Wrong answers to the exercises of 05_fully_connected."""
+
+WRONG = {
+    "meeting_batch": {
+        "one FLOP a multiply-accumulate": ("gained = 2 * N * K", "gained = N * K"),
+        "rounded down": ("math.ceil(itemsize", "int(itemsize"),
+        "what comes in and out costs nothing": (" - itemsize * (K + N) / bandwidth", ""),
+        "where it never gets there": ("        return None\n", "        return 10**9\n"),
+    },
+    "linear_kn": {
+        "w as (N, K)": ("offs_k[:, None] * N + offs_n[None, :], mask", "offs_n[None, :] * K + offs_k[:, None], mask"),
+        "no mask for k in x": ("mask=mask_m & inside[None, :]", "mask=mask_m"),
+        "no mask for k in w": ("mask=inside[:, None] & mask_n", "mask=mask_n"),
+        "no ReLU": ("tl.maximum(y, 0.0)", "y"),
+        "no bias": ("y = acc + tl.load(b_ptr + offs_n, mask=offs_n < N, other=0.0)[None, :]", "y = acc"),
+        "stores without a mask for columns": ("mask=mask_m & mask_n)", "mask=mask_m)"),
+    },
+    "row_int8": {
+        "no scale": ("tl.sum(total, 1) * scale", "tl.sum(total, 1)"),
+        "the last block alone": ("total += w.to", "total = w.to"),
+        "no mask for rows": ("tl.sum(total, 1) * scale, mask=there)", "tl.sum(total, 1) * scale)"),
+        "x without a mask": ("x_ptr + columns, mask=columns < K, other=0.0", "x_ptr + columns"),
+    },
+}
