@@ -67,7 +67,7 @@ def lrn_max_pool2d(
     On a CPU PyTorch's normalisation, by three-dimensional average pooling, would take as long as all of AlexNet's
     convolutions together. There the sums over channels are a convolution with ones around a matrix's diagonal.
     """
-    if input.is_cuda:
+    if input.device.type != "cpu":
         normalised = functional.local_response_norm(input, size, alpha, beta, k)
     else:
         channels = torch.arange(input.shape[-3])

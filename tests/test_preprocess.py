@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.preprocess import BVLC, FOLDER, RESIZE, ImageError, Preprocess, open_image
+from model.preprocess import BVLC, FOLDER, RESIZE, TORCHVISION, ImageError, Preprocess, open_image
 
 CIFAR = Preprocess((104.0, 117.0, 123.0), "centre square, then 32x32 (Lanczos), then 227x227 (bilinear)")
 TRAINED = Preprocess((100.0, 110.0, 120.0), FOLDER)
@@ -112,7 +112,7 @@ def test_colours_and_mean():
         expected = torch.tensor([30.0, 20.0, 10.0]) - torch.tensor(rule.mean)  # blue first
         assert torch.allclose(x, expected.view(3, 1, 1).expand_as(x), atol=1e-4)
     assert torch.equal(BVLC(Image.new("L", (9, 9), 7)), BVLC(Image.new("RGB", (9, 9), (7, 7, 7))))
-    assert set(RESIZE) == {BVLC.resize, CIFAR.resize, FOLDER}
+    assert set(RESIZE) == {BVLC.resize, CIFAR.resize, FOLDER, TORCHVISION.resize}
 
 
 def bilinear(array, side):

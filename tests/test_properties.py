@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, currently_in_test_context, event, given, settings
 from hypothesis import strategies as st
 
 import kernels
@@ -80,7 +80,8 @@ def compare(operator, tensors, arguments, small, gradients=False, equal=True, th
     expected = outcome(theirs, *wanted, **arguments)
     with mock.patch.object(tiles, "lookup", small_tile) if small else contextlib.nullcontext():
         actual = outcome(getattr(kernels, operator), *ours, **arguments)
-        event("refused" if isinstance(expected, Exception) else "computed")
+        if currently_in_test_context():
+            event("refused" if isinstance(expected, Exception) else "computed")
         if isinstance(expected, Exception):
             assert isinstance(actual, (kernels.ArgumentError, TypeError, IndexError)), f"{actual!r}, not {expected!r}"
             return
