@@ -70,6 +70,7 @@ def test_run_all_and_move_the_slider(lab, tmp_path):
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.goto(f"{lab}/lab/tree/{NAME}.ipynb?reset", timeout=2 * MINUTE)
         page.locator(".jp-NotebookPanel").wait_for(timeout=2 * MINUTE)
+        page.get_by_text("| Idle").wait_for(timeout=MINUTE)  # of the kernel, in the status bar
         page.get_by_role("menuitem", name="Run", exact=True).click(timeout=MINUTE)
         page.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click(timeout=MINUTE)
         page.locator(".jp-Dialog .jp-mod-accept").click(timeout=MINUTE)
