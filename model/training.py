@@ -301,7 +301,7 @@ class Training:
         )
         if self.validation:
             line += ", validation {validation_loss:.4f}, {validation_accuracy:.1%}".format(**rows[-1])
-        tqdm.write(f"{line}, {means['images_per_second']:.0f} images/s")
+        tqdm.write(f"{line}, {means['images_per_second']:.3g} images/s")
         sys.stdout.flush()
         if time.monotonic() - self.drawn > 60.0:
             self.draw()

@@ -134,7 +134,7 @@ def seen(fault: Fault, copy: Path) -> bool:
         sys.exit(f"{fault.file}: {fault.right!r} must stand there once, and does {source.count(fault.right)} times")
     path.write_text(source.replace(fault.right, fault.wrong))
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", fault.tests]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", fault.tests]
         status = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     finally:
         path.write_text(source)

@@ -33,6 +33,9 @@ def test_sgd_is_the_papers_rule():
             v[name] = 0.9 * v[name] - (2 * lr if bias else lr) * (decay * w[name] + parameter.grad)
             w[name] = w[name] + v[name]
             assert torch.allclose(parameter, w[name], rtol=1e-5, atol=1e-7), (step, name)
+    # A bias' decay is too small a part of a step to be seen in it.
+    groups = learner.optimizer.param_groups
+    assert [(group["weight_decay"], group["base"]) for group in groups] == [(5e-4, lr), (0.0, 2 * lr)]
 
 
 def test_adamw_decays_only_weights():
