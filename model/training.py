@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import math
 import signal
 import sys
@@ -24,7 +23,7 @@ from model.distributed import Ranks
 from model.learner import RATES, Learner, make_optimizer, rate
 from model.log import Log, draw
 from model.preprocess import FOLDER, SIZE, Preprocess
-from model.weights.common import describe, parse_meta
+from model.weights.common import check_meta, describe
 
 ELSEWHERE = {"data", "out", "resume", "device", "workers", "save_every", "strict"}
 """Arguments that may change when a run is resumed; all others decide what it computes."""
@@ -80,7 +79,7 @@ class Training:
             self.position = meta["training"]
             self.agree(arguments)
             try:
-                _, lrn, self.preprocess = parse_meta(str(self.last), json.dumps(meta))
+                _, lrn, self.preprocess = check_meta(str(self.last), meta)
             except weights.WeightsError as error:
                 raise UsageError(error) from error
             self.net = self.network(lrn)

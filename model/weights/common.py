@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -142,6 +142,12 @@ def check_any(name: str, found: list[str], layers: dict) -> None:
         raise WeightsError(f"{name}: must hold {', '.join(LAYERS)}, got {shown or 'nothing'}")
 
 
+def check_bias(name: str, layer: str, found: Container[str]) -> None:
+    """Checks that a layer whose weight was found has a bias too."""
+    if f"{layer}.bias" not in found:
+        raise WeightsError(f"{name}: {layer} has a weight but no bias")
+
+
 def check_size(path: str | os.PathLike, name: str) -> None:
     """Checks that a file is not larger than weights can be."""
     size = os.stat(path).st_size
@@ -186,13 +192,34 @@ def describe(classes: Sequence[str], lrn: str | None, preprocess: Preprocess) ->
     return {"classes": list(classes), "lrn": lrn, "mean": preprocess.mean, "resize": preprocess.resize, **given}
 
 
+def described(name: str, layers: dict[str, tuple[torch.Tensor, torch.Tensor]], text: str) -> Weights:
+    """Weights from a file of ours, with the JSON of what :func:`describe` gave.
+
+    Raises:
+        WeightsError: what is described cannot be, or does not fit fc8.
+    """
+    classes, lrn, preprocess = parse_meta(name, text)
+    outputs = len(layers["fc8"][1]) if "fc8" in layers else len(classes)
+    if outputs != len(classes):
+        raise WeightsError(f"{name}: fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
+    return Weights(name, layers, classes if "fc8" in layers else (), lrn, preprocess)
+
+
 def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str | None, Preprocess]:
-    """Classes, LRN variant and preprocessing from what :func:`describe` gave."""
+    """:func:`check_meta` of JSON."""
     try:
         meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
+    return check_meta(name, meta)
+
+
+def check_meta(name: str, meta: object) -> tuple[tuple[str, ...], str | None, Preprocess]:
+    """Classes, LRN variant and preprocessing from what :func:`describe` gave."""
+    try:
         classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
         std, order, size = meta.get("std", [1.0] * 3), meta.get("order", "BGR"), meta.get("size", SIZE)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
     if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
         raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r:.200}")

@@ -20,8 +20,9 @@ from model.weights.common import (
     WeightsError,
     check_any,
     check_arrays,
+    check_bias,
     check_shape,
-    parse_meta,
+    described,
     to_tensors,
 )
 from model.weights.zips import open_zip, unpack
@@ -45,13 +46,9 @@ def read(path: str | os.PathLike, name: str) -> Weights:
         for key in wanted:
             data = unpack(archive, entries[key], name, left)
             arrays[key], left = _array(data, f"{name}: {key}"), left - len(data)
-    classes, lrn, preprocess = parse_meta(name, str(arrays["meta"][()]))
     layers = {layer: _layer(name, layer, arrays) for layer in LAYERS if f"{layer}.weight" in arrays}
     check_any(name, list(entries), layers)
-    outputs = len(layers["fc8"][1]) if "fc8" in layers else len(classes)
-    if outputs != len(classes):
-        raise WeightsError(f"{name}: fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
-    return Weights(name, layers, classes if "fc8" in layers else (), lrn, preprocess)
+    return described(name, layers, str(arrays["meta"][()]))
 
 
 def _array(data: bytes, what: str) -> np.ndarray:
@@ -69,8 +66,7 @@ def _array(data: bytes, what: str) -> np.ndarray:
 
 
 def _layer(name: str, layer: str, arrays: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    if f"{layer}.bias" not in arrays:
-        raise WeightsError(f"{name}: {layer} has a weight but no bias")
+    check_bias(name, layer, arrays)
     weight, bias = arrays[f"{layer}.weight"], arrays[f"{layer}.bias"]
     scale = arrays.get(f"{layer}.scale")
     if scale is not None:

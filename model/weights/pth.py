@@ -23,6 +23,7 @@ from model.weights.common import (
     Weights,
     WeightsError,
     check_any,
+    check_bias,
     check_shape,
     check_size,
     check_tensors,
@@ -68,8 +69,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
 
 
 def _layer(name: str, layer: str, found: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
-    if f"{layer}.bias" not in found:
-        raise WeightsError(f"{name}: {layer} has a weight but no bias")
+    check_bias(name, layer, found)
     tensors = []
     for part in ("weight", "bias"):
         value = found[f"{layer}.{part}"]

@@ -20,9 +20,10 @@ from model.weights.common import (
     Weights,
     WeightsError,
     check_any,
+    check_bias,
     check_shape,
     check_tensors,
-    parse_meta,
+    described,
     published,
     reason,
     rename,
@@ -51,16 +52,11 @@ def read(path: str | os.PathLike, name: str) -> Weights:
         raise WeightsError(f"{name}: truncated or damaged: {reason(error)}") from error
     if meta is None:
         return published(name, layers)
-    classes, lrn, preprocess = parse_meta(name, meta)
-    if "fc8" in layers and len(layers["fc8"][1]) != len(classes):
-        outputs = len(layers["fc8"][1])
-        raise WeightsError(f"{name}: fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
-    return Weights(name, layers, classes if "fc8" in layers else (), lrn, preprocess)
+    return described(name, layers, meta)
 
 
 def _layer(name: str, layer: str, file: safe_open, found: dict[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
-    if f"{layer}.bias" not in found:
-        raise WeightsError(f"{name}: {layer} has a weight but no bias")
+    check_bias(name, layer, found)
     tensors = []
     for part in ("weight", "bias"):
         key = found[f"{layer}.{part}"]
