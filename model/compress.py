@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model import command, train
-from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit
+from model.command import Parser, UsageError, choose_device, interrupts_exit
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -240,8 +240,6 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
         device = choose_device(training.device)
         from dataclasses import replace
 
-        import torch
-
         from model import checkpoint, weights
         from model.weights import deep_compression
         from model.weights.common import describe
@@ -264,12 +262,8 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
     say("pruned", now)
     retrained = args.data is not None and args.epochs > 0
     if retrained:
-        try:
+        with train.problems_named(training, device):
             now = retrain(training, device, now, masks)
-        except torch.OutOfMemoryError as error:
-            raise UsageError(f"--batch {training.batch} does not fit in the memory of {device_name(device)}") from error
-        except OSError as error:
-            raise UsageError(f"{error.filename or training.out}: {error.strerror or error}") from error
         if now is None:
             return 130
         say("retrained", now)

@@ -13,10 +13,16 @@ the same twice. Ctrl-C and SIGTERM finish the step in hand, write a checkpoint, 
 """
 
 import argparse
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model import command
 from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import
+    import torch
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -76,23 +82,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@contextlib.contextmanager
+def problems_named(
+    args: argparse.Namespace, device: "torch.device", name: Callable[[str], str] = str
+) -> Iterator[None]:
+    """Memory that is too small and files that the system refuses, inside, as usage errors; ``name`` says whose."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fits = f"--batch {args.batch} does not fit in the memory of {device_name(device)}"
+        raise UsageError(name(fits)) from error
+    except OSError as error:
+        raise UsageError(name(f"{error.filename or args.out}: {error.strerror or error}")) from error
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains to the end or until told to stop; the exit status."""
     with interrupts_exit():
         device = choose_device(args.device)
-        import torch
-
         from model.distributed import Ranks
         from model.training import Training
 
     ranks = Ranks(device)
     try:
-        status = Training(args, device, ranks).run()
-    except torch.OutOfMemoryError as error:
-        fits = f"--batch {args.batch} does not fit in the memory of {device_name(device)}"
-        raise UsageError(ranks.name(fits)) from error
-    except OSError as error:
-        raise UsageError(ranks.name(f"{error.filename or args.out}: {error.strerror or error}")) from error
+        with problems_named(args, device, ranks.name):
+            status = Training(args, device, ranks).run()
     except RuntimeError as error:
         if ranks.lost(error):
             raise UsageError(ranks.name("another rank has ended, and this one with it")) from error

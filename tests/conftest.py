@@ -40,6 +40,15 @@ def guarded(guards, device):
 
 
 @pytest.fixture
+def one_thread():
+    """PyTorch on one thread: of little work, more spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles far smaller than the interpreter's, so that small shapes have several, in every direction."""
     monkeypatch.setattr(tiles, "lookup", small_tile)

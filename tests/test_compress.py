@@ -34,17 +34,14 @@ def here(capsys):
 
 
 @pytest.fixture
-def narrow(monkeypatch):
+def narrow(monkeypatch, one_thread):
     """The thin network in the real one's place, in files too; its layers at random."""
     net = Narrow(3)
     shapes = {name: tuple(net.get_submodule(name).weight.shape) for name in weights.LAYERS}
     monkeypatch.setattr(training, "AlexNet", Narrow)
     monkeypatch.setattr(model.alexnet, "AlexNet", Narrow)
     monkeypatch.setattr(deep_compression, "shapes", lambda classes: shapes)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of so little work, threads spend their time waiting for each other
-    yield net
-    torch.set_num_threads(threads)
+    return net
 
 
 def layers_of(net):

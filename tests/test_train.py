@@ -36,19 +36,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def here(monkeypatch, capsys):
+def here(monkeypatch, capsys, one_thread):
     """Runs the command in this process, on the thin network: (exit status, stdout, stderr)."""
     monkeypatch.setattr(training, "AlexNet", Narrow)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def run(*arguments):
         status = train.main([str(a) for a in (*arguments, "--operators", "torch", "--device", "cpu")])
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 def rows(out):
