@@ -5,16 +5,17 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from datetime import timedelta
 from pathlib import Path
+
+from lesson import halves
 
 import pytest
 import skimage
 import torch
 import torch.nn.functional as F
 
-from kernels import command, pytorch
+from kernels import command
 from model import two_gpus, weights
 from model.preprocess import open_image
 from tests.reference_alexnet import reference_alexnet, relative_error
@@ -84,54 +85,19 @@ def test_logits_of_one_process(loaded, photo):
     assert lines[20:] == [f"prediction: {loaded.classes[best]}, {probability:.1%}"]
 
 
-class Swap:
-    """Two threads that swap tensors, in the place of two processes."""
-
-    def __init__(self):
-        self.barrier, self.tensors = threading.Barrier(2, timeout=60), [None, None]
-
-    def __call__(self, other, mine):
-        self.tensors[other.rank] = mine
-        self.barrier.wait()
-        theirs = self.tensors[1 - other.rank]
-        self.barrier.wait()
-        other.bytes += theirs.nbytes
-        return theirs
-
-
-def run_halves(loaded, photo):
-    """The logits of both halves on PyTorch's operators, in float64."""
-    logits = [None, None]
-
-    def run(rank):
-        half = two_gpus.Half.from_weights(loaded, rank).double()
-        for layer in half.children():
-            layer.operators = pytorch
-        with torch.inference_mode():
-            logits[rank] = half(photo.double())
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return logits
-
-
 def test_exact_in_float64(loaded, photo, monkeypatch):
     """Every number of one process's network, with conv1 16 times as loud so that normalisation counts."""
     weight, bias = loaded.layers["conv1"]
     loud = dataclasses.replace(loaded, layers={**loaded.layers, "conv1": (weight * 16, bias * 16)})
     reference = reference_alexnet(loud.layers, photo)
-    swap = Swap()
-    monkeypatch.setattr(two_gpus.Other, "swap", lambda other, mine: swap(other, mine))
-    first, second = run_halves(loud, photo)
+    (first, second), _ = halves.run(loud, photo.double())
     assert relative_error(first, reference) < 1e-12
     assert torch.equal(first, second)
 
     # What the paper's GPUs did: each normalises its own maps.
     monkeypatch.setattr(two_gpus.BorderedLRNMaxPool2d, "forward", two_gpus.LRNMaxPool2d.forward)
-    assert relative_error(run_halves(loud, photo)[0], reference) > 1e-4, "the maps beyond the border make no difference"
+    (first, _), _ = halves.run(loud, photo.double())
+    assert relative_error(first, reference) > 1e-4, "the maps beyond the border make no difference"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

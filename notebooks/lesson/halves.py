@@ -15,7 +15,7 @@ def run(loaded: Weights, x: torch.Tensor) -> tuple[list[torch.Tensor], list[list
 
     Args:
         loaded: the weights of the whole network.
-        x: (N, 3, 227, 227).
+        x: (N, 3, 227, 227), of the dtype to compute in.
 
     Returns:
         The logits of each half, and its table: what it holds of each layer, and the bytes that it was sent for it.
@@ -23,7 +23,7 @@ def run(loaded: Weights, x: torch.Tensor) -> tuple[list[torch.Tensor], list[list
     boxes = [queue.Queue(), queue.Queue()]
 
     def half(rank: int) -> tuple[torch.Tensor, list[Row]]:
-        net = Half.from_weights(loaded, rank)
+        net = Half.from_weights(loaded, rank).to(x.dtype)
         for layer in net.children():
             layer.operators = pytorch
 
