@@ -10,15 +10,13 @@
 # - read the comparison: where we win, where we lose, and why.
 
 # %%
-from lesson import machine, rivals, source, stepping, style
+from lesson import machine, passes, rivals, source, stepping, style
 from lesson.check import nb08
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kernels import bench, pytorch, roofline, runtime
 from kernels.layers import ALEXNET
@@ -140,40 +138,25 @@ source.show(bench.Gpu.time)
 
 
 # %%
+source.show(passes.Counter.__torch_dispatch__)
+
+# %%
+import functools
 from collections import Counter
-
-
-class Traffic(TorchDispatchMode):
-    """Counts operators, and the bytes of what they read and write."""
-
-    def __init__(self):
-        super().__init__()
-        self.passes = []  # name, bytes
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        output = operator(*args, **(kwargs or {}))
-        if not operator.is_view:  # a view moves nothing
-            tensors = lambda tree: [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-            read = {id(tensor): tensor for tensor in tensors(args)}.values()
-            moved = sum(tensor.numel() * tensor.element_size() for tensor in [*read, *tensors(output)])
-            self.passes.append((operator.overloadpacket.__name__, moved))
-        return output
-
 
 BATCH = 128
 eager = {}
 print(f"{BATCH} photos, fp16\n{'layer':6} {'ours, MB':>9} {'PyTorch, MB':>12} {'times':>6}  operators of PyTorch")
 for layer in ALEXNET:
     operands = layer.operands(BATCH, torch.float16, "meta")
-    with Traffic() as traffic:
-        getattr(pytorch, layer.operator)(*operands, **layer.arguments)
-    eager[layer.name] = traffic.passes
-    ours, theirs = layer.cost(BATCH, itemsize=2).bytes, sum(moved for _, moved in traffic.passes)
-    counts = Counter(name for name, _ in traffic.passes)
+    call = functools.partial(getattr(pytorch, layer.operator), *operands, **layer.arguments)
+    eager[layer.name] = passes.of_pytorch(call)
+    ours, theirs = layer.cost(BATCH, itemsize=2).bytes, sum(each.bytes for each in eager[layer.name])
+    counts = Counter(each.kernel for each in eager[layer.name])
     listed = ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items())
     print(f"{layer.name:6} {ours * 1e-6:9.1f} {theirs * 1e-6:12.1f} {theirs / ours:6.1f}  {listed}")
     if layer.name == "pool1":
-        assert len(traffic.passes) == 8 and round(theirs / ours) == 14
+        assert len(eager[layer.name]) == 8 and round(theirs / ours) == 14
 
 # %% [markdown]
 # There it is. A convolution has ReLU as a second pass. Local response normalisation is no operator of its own in
@@ -193,8 +176,8 @@ floors = {
     "ours": [limits.floor_ms(*layer.cost(BATCH, itemsize=2)[2:]) * 1e3 for layer in ALEXNET],
     "PyTorch, operator by operator": [
         sum(
-            limits.floor_ms(layer.cost(BATCH).flops if name in ("convolution", "addmm") else 0, moved) * 1e3
-            for name, moved in eager[layer.name]
+            limits.floor_ms(layer.cost(BATCH).flops if each.kernel in ("convolution", "addmm") else 0, each.bytes) * 1e3
+            for each in eager[layer.name]
         )
         for layer in ALEXNET
     ],

@@ -1,16 +1,14 @@
-"""Feature maps to look at: what conv1 makes of the photo, with the bundled weights, of which only conv1's are read."""
+"""Feature maps to look at: what conv1 makes of the photo, with the bundled weights."""
 
 import functools
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from kernels import runtime
+from model import weights
 from model.infer import default_photo
 from model.preprocess import open_image
-from model.weights import fetch
-from model.weights.common import parse_meta
 
 
 class Conv1(NamedTuple):
@@ -24,11 +22,8 @@ class Conv1(NamedTuple):
 @functools.cache
 def conv1() -> Conv1:
     """The photo, and the filters to convolve it with, at stride 4."""
-    with np.load(fetch("cifar10")) as archive:
-        weight = archive["conv1.weight"] * archive["conv1.scale"].astype(np.float32)[:, None, None, None]
-        bias = archive["conv1.bias"]
-        _, _, preprocess = parse_meta("cifar10", str(archive["meta"]))
-    tensors = preprocess(open_image(default_photo()))[None], torch.from_numpy(weight), torch.from_numpy(bias)
-    x, weight, bias = (tensor.float().to(runtime.default_device()) for tensor in tensors)
+    loaded = weights.load()
+    tensors = loaded.preprocess(open_image(default_photo()))[None], *loaded.layers["conv1"]
+    x, weight, bias = (tensor.to(runtime.default_device()) for tensor in tensors)
     last = {"memory_format": torch.channels_last}
     return Conv1(x.contiguous(**last), weight.contiguous(**last), bias)

@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Pass(NamedTuple):
@@ -76,7 +77,9 @@ def _size(size: float) -> str:
     return f"{size / 1e6:,.4g} MB"
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
+    """Notes the operators that PyTorch dispatches, and the bytes of what they read and write; views move nothing."""
+
     def __init__(self):
         super().__init__()
         self.passes: list[Pass] = []
@@ -86,11 +89,10 @@ class _Counter(TorchDispatchMode):
         schema = function._schema
         view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
         if not view:
-            tensors = lambda values: {(v.data_ptr(), v.nbytes): v.nbytes for v in values if isinstance(v, torch.Tensor)}
-            size = lambda values: sum(tensors(values).values())  # x * x reads x once
-            made = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+            tensors = lambda tree: {id(x): x.nbytes for x in tree_leaves(tree) if isinstance(x, torch.Tensor)}
+            size = lambda tree: sum(tensors(tree).values())  # x * x reads x once
             name = schema.name.removeprefix("aten::")
-            self.passes.append(Pass(name, {"reads": size(args)}, {"writes": size(made)}))
+            self.passes.append(Pass(name, {"reads": size(args)}, {"writes": size(outputs)}))
         return outputs
 
 
@@ -99,6 +101,6 @@ def of_pytorch(call: Callable[[], object]) -> list[Pass]:
 
     Views, which move nothing, are left out.
     """
-    with torch.no_grad(), _Counter() as counter:
+    with torch.no_grad(), Counter() as counter:
         call()
     return counter.passes

@@ -8,8 +8,8 @@ from IPython.display import Markdown, display
 
 
 def _function(kernel: Callable) -> Callable:
-    """The Python function inside ``@triton.jit``."""
-    return getattr(kernel, "fn", kernel)
+    """The Python function inside ``@triton.jit`` or other decorators."""
+    return inspect.unwrap(getattr(kernel, "fn", kernel))
 
 
 def lines(kernel: Callable) -> tuple[int, list[str]]:
