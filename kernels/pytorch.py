@@ -62,23 +62,25 @@ def lrn_max_pool2d(
     kernel_size: int | Sequence[int],
     stride: int | Sequence[int],
 ) -> torch.Tensor:
-    """As :func:`kernels.lrn_max_pool2d`.
+    """As :func:`kernels.lrn_max_pool2d`."""
+    normalise = _banded_local_response_norm if input.device.type == "cpu" else local_response_norm
+    return functional.max_pool2d(normalise(input, size, alpha, beta, k), kernel_size, stride)
 
-    On a CPU PyTorch's normalisation, by three-dimensional average pooling, would take as long as all of AlexNet's
-    convolutions together. There the sums over channels are a convolution with ones around a matrix's diagonal.
+
+def _banded_local_response_norm(input: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:
+    """Local response normalisation of images for a CPU.
+
+    There PyTorch's, by three-dimensional average pooling, takes as long as all of AlexNet's convolutions together.
+    Here the sums over channels are a convolution with ones around a matrix's diagonal.
     """
-    if input.device.type != "cpu":
-        normalised = functional.local_response_norm(input, size, alpha, beta, k)
-    else:
-        channels = torch.arange(input.shape[-3])
-        ahead = channels - channels[:, None]  # of an input before the output whose window it may be in
-        band = (ahead >= -(size // 2)) & (ahead <= (size - 1) // 2)
-        wide = input.to(torch.promote_types(input.dtype, torch.float32))
-        with torch.autocast("cpu", enabled=False):
-            filters = band.to(wide.dtype).mul_(alpha / size)[:, :, None, None]
-            denominator = functional.conv2d(wide * wide, filters).add_(k).pow(beta)
-        normalised = (wide / denominator).to(input.dtype)
-    return functional.max_pool2d(normalised, kernel_size, stride)
+    channels = torch.arange(input.shape[-3])
+    ahead = channels - channels[:, None]  # of an input before the output whose window it may be in
+    band = (ahead >= -(size // 2)) & (ahead <= (size - 1) // 2)
+    wide = input.to(torch.promote_types(input.dtype, torch.float32))
+    with torch.autocast("cpu", enabled=False):
+        filters = band.to(wide.dtype).mul_(alpha / size)[:, :, None, None]
+        denominator = functional.conv2d(wide * wide, filters).add_(k).pow(beta)
+    return (wide / denominator).to(input.dtype)
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:
