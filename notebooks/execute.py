@@ -16,6 +16,9 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+from model import command
+from model.command import Parser, UsageError
+
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -76,11 +79,13 @@ def small(png: str) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def main(argv: list[str]) -> int:
-    wanted = [name for name in names() if not argv or name.startswith(tuple(argv))]
+def run(argv: list[str] | None) -> int:
+    parser = Parser(prog="python notebooks/execute.py", description="Executes notebooks, and writes what they show.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a notebook's, or its first letters (all)")
+    given = parser.parse_args(argv).names
+    wanted = [name for name in names() if not given or name.startswith(tuple(given))]
     if not wanted:
-        print(f"no notebook begins with {' or '.join(argv)}; there are {', '.join(names())}", file=sys.stderr)
-        return 2
+        raise UsageError(f"no notebook begins with {' or '.join(given)}; there are {', '.join(names())}")
     for name in wanted:
         started = time.perf_counter()
         notebook = read(name)
@@ -90,5 +95,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def main(argv: list[str] | None = None) -> int:
+    return command.run("execute.py", run, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

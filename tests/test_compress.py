@@ -1,8 +1,6 @@
 """model.compress: each step against what it promises, what is pruned staying so, and the whole command."""
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -237,10 +235,3 @@ def test_bad_files(here, start, tmp_path, monkeypatch):
         assert status == 2 and not printed and len(err.splitlines()) == 1
         assert words in err
         assert sorted(tmp_path.iterdir()) == before
-
-
-def test_help_needs_no_pytorch(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('torch')")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from model import compress; compress.main(['--help'])"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "--density" in done.stdout, done.stderr

@@ -7,6 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
+import picture
 from kernels.roofline import Comparison, Row
 
 
@@ -83,3 +84,12 @@ def test_published_is_marked_as_others(axes):
     assert "PUBLISHED BY OTHERS" in axes.get_title(loc="left")
     texts = [text.get_text() for text in axes.texts]
     assert all(source in text for text, (*_, source) in zip(texts, rivals.PUBLISHED, strict=True))
+
+
+def test_readme_picture(monkeypatch, tmp_path):
+    """The walk, the prediction and the roofline, drawn again."""
+    monkeypatch.setattr(picture, "PICTURE", tmp_path / "alexnet.png")
+    assert picture.main() == 0
+    drawn = plt.imread(tmp_path / "alexnet.png")
+    assert drawn.shape[:2] == (660, 1200)
+    assert len(np.unique((drawn * 255).astype(int) @ [65536, 256, 1, 0])) > 1000, "an empty picture"

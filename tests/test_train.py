@@ -325,16 +325,3 @@ def test_resume_must_be_asked_for_the_same(here, folder, tmp_path):
     smaller = make_folder(tmp_path / "smaller", 4)
     status, _, err = here(smaller, *SMALL, "--epochs", 1, "--out", out, "--resume")
     assert status == 2 and "are not those that" in err
-
-
-def test_help_needs_no_pytorch(tmp_path):
-    (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")  # the current folder comes first
-    for name in ("train", "evaluate"):
-        done = subprocess.run(
-            [sys.executable, "-m", f"model.{name}", "--help"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m model.{name}"), done.stderr

@@ -1,0 +1,52 @@
+"""All commands alike: help on stdout and status 0; one line on stderr and status 2 for what none of them knows."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODEL = ("infer", "train", "evaluate", "compress", "weights")  # without PyTorch until there is something to compute
+OTHERS = ("kernels.assembly", "kernels.bench", "kernels.readme", "kernels.roofline", "kernels.tiles", "kernels.trace")
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_help_needs_no_pytorch(name, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")  # the current folder comes first
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*arguments):
+        command = [sys.executable, "-m", f"model.{name}", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    helped = run("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert helped.stdout.startswith(f"usage: python -m model.{name}")
+    refused = run("--nonsense")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    lines = refused.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"model.{name}: error: ")
+
+
+def test_the_decoy_is_found(tmp_path):
+    """That is, the test above can fail."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")
+    command = [sys.executable, "-c", "import model.alexnet"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.stderr == b"imported torch\n"
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "execute"])
+def test_help_and_nonsense(name, capsys):
+    module = importlib.import_module(name)
+    main = (importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module).main
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    out, err = capsys.readouterr()
+    assert (left.value.code, err) == (0, "") and out.startswith("usage: python ")
+    assert main(["--nonsense"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and err.startswith(f"{name}") and ": error: " in err
