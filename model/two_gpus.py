@@ -132,6 +132,8 @@ class Half(nn.Module):
     @classmethod
     def from_weights(cls, loaded: weights.Weights, rank: int) -> "Half":
         """The half of process ``rank``, from the weights of the whole network."""
+        if loaded.lrn not in LRN:
+            raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
         with torch.device("meta"):
             net = cls(rank, len(loaded.classes), loaded.lrn)
         weights.assign(net, halve(loaded, rank))
