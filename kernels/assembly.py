@@ -134,7 +134,7 @@ def compile_launch(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, archi
     return Assembly(kernel.__name__, tile, chosen, shared=compiled.metadata.shared, **count(compiled.asm))
 
 
-def _type(value: object) -> str:
+def _type(value: torch.Tensor | int | float) -> str:
     if isinstance(value, torch.Tensor):
         return _TYPES[value.dtype]
     if isinstance(value, float):
@@ -148,7 +148,7 @@ def _count_nvidia(asm: dict) -> dict:
         cubin.write_bytes(asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", cubin)
         sass = _tool("nvdisasm", "-c", cubin)
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK"))
     copies: dict[int, int] = {}
     for width in re.findall(r"cp\.async\.c[ag]\.shared\.global\s+\[[^\]]*\],\s*\[[^\]]*\],\s*(\w+)", asm["ptx"]):
         copies[int(width, 0)] = copies.get(int(width, 0), 0) + 1
@@ -163,7 +163,7 @@ def _count_nvidia(asm: dict) -> dict:
     }
 
 
-def _tool(name: str, *arguments: object) -> str:
+def _tool(name: str, *arguments: str | Path) -> str:
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
@@ -180,7 +180,7 @@ def _count_amd(asm: dict) -> dict:
 
 
 def _field(text: str, name: str) -> int:
-    return int(re.search(rf"\.{name}:\s*(\d+)", text)[1])
+    return int(re.findall(rf"\.{name}:\s*(\d+)", text)[0])
 
 
 def _print_table(results: Iterable[tuple[Task, list[Assembly]]]) -> None:

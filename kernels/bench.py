@@ -30,7 +30,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -306,7 +306,8 @@ def here() -> Gpu | Interpreter:
 def precision(dtype: str) -> Iterator[None]:
     """Products of float32 as TF32 inside where ``dtype`` is tf32, else as IEEE: ours, cuBLAS's and cuDNN's."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.fp32_precision
+    conv = cudnn.conv  # type: ignore[attr-defined]  # PyTorch annotates some of this module's settings, not this one
+    before = matmul.fp32_precision, conv.fp32_precision, cudnn.fp32_precision
 
     def use(matmul_tf32: bool, cudnn_tf32: bool, everything: str) -> None:
         # PyTorch has an older and a newer name for each, and raises where one is read that disagrees with the other;
@@ -350,7 +351,11 @@ def deviation(
     """
     # In float64 cuDNN would try out its algorithms at every shape, for a product that runs once.
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-    compare = {"forward": _forward_deviation, "backward": _backward_deviation, "step": _step_deviation}
+    compare: dict[str, Callable[..., float]] = {
+        "forward": _forward_deviation,
+        "backward": _backward_deviation,
+        "step": _step_deviation,
+    }
     try:
         return compare[work.pass_](work, operands, outputs, forward)
     finally:
@@ -369,7 +374,7 @@ def _forward_deviation(work: Work, operands: list[torch.Tensor], outputs: list[t
         if work.operator == "dropout":  # which elements are dropped is the operator's choice, how many is not
             if got.shape != x.shape:
                 return math.inf
-            kept += got.count_nonzero().item()
+            kept += int(got.count_nonzero())
             found.add(got, torch.where(got == 0, 0.0, x / (1.0 - work.layers[0].arguments["p"])))
         else:
             found.add(got, exact(x, *parameters))
@@ -393,9 +398,10 @@ def _backward_deviation(
     parameters = [parameter.double().requires_grad_() for parameter in parameters]
     masked = layer.operator == "bias_relu" or layer.arguments.get("relu", False)
     arguments = {name: value for name, value in layer.arguments.items() if name != "relu"}
-    exact = functools.partial(getattr(pytorch, layer.operator), **arguments)
-    exact = {"bias_relu": torch.add, "dropout": lambda x: x}.get(layer.operator, exact)
+    unmasked: dict[str, Callable[..., torch.Tensor]] = {"bias_relu": torch.add, "dropout": lambda x: x}
+    exact = unmasked.get(layer.operator, functools.partial(getattr(pytorch, layer.operator), **arguments))
     gaps = [Gap() for _ in outputs]
+    sums = [torch.zeros_like(parameter) for parameter in parameters]  # of their gradients
     for start in range(0, len(input), CHUNK):
         chunk = slice(start, start + CHUNK)
         x, back, y = input[chunk].double(), gradient[chunk].double(), forward[chunk]
@@ -405,11 +411,13 @@ def _backward_deviation(
             back = torch.where(y == 0, 0.0, back / (1.0 - layer.arguments["p"]))
         x.requires_grad_(not layer.first)
         with torch.enable_grad():
-            torch.autograd.backward(exact(x, *parameters), back)
+            parts = torch.autograd.grad(exact(x, *parameters), [x, *parameters][layer.first :], back)
         if not layer.first:
-            gaps[0].add(outputs[0][chunk], x.grad)
-    for gap, got, parameter in zip(gaps[not layer.first :], outputs[not layer.first :], parameters, strict=True):
-        gap.add(got, parameter.grad)
+            gaps[0].add(outputs[0][chunk], parts[0])
+        for total, part in zip(sums, parts[not layer.first :], strict=True):
+            total += part
+    for gap, got, want in zip(gaps[not layer.first :], outputs[not layer.first :], sums, strict=True):
+        gap.add(got, want)
     return max(gap.share for gap in gaps)
 
 
@@ -422,14 +430,14 @@ def _step_deviation(work: Work, operands: list[torch.Tensor], outputs: list[torc
     """
     input, *parameters, target = operands
     parameters = [parameter.double().requires_grad_() for parameter in parameters]
+    sums = [torch.zeros_like(parameter) for parameter in parameters]  # of their gradients
     for start in range(0, len(input), CHUNK):
         with torch.enable_grad():
             y = work.theirs(input[start : start + CHUNK].double(), *parameters)
-            functional.cross_entropy(y, target[start : start + CHUNK], reduction="sum").backward()
-    shares = [
-        ((got.double() - want.grad).norm() / want.grad.norm()).item()
-        for got, want in zip(outputs, parameters, strict=True)
-    ]
+            loss = functional.cross_entropy(y, target[start : start + CHUNK], reduction="sum")
+        for total, part in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
+            total += part
+    shares = [((got.double() - want).norm() / want.norm()).item() for got, want in zip(outputs, sums, strict=True)]
     return max(share if math.isfinite(share) else math.inf for share in shares)
 
 
@@ -440,6 +448,11 @@ class Result(NamedTuple):
     times: Times | None
     error: float
     problem: str = ""
+
+    @property
+    def p50_ms(self) -> float:
+        """The median; infinite where there are no times."""
+        return self.times[1] if self.times else math.inf
 
 
 def judge(
@@ -532,7 +545,7 @@ def roof_matmul(device: Gpu | Interpreter, dtype: str) -> Roof:
     n = device.matmul_size
     a, b = (torch.empty(n, n, dtype=DTYPES[dtype], device=device.device).normal_() for _ in range(2))
 
-    def deviate(outputs: list[torch.Tensor], _: None) -> float:
+    def deviate(outputs: list[torch.Tensor], _: torch.Tensor | None) -> float:
         want = a[:CHUNK].double() @ b.double()
         gap = (outputs[0][:CHUNK].double() - want).abs().max() / want.abs().max()
         return gap.item() if outputs[0].isfinite().all() else math.inf
@@ -619,8 +632,8 @@ class Bench:
             return
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         versions = self.commit, self.device.name, str(torch.__version__), triton.__version__
-        what = operator, layer, pass_, dtype, batch, provider
-        row = Row(now, *versions, *what, *result.times, flops, bytes, result.error)
+        times = result.times
+        row = Row(now, *versions, operator, layer, pass_, dtype, batch, provider, *times, flops, bytes, result.error)
         self.rows.append(row)
         if self.table:
             self.table.append(row)
@@ -657,7 +670,7 @@ class Bench:
                 if not result.times:
                     self.record(*what, provider, result, *cost[2:])
             if timed:
-                fastest = found[provider] = min(timed, key=lambda result: result.times[1])
+                fastest = found[provider] = min(timed, key=lambda result: result.p50_ms)
                 self.record(*what, provider, fastest, *cost[2:])
                 if provider == "torch":
                     layout = fastest.variant.partition(" ")[2]
@@ -765,7 +778,7 @@ def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
     """What to time, and at which batch."""
     if args.preset:
         return [(item.work, batch) for item in KERNELBENCH for batch in args.batch or [item.batch]]
-    layers = () if args.network else ALEXNET
+    layers: Sequence[Layer] = () if args.network else ALEXNET
     if args.operators:
         layers = [layer for layer in LAYERS.values() if layer.operator in args.operators]
     chosen = []
@@ -817,7 +830,7 @@ def run(args: argparse.Namespace) -> int:
                     bench.work(work, batch, dtype, args.providers, progress.update)
     if args.preset:
         compare_published(bench)
-    if args.plot:
+    if args.plot and table:
         from kernels.roofline import load
 
         for path in plot_all(load(table.path), table.path.parent, table.path.stem):

@@ -122,14 +122,15 @@ def launch_bias_relu_gradient(
     M, K = grad.shape
     source = grad.contiguous()
     relu = output is not None
-    y = output.contiguous() if relu else source
+    y = source if output is None else output.contiguous()
+    grid = lambda shares: lambda META: (shares * triton.cdiv(K, META["BLOCK_N"]),)
     while True:
         tile = tiles.lookup("bias_relu_gradient" if relu else "column_sums", source, M, K, 1)
         shares = triton.cdiv(M, tile["BLOCK_M"] * tile["STEPS"])
         sums = total if shares == 1 or not bias else torch.empty((shares, K), dtype=torch.float32, device=grad.device)
         runtime.launch(
             _bias_relu_gradient_kernel,
-            lambda META, shares=shares: (shares * triton.cdiv(K, META["BLOCK_N"]),),
+            grid(shares),
             source,
             y,
             masked,

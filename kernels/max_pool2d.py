@@ -395,8 +395,9 @@ def max_pool2d(
         f"max_pool2d: input must be (N, C, H, W) or (C, H, W), empty in N only, got shape {tuple(input.shape)}",
     )
     kernel_size = pair("max_pool2d", "kernel_size", kernel_size)
-    omitted = stride is None or (isinstance(stride, (tuple, list)) and not stride)
-    stride = kernel_size if omitted else pair("max_pool2d", "stride", stride)
+    if stride is None or (isinstance(stride, (tuple, list)) and not stride):
+        stride = kernel_size
+    stride = pair("max_pool2d", "stride", stride)
     padding = pair("max_pool2d", "padding", padding)
     dilation = pair("max_pool2d", "dilation", dilation)
     ceil_mode = boolean("max_pool2d", "ceil_mode", ceil_mode)

@@ -59,8 +59,8 @@ def lrn_max_pool2d(
     alpha: float,
     beta: float,
     k: float,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
+    kernel_size: int | tuple[int, ...] | list[int],
+    stride: int | tuple[int, ...] | list[int],
 ) -> torch.Tensor:
     """As :func:`kernels.lrn_max_pool2d`."""
     normalise = _banded_local_response_norm if input.device.type == "cpu" else local_response_norm

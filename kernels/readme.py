@@ -35,7 +35,7 @@ def _cells(found: Comparison, rate: bool, rows: list[Row]) -> list[str]:
     """Ours, the best baseline, the ratio, the share of the roofline, the error."""
     ours, best = found
     figure = lambda row: f"{row.batch / row.p50_ms * 1e3:,.0f}" if rate else f"{row.p50_ms:.4g}"
-    limits = roofs(rows, (ours or best).dtype)
+    limits = roofs(rows, ours.dtype) if ours else None
     return [
         figure(ours) if ours else "-",
         f"{figure(best)} ({PROVIDERS[best.provider]})" if best else "-",

@@ -96,11 +96,11 @@ def slug(gpu: str) -> str:
 def roofs(rows: Iterable[Row], dtype: str) -> Roofs | None:
     """The measured roofs for products in ``dtype``; None unless both are in the table."""
     rows = list(rows)
-    copy = [row for row in rows if row.operator == "roof_copy"]
-    matmul = [row for row in rows if row.operator == "roof_matmul" and row.dtype == dtype]
-    if not (copy and matmul):
+    copies = [row for row in rows if row.operator == "roof_copy"]
+    products = [row for row in rows if row.operator == "roof_matmul" and row.dtype == dtype]
+    if not (copies and products):
         return None
-    copy, matmul = (max(found, key=lambda row: row.date) for found in (copy, matmul))
+    copy, matmul = (max(found, key=lambda row: row.date) for found in (copies, products))
     return Roofs(copy.bytes / copy.p50_ms * 1e3, matmul.flops / matmul.p50_ms * 1e3)
 
 
@@ -224,9 +224,9 @@ def plot_roofline(
     speed = lambda row: row.flops / row.p50_ms * 1e-9
     points = {}
     if measured:
-        for layer, (ours, best) in timed.items():
-            row = ours or best
-            points[layer] = (row.flops / row.bytes, {found.provider: speed(found) for found in (ours, best) if found})
+        for name, both in timed.items():
+            there = [row for row in both if row]
+            points[name] = (there[0].flops / there[0].bytes, {row.provider: speed(row) for row in there})
     else:
         from kernels.layers import ALEXNET
 
@@ -393,7 +393,8 @@ def run(argv: list[str] | None) -> int:
             print("not measured: the model's floors, under the roofs given")
             assumed = Roofs(args.bandwidth * 1e12, args.rate * 1e12)
             path = args.out / f"model-roofline-{args.dtype}.png"
-            drawn = [plot_roofline([], path, dtype=args.dtype, batch=args.batch, assumed=assumed)]
+            plot_roofline([], path, dtype=args.dtype, batch=args.batch, assumed=assumed)
+            drawn = [path]
         else:
             raise TableError("not measured: give a table, or roofs to assume with --bandwidth and --rate")
     except (OSError, TableError) as error:

@@ -67,7 +67,8 @@ def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], 
 def recording() -> Iterator[list[Launch]]:
     """Collects the launches made inside instead of running them: for any GPU, with or without one here."""
     global _recorded
-    _recorded = launches = []
+    launches: list[Launch] = []
+    _recorded = launches
     try:
         yield launches
     finally:
@@ -111,8 +112,7 @@ def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype
     if not torch.is_autocast_enabled(device_type):
         return list(tensors)
     dtype = dtype or torch.get_autocast_dtype(device_type)
-    floating = lambda value: isinstance(value, torch.Tensor) and value.is_floating_point()
-    return [tensor.to(dtype) if floating(tensor) else tensor for tensor in tensors]
+    return [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in tensors]
 
 
 def runs_on(device: torch.device) -> bool:

@@ -184,7 +184,8 @@ def fold_once() -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
     Gives what it keeps: a CUDA graph captured inside reads the folded filters for as long as it lives.
     """
     global _folded
-    _folded = kept = {}
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    _folded = kept
     try:
         yield kept
     finally:

@@ -42,17 +42,16 @@ def launch_add_shares(
 ) -> None:
     """``sums``, float32 [shares, *output.shape] in ``output``'s memory order, into ``output``: [..., K] in memory."""
     shares, elements = len(sums), output.numel()
-    has_bias = bias is not None
     tile = tiles.lookup("add_shares", output, elements, 1, shares)
     runtime.launch(
         _add_shares_kernel,
         lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
         sums,
-        bias.contiguous() if has_bias else output,  # the kernel does not read it without a bias
+        output if bias is None else bias.contiguous(),  # the kernel does not read it without a bias
         output,
         elements,
-        K=len(bias) if has_bias else 1,
-        HAS_BIAS=has_bias,
+        K=1 if bias is None else len(bias),
+        HAS_BIAS=bias is not None,
         RELU=relu,
         INDEX=runtime.index_type(sums),
         SPLIT_K=shares,

@@ -77,8 +77,8 @@ def trace(call: Callable[[], object], kernel: str, program: Sequence[int] = (0, 
     """
     if not runtime.INTERPRETED:
         raise TraceError("only interpreted kernels can be traced: set TRITON_INTERPRET=1")
-    wanted = (*program, 0, 0)[:3]
-    recorder = _Recorder(kernel, tuple(wanted))
+    x, y, z = (*program, 0, 0)[:3]
+    recorder = _Recorder(kernel, (x, y, z))
     with recorder.installed():
         call()
     if recorder.trace is None:
@@ -91,7 +91,8 @@ class _Recorder:
     def __init__(self, kernel: str, program: tuple[int, int, int]):
         self.kernel, self.program = kernel, program
         self.launched: list[str] = []
-        self.trace: Trace | None = None
+        self.trace: Trace | None = None  # from its launch on
+        self.steps: list[Step] = []
         self.arguments: dict[str, torch.Tensor] = {}
         self.accesses: list[Access] = []
         self.before: dict[str, object] = {}
@@ -122,7 +123,7 @@ class _Recorder:
             grid = (*grid, 1, 1)[:3]
             if not all(0 <= index < size for index, size in zip(self.program, grid, strict=True)):
                 raise TraceError(f"program {self.program} is outside the grid {grid} of {self.kernel}")
-            self.trace = Trace(self.kernel, self.program, grid, arguments, [])
+            self.trace = Trace(self.kernel, self.program, grid, arguments, self.steps)
             return (1,)
 
         executor.grid = one
@@ -136,7 +137,7 @@ class _Recorder:
 
     def enter(self, frame: FrameType, function: Callable) -> Callable | None:
         """Python calls this whenever a function begins; what it returns is called for each of that function's lines."""
-        if frame.f_code is not function.__code__:
+        if self.trace is None or frame.f_code is not function.__code__:
             return None
         interpreter.interpreter_builder.set_grid_dim(*self.trace.grid)
         interpreter.interpreter_builder.set_grid_idx(*self.program)
@@ -148,11 +149,11 @@ class _Recorder:
         if event in ("line", "return"):
             now = dict(frame.f_locals)
             changed = {name: value for name, value in now.items() if self.before.get(name) is not value}
-            values = {name: self.array(value) for name, value in changed.items()}
-            values = {name: value for name, value in values.items() if value is not None}
+            arrays = {name: self.array(value) for name, value in changed.items()}
+            values = {name: array for name, array in arrays.items() if array is not None}
             if values or self.accesses:
                 source = linecache.getline(frame.f_code.co_filename, self.line).strip()
-                self.trace.steps.append(Step(self.line, source, values, tuple(self.accesses)))
+                self.steps.append(Step(self.line, source, values, tuple(self.accesses)))
             self.before, self.line, self.accesses = now, frame.f_lineno, []
         return self.step
 

@@ -8,7 +8,7 @@ of the paper's two GPUs, each of which held half of the filters of conv2, conv4 
 import os
 from collections.abc import Iterable
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -16,10 +16,19 @@ from torch import nn
 from kernels import ArgumentError
 from model import weights
 from model.captured import Captured
-from model.layers import Conv2d, Dropout, Linear, LRNMaxPool2d, MaxPool2d
+from model.layers import Conv2d, Dropout, Layer, Linear, LRNMaxPool2d, MaxPool2d
 
-# Arguments of kernels.local_response_norm, whose alpha is divided by the window's size as in Caffe.
-LRN = {
+
+class Formula(TypedDict):
+    """Arguments of :func:`kernels.local_response_norm`, whose alpha is divided by the window's size as in Caffe."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+
+LRN: dict[str, Formula] = {
     "bvlc": {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
     "tensorflow": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 1.0},
     "paper": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0},
@@ -72,17 +81,15 @@ class AlexNet(nn.Module):
     """
 
     size = 227  # of the input
-    formulas: Iterable[str | None] = LRN
+    pool1: LRNMaxPool2d | MaxPool2d  # without normalisation in torchvision's network
+    pool2: LRNMaxPool2d | MaxPool2d
 
-    def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: str = "bvlc"):
+    def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: str | None = "bvlc"):
         super().__init__()
         if num_classes < 1:
             raise ArgumentError(f"AlexNet: num_classes must be at least 1, got {num_classes}")
         if not 0.0 <= keep_prob <= 1.0:
             raise ArgumentError(f"AlexNet: keep_prob must be from 0 to 1, got {keep_prob}")
-        if lrn not in self.formulas:
-            accepted = ", ".join(map(repr, self.formulas))
-            raise ArgumentError(f"{type(self).__name__}: lrn must be one of {accepted}, got {lrn!r}")
         self.lrn = lrn
         self.make_convolutions()
         self.fc6 = Linear(256 * 6 * 6, 4096, relu=True)
@@ -95,6 +102,9 @@ class AlexNet(nn.Module):
 
     def make_convolutions(self) -> None:
         """conv1 to pool5."""
+        if self.lrn not in LRN:
+            accepted = ", ".join(map(repr, LRN))
+            raise ArgumentError(f"{type(self).__name__}: lrn must be one of {accepted}, got {self.lrn!r}")
         self.conv1 = Conv2d(3, 96, kernel_size=11, stride=4)
         self.pool1 = LRNMaxPool2d(**LRN[self.lrn])
         self.conv2 = Conv2d(96, 256, kernel_size=5, padding=2, groups=2)
@@ -121,8 +131,8 @@ class AlexNet(nn.Module):
             std, bias = 0.01, 1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
             if scheme == "bvlc":
                 std, bias = 0.005 if name in ("fc6", "fc7") else std, 0.1 * bias
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.constant_(layer.bias, bias)
+            nn.init.normal_(layer.get_parameter("weight"), std=std)
+            nn.init.constant_(layer.get_parameter("bias"), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, (N, num_classes), for images (N, 3, 227, 227) in the colours the weights were trained on."""
@@ -145,7 +155,8 @@ class AlexNet(nn.Module):
     def use(self, operators: ModuleType) -> "AlexNet":
         """Runs on another module's operators, such as :mod:`kernels.pytorch`'s, to compare the kernels with."""
         for layer in self.children():
-            layer.operators = operators
+            if isinstance(layer, Layer):
+                layer.operators = operators
         return self
 
     def capture(self, batch: int) -> Captured:
@@ -154,10 +165,11 @@ class AlexNet(nn.Module):
 
     def layers(self, batch: int = 1) -> list[LayerSummary]:
         """The walk 227 -> 55 -> 27 -> 13 -> 6 -> num_classes: each layer's output shape, parameters and cost."""
-        rows, shape = [], (batch, 3, self.size, self.size)
+        rows: list[LayerSummary] = []
+        shape: tuple[int, ...] = (batch, 3, self.size, self.size)
         for name, layer in self.named_children():
-            if isinstance(layer, Dropout):
-                continue
+            if not isinstance(layer, (Conv2d, Linear, LRNMaxPool2d, MaxPool2d)):
+                continue  # dropout, which evaluation leaves out
             least = layer.cost(shape, next(self.parameters()).element_size())
             parameters = sum(p.numel() for p in layer.parameters())
             rows.append(LayerSummary(name, least.output, parameters, least.macs, least.flops, least.bytes))
@@ -186,8 +198,8 @@ class AlexNet(nn.Module):
     @staticmethod
     def from_weights(loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
         """The network that some weights were trained as, in evaluation mode; nothing is initialised at random."""
-        kind = TorchvisionAlexNet if loaded.lrn is None else AlexNet
-        if loaded.lrn not in kind.formulas:
+        kind: type[AlexNet] = TorchvisionAlexNet if loaded.lrn is None else AlexNet
+        if loaded.lrn is not None and loaded.lrn not in LRN:
             raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
         if loaded.preprocess.size != kind.size:
             raise weights.WeightsError(
@@ -209,13 +221,14 @@ class TorchvisionAlexNet(AlexNet):
     """
 
     size = 224
-    formulas = (None,)
 
-    def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: None = None):
+    def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: str | None = None):
         super().__init__(num_classes, keep_prob, lrn)
 
     def make_convolutions(self) -> None:
         """conv1 to pool5."""
+        if self.lrn is not None:
+            raise ArgumentError(f"{type(self).__name__}: lrn must be one of None, got {self.lrn!r}")
         self.conv1 = Conv2d(3, 64, kernel_size=11, stride=4, padding=2)
         self.pool1 = MaxPool2d(kernel_size=3, stride=2)
         self.conv2 = Conv2d(64, 192, kernel_size=5, padding=2)

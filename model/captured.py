@@ -28,9 +28,9 @@ class Captured:
         if net.training:
             raise ArgumentError("a CUDA graph takes a network in evaluation mode; call .eval() first")
         with torch.cuda.device(parameter.device), torch.inference_mode(), fold_once() as self.folded:
-            self.input = torch.zeros(
+            self.input = torch.empty(
                 shape, dtype=parameter.dtype, device=parameter.device, memory_format=torch.channels_last
-            )
+            ).zero_()
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

@@ -5,6 +5,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -36,7 +37,8 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
     """The exit status of ``command(argv)``: 2 for a :class:`UsageError`, 130 for Ctrl-C, 141 for a closed pipe."""
     try:
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
+            if isinstance(stream, io.TextIOWrapper):  # not where a notebook, say, has put its own in their place
+                stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
         return command(argv)
     except UsageError as error:
         complain(name, error)

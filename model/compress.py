@@ -162,7 +162,7 @@ def retrain(args: argparse.Namespace, device: "torch.device", pruned: "Weights",
             """No curves, for the same reason."""
 
     training = Retraining(args, device, Ranks(device))
-    held = [(training.net.get_submodule(layer).weight, mask.to(device)) for layer, mask in masks.items()]
+    held = [(training.net.get_parameter(f"{layer}.weight"), mask.to(device)) for layer, mask in masks.items()]
 
     @torch.no_grad()
     def hold(*_) -> None:
@@ -172,10 +172,8 @@ def retrain(args: argparse.Namespace, device: "torch.device", pruned: "Weights",
     training.learner.optimizer.register_step_post_hook(hold)
     if training.run():
         return None
-    layers = {
-        layer: tuple(tensor.detach().cpu().contiguous() for tensor in training.net.get_submodule(layer).parameters())
-        for layer in pruned.layers
-    }
+    left = {name: tensor.detach().cpu().contiguous() for name, tensor in training.net.named_parameters()}
+    layers = {layer: (left[f"{layer}.weight"], left[f"{layer}.bias"]) for layer in pruned.layers}
     return replace(pruned, layers=layers, preprocess=training.preprocess)
 
 
@@ -263,9 +261,10 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
     retrained = args.data is not None and args.epochs > 0
     if retrained:
         with train.problems_named(training, device):
-            now = retrain(training, device, now, masks)
-        if now is None:
+            trained = retrain(training, device, now, masks)
+        if trained is None:
             return 130
+        now = trained
         say("retrained", now)
     parts = []
     for layer in weights.LAYERS:

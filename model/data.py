@@ -98,7 +98,7 @@ class Order:
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, ordered = None, -1
+        order, ordered = np.arange(0), -1  # of no epoch yet
         for step in range(self.first, self.last):
             epoch, place = divmod(step, self.images // self.batch)
             if epoch != ordered:
@@ -139,7 +139,7 @@ class Crops(Dataset):
         return np.array(crop), shift.astype(np.float32), target, errors
 
     def _readable(self, image: int) -> tuple[Image.Image, int, list[str]]:
-        errors = []
+        errors: list[str] = []
         for path, target in (*self.images[image:], *self.images[:image]):
             try:
                 return open_image(path), target, errors
@@ -173,7 +173,7 @@ def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
     large = Image.fromarray(frame[rows[:, None], columns])
 
     if random.random() < 0.5:
-        large = large.filter(ImageFilter.UnsharpMask(2.0 ** random.uniform(0.0, 3.0), random.integers(50, 201), 0))
+        large = large.filter(ImageFilter.UnsharpMask(2.0 ** random.uniform(0.0, 3.0), int(random.integers(50, 201)), 0))
     if random.random() < 0.5:
         strength = random.uniform(0.0, 24.0)
         noise = sum(_noise(side, random) for side in (32, 64, 128, 256))  # of 16 to 128 waves across the frame
@@ -261,7 +261,7 @@ def to_input(
     return x.float().add_(offset.to(device, non_blocking=True)).div_(std.to(device, non_blocking=True))
 
 
-def statistics(folder: Folder, most: int = 1000) -> tuple[list[float], np.ndarray]:
+def statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, float], np.ndarray]:
     """Mean colour, and the directions in which colours vary, of up to ``most`` images chosen once and for all.
 
     Returns:
@@ -288,4 +288,5 @@ def statistics(folder: Folder, most: int = 1000) -> tuple[list[float], np.ndarra
         raise UsageError(f"{folder.path}: none of the {len(chosen)} images tried can be read")
     mean = total / count
     values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
-    return (mean * 255.0).tolist(), vectors * values * 255.0
+    blue, green, red = (mean * 255.0).tolist()
+    return (blue, green, red), vectors * values * 255.0

@@ -58,7 +58,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def default_photo() -> Path:
     """The cat that comes with scikit-image, found without importing it."""
     package = importlib.util.find_spec("skimage")
-    photo = Path(package.submodule_search_locations[0], "data", "chelsea.png") if package else None
+    folders = package.submodule_search_locations if package else None
+    photo = Path(folders[0], "data", "chelsea.png") if folders else None
     if photo is None or not photo.is_file():
         raise UsageError("no photo given, and scikit-image, whose cat stands in for one, is not installed")
     return photo
@@ -115,7 +116,12 @@ def batches(photos: Photos, size: int) -> Iterator[list]:
     from tqdm import tqdm
 
     several = len(photos) > size
-    loader = DataLoader(photos, batch_size=size, num_workers=2 if several else 0, collate_fn=list)
+    loader: DataLoader = DataLoader(
+        photos,  # type: ignore[arg-type]  # PyTorch takes whatever has a length and items, and asks for its Dataset
+        batch_size=size,
+        num_workers=2 if several else 0,
+        collate_fn=list,
+    )
     return tqdm(loader, unit="batch", leave=False, disable=None) if several else iter(loader)
 
 
@@ -123,7 +129,8 @@ class Stopwatch:
     """Forward hooks that time each layer, waiting for the GPU before and after."""
 
     def __init__(self, net: "AlexNet", device: "torch.device"):
-        self.device, self.ms, self.started = device, {}, 0.0
+        self.device, self.started = device, 0.0
+        self.ms: dict[str, float] = {}
         for name, layer in net.named_children():
             layer.register_forward_pre_hook(lambda *_: self.start())
             layer.register_forward_hook(lambda *_, name=name: self.stop(name))
@@ -228,8 +235,9 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
     features.set_title(
         f"conv1 + ReLU: {len(maps)} feature maps of {height} x {width}, each from 0 (black) to its own maximum"
     )
-    features.set_xticks([(width + 4) * c + width / 2 for c in range(columns)], range(columns))
-    features.set_yticks([(height + 4) * r + height / 2 for r in range(rows)], range(0, rows * columns, columns))
+    features.set_xticks([(width + 4) * c + width / 2 for c in range(columns)], [str(c) for c in range(columns)])
+    firsts = [str(r * columns) for r in range(rows)]
+    features.set_yticks([(height + 4) * r + height / 2 for r in range(rows)], firsts)
     features.set(xlabel="map = number at the left + number below")
     features.tick_params(length=0)
     features.spines[:].set_visible(False)
@@ -276,7 +284,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
     # Hooks run once, when a graph is captured: not where layers are timed or drawn.
     graph = runtime.mode() == "compiled" and len(photos) > args.batch and not (args.layers or args.plot)
     forward = net.capture(args.batch) if graph else net
-    features = {}
+    features: dict[str, np.ndarray] = {}
     if args.plot:
         net.conv1.register_forward_hook(lambda _, __, output: features.update(conv1=output[0].float().cpu().numpy()))
 

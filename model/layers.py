@@ -4,6 +4,8 @@ Parameters, names and initialisation are those of ``torch.nn``; only ``forward``
 its cost for an input of a given shape. ``operators`` is the module whose functions a layer calls.
 """
 
+from types import ModuleType
+
 import torch
 from torch import nn
 
@@ -11,12 +13,16 @@ import kernels
 from kernels import cost
 
 
-class _Layer(nn.Module):
-    operators = kernels
+class Layer(nn.Module):
+    """What the layers have in common: ``operators``."""
+
+    operators: ModuleType = kernels
 
 
-class Conv2d(_Layer, nn.Conv2d):
+class Conv2d(Layer, nn.Conv2d):
     """Convolution, bias and ReLU in one kernel."""
+
+    padding: tuple[int, ...]  # in pixels; nn.Conv2d takes names too
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.operators.conv2d(
@@ -28,7 +34,7 @@ class Conv2d(_Layer, nn.Conv2d):
         return cost.conv2d(input, shape, self.stride, self.padding, self.dilation, itemsize=itemsize)
 
 
-class Linear(_Layer, nn.Linear):
+class Linear(Layer, nn.Linear):
     """Fully connected layer, with ReLU in the same kernel but for the last."""
 
     def __init__(self, in_features: int, out_features: int, *, relu: bool):
@@ -43,7 +49,7 @@ class Linear(_Layer, nn.Linear):
         return cost.linear(rows, tuple(self.weight.shape), itemsize=itemsize)
 
 
-class LRNMaxPool2d(_Layer):
+class LRNMaxPool2d(Layer):
     """Local response normalisation, then 3 x 3 max pooling at stride 2, in one pass over memory."""
 
     def __init__(self, size: int, alpha: float, beta: float, k: float):
@@ -60,8 +66,11 @@ class LRNMaxPool2d(_Layer):
         return f"size={self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}, kernel_size=3, stride=2"
 
 
-class MaxPool2d(_Layer, nn.MaxPool2d):
-    """Max pooling."""
+class MaxPool2d(Layer, nn.MaxPool2d):
+    """Max pooling of square windows."""
+
+    kernel_size: int
+    stride: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.operators.max_pool2d(x, self.kernel_size, self.stride)
@@ -70,7 +79,7 @@ class MaxPool2d(_Layer, nn.MaxPool2d):
         return cost.max_pool2d(input, (self.kernel_size,) * 2, (self.stride,) * 2, itemsize=itemsize)
 
 
-class Dropout(_Layer, nn.Dropout):
+class Dropout(Layer, nn.Dropout):
     """Dropout in training, the identity in evaluation."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,8 @@ class Log:
     """
 
     def __init__(self, path: Path, steps: int = 0):
-        self.path, self.rows = path, []
+        self.path = path
+        self.rows: list[dict] = []
         if steps and path.exists():
             with open(path, newline="") as file:
                 for row in csv.DictReader(file):

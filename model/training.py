@@ -50,7 +50,6 @@ class Training:
         if tensors:
             self.learner.restore(tensors, self.position["scaler"])
         self.log = ranks.agree(lambda: self.open_log() if ranks.first else None)
-        self.photos = data.Photos(self.validation.images, self.preprocess) if self.validation else None
         self.saved = self.position["step"]
         self.signalled = self.stopping = False
 
@@ -67,7 +66,8 @@ class Training:
         self.steps = self.per_epoch * args.epochs
         if not self.per_epoch:
             raise UsageError(f"--batch {args.batch} is more than the {len(images)} images of {self.folder.path}")
-        tensors, meta = {}, {}
+        tensors: dict[str, torch.Tensor] = {}
+        meta: dict = {}
         if args.resume and self.last.exists():
             tensors, meta = checkpoint.read(self.last)
         elif self.last.exists():
@@ -91,7 +91,7 @@ class Training:
         else:
             mean, colour = data.statistics(self.folder)
             loaded = self.load_weights()
-            self.preprocess = Preprocess(tuple(mean), FOLDER)
+            self.preprocess = Preprocess(mean, FOLDER)
             if loaded:  # the numbers that its conv1 knows, of photos as they are: not shrunk, say, as its own were
                 self.preprocess = replace(loaded.preprocess, resize=FOLDER, size=SIZE)
             torch.manual_seed(args.seed)
@@ -125,7 +125,7 @@ class Training:
         if self.position["images"] != self.folder.digest():
             raise UsageError(f"--resume: the images in {self.folder.path} are not those that {self.last} began with")
 
-    def network(self, lrn: str) -> AlexNet:
+    def network(self, lrn: str | None) -> AlexNet:
         operators = pytorch if self.args.operators == "torch" else kernels
         return AlexNet(len(self.classes), self.args.keep_prob, lrn).use(operators)
 
@@ -186,8 +186,9 @@ class Training:
             self.device,
             args.batch // ranks.size * SIZE * SIZE * 3,
         )
-        self.waiting, self.unreadable, self.drawn = deque(), set(), time.monotonic()
-        self.clock = time.perf_counter()
+        self.waiting: deque[tuple[int, float, torch.Tensor]] = deque()  # steps whose metrics are not written down yet
+        self.unreadable: set[str] = set()
+        self.drawn, self.clock = time.monotonic(), time.perf_counter()
         with self.signals(), self.progress(first) as self.bar:
             for step, (pixels, shifts, target, problems) in enumerate(crops, first):
                 self.report([problem for found in problems for problem in found])
@@ -258,7 +259,7 @@ class Training:
         self.net.eval()
         counts = evaluate.count(
             self.predict,
-            self.photos,
+            data.Photos(self.validation.images, self.preprocess),
             len(self.classes),
             batch=max(self.args.batch // self.ranks.size, 1),
             workers=self.args.workers,
@@ -362,7 +363,7 @@ class Training:
 
         def note(number: int, _) -> None:
             self.signalled = True
-            signal.signal(number, usual[number])
+            signal.signal(number, usual[signal.Signals(number)])
 
         usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

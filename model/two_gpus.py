@@ -21,7 +21,7 @@ from torch import distributed, nn
 import kernels
 from kernels import command, runtime
 from model import infer, weights
-from model.alexnet import LRN, AlexNet
+from model.alexnet import LRN, AlexNet, Formula
 from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
 from model.preprocess import ImageError, open_image
 
@@ -72,7 +72,7 @@ class BorderedLRNMaxPool2d(LRNMaxPool2d):
     with windows across the border between the halves, and their logits need what lies on its other side.
     """
 
-    def __init__(self, other: Other, **formula: float):
+    def __init__(self, other: Other, formula: Formula):
         super().__init__(**formula)
         self.other = other
 
@@ -90,9 +90,9 @@ class Half(nn.Module):
         super().__init__()
         self.other = Other(rank)
         self.conv1 = Conv2d(3, 48, kernel_size=11, stride=4)
-        self.pool1 = BorderedLRNMaxPool2d(self.other, **LRN[lrn])
+        self.pool1 = BorderedLRNMaxPool2d(self.other, LRN[lrn])
         self.conv2 = Conv2d(48, 128, kernel_size=5, padding=2)
-        self.pool2 = BorderedLRNMaxPool2d(self.other, **LRN[lrn])
+        self.pool2 = BorderedLRNMaxPool2d(self.other, LRN[lrn])
         self.conv3 = Conv2d(256, 192, kernel_size=3, padding=1)  # the filters of one process, the maps of both
         self.conv4 = Conv2d(192, 192, kernel_size=3, padding=1)
         self.conv5 = Conv2d(192, 128, kernel_size=3, padding=1)
@@ -132,6 +132,8 @@ class Half(nn.Module):
     @classmethod
     def from_weights(cls, loaded: weights.Weights, rank: int) -> "Half":
         """The half of process ``rank``, from the weights of the whole network."""
+        if loaded.lrn not in LRN:
+            raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
         with torch.device("meta"):
             net = cls(rank, len(loaded.classes), loaded.lrn)
         weights.assign(net, halve(loaded, rank))
@@ -187,12 +189,12 @@ def compute(rank: int, image: str | None) -> int:
         expected = AlexNet.from_weights(loaded).to(device)(x)
         largest = (logits - expected).abs().max().item()
         relative = largest / expected.abs().max().item()
-        probability, best = (value.item() for value in kernels.softmax(logits)[0].max(0))
+        probability, best = kernels.softmax(logits)[0].max(0)
 
     print(f"{photo}\n2 processes, {backend}, kernels {runtime.mode()}, fp32; each holds half of every layer:\n")
     print(table(half.rows))
     print(f"\nlargest difference from one process's logits: {largest:.1e}, {relative:.1e} of the largest logit")
-    print(f"prediction: {loaded.classes[best]}, {probability:.1%}")
+    print(f"prediction: {loaded.classes[int(best)]}, {probability.item():.1%}")
     if not relative < BOUND:  # NaN too
         print(f"model.two_gpus: error: the logits differ by more than {BOUND:.0e}", file=sys.stderr)
         return 1

@@ -1,5 +1,7 @@
 """``python -m model.infer`` as a user runs it: in a process of its own, from another folder."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -13,7 +15,7 @@ import skimage
 import torch
 from PIL import Image
 
-from model import weights
+from model import command, weights
 from model.infer import imagenet_hint
 from model.preprocess import open_image
 from tests.reference_alexnet import reference_alexnet
@@ -168,3 +170,10 @@ def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
     assert imagenet_hint(10) == offer
     (cache / "alexnet-owt-7be5be79.pth").touch()
     assert imagenet_hint(10) == "10 classes only; for ImageNet's 1000: --weights torchvision, which is in the cache"
+
+
+def test_stdout_may_be_no_file():
+    """A notebook's own is none, nor is one that a test redirects."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert command.run("model.infer", lambda _: print("a cat") or 0, None) == 0
+    assert out.getvalue() == "a cat\n"

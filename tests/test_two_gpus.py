@@ -100,6 +100,11 @@ def test_exact_in_float64(loaded, photo, monkeypatch):
     assert relative_error(first, reference) > 1e-4, "the maps beyond the border make no difference"
 
 
+def test_no_halves_of_torchvisions_network(loaded):
+    with pytest.raises(weights.WeightsError, match="lrn must be one of bvlc, tensorflow, paper, got None"):
+        two_gpus.Half.from_weights(dataclasses.replace(loaded, lrn=None), 0)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_halves_of_the_weights(loaded, rank):
     layers = two_gpus.halve(loaded, rank).layers

@@ -68,7 +68,8 @@ def target(architecture: str) -> Iterator[None]:
 def noting() -> Iterator[list[tuple[Problem, Tile]]]:
     """Collects what is looked up inside, one problem and its tile for each launch, in order."""
     global _noted
-    _noted = noted = []
+    noted: list[tuple[Problem, Tile]] = []
+    _noted = noted
     try:
         yield noted
     finally:

@@ -103,14 +103,18 @@ def check_shape(name: str, layer: str, part: str, shape: Sequence[int]) -> None:
         raise WeightsError(f"{name}: {layer}'s {part} of shape {tuple(shape)} is more than AlexNet's can be")
 
 
-def check_arrays(name: str, layer: str, weight: object, bias: object) -> None:
-    """Checks that a layer's two arrays are of floats and have a weight's and a bias's dimensions."""
-    for part, array in (("weight", weight), ("bias", bias)):
-        if not isinstance(array, np.ndarray):
-            raise WeightsError(f"{name}: {layer}'s {part} must be an array, got {type(array).__name__}")
-        if array.dtype.kind != "f":
-            raise WeightsError(f"{name}: {layer}'s {part} must be of floating point, got {array.dtype}")
-        check_shape(name, layer, part, array.shape)
+def check_arrays(name: str, layer: str, weight: object, bias: object) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's two arrays, if they are arrays of floats and have a weight's and a bias's dimensions."""
+    return _check_array(name, layer, "weight", weight), _check_array(name, layer, "bias", bias)
+
+
+def _check_array(name: str, layer: str, part: str, array: object) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise WeightsError(f"{name}: {layer}'s {part} must be an array, got {type(array).__name__}")
+    if array.dtype.kind != "f":
+        raise WeightsError(f"{name}: {layer}'s {part} must be of floating point, got {array.dtype}")
+    check_shape(name, layer, part, array.shape)
+    return array
 
 
 def check_tensors(name: str, layer: str, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,11 +220,13 @@ def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str | None, Prepr
 
 def check_meta(name: str, meta: object) -> tuple[tuple[str, ...], str | None, Preprocess]:
     """Classes, LRN variant and preprocessing from what :func:`describe` gave."""
+    if not isinstance(meta, dict):
+        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize, got {meta!r:.200}")
     try:
         classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
-        std, order, size = meta.get("std", [1.0] * 3), meta.get("order", "BGR"), meta.get("size", SIZE)
-    except (TypeError, KeyError, AttributeError) as error:
+    except KeyError as error:
         raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
+    std, order, size = meta.get("std", [1.0] * 3), meta.get("order", "BGR"), meta.get("size", SIZE)
     if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
         raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r:.200}")
     if len(classes) > MOST_CLASSES:
@@ -235,8 +241,13 @@ def check_meta(name: str, meta: object) -> tuple[tuple[str, ...], str | None, Pr
         raise WeightsError(
             f"{name}: meta's order must be BGR or RGB and its size 224 or 227, got {order!r:.100}, {size!r:.100}"
         )
-    mean, std = (tuple(map(float, colours)) for colours in (mean, std))
-    return tuple(classes), None if lrn is None else str(lrn), Preprocess(mean, resize, std, order, size)
+    preprocess = Preprocess(_three(mean), resize, _three(std), order, size)
+    return tuple(classes), None if lrn is None else str(lrn), preprocess
+
+
+def _three(colours: list) -> tuple[float, float, float]:
+    first, second, third = map(float, colours)
+    return first, second, third
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def _decoded(name: str, data: bytes, classes: int) -> dict[str, tuple[torch.Tens
     return {layer: to_tensors(name, layer, *pair) for layer, pair in arrays.items()}
 
 
-def decode(name: str, data: bytes, shapes: dict[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def decode(name: str, data: bytes, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Weight and bias of each layer in ``shapes``, whose fully connected ones have two dimensions.
 
     Raises:

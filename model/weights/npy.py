@@ -57,8 +57,7 @@ def _layer(name: str, layer: str, entry: object) -> tuple[torch.Tensor, torch.Te
     if not isinstance(entry, (list, tuple)) or len(entry) != 2:
         got = f"{len(entry)} entries" if isinstance(entry, (list, tuple, dict)) else type(entry).__name__
         raise WeightsError(f"{name}: {layer} must be [W, b], got {got}")
-    weight, bias = map(_value, entry)
-    check_arrays(name, layer, weight, bias)
+    weight, bias = check_arrays(name, layer, *map(_value, entry))
     if layer.startswith("conv"):
         weight = weight.transpose(3, 2, 0, 1)
     elif layer == "fc6" and weight.shape[0] == 6 * 6 * 256:

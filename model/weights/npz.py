@@ -78,7 +78,7 @@ def _layer(name: str, layer: str, arrays: dict[str, np.ndarray]) -> tuple[torch.
                 f"got {scale.dtype} {scale.shape}"
             )
         check_shape(name, layer, "weight", weight.shape)
-        scale = torch.from_numpy(scale.astype(np.float32)).view(-1, *(1,) * (weight.ndim - 1))
-        weight = (torch.tensor(weight) * scale).numpy()
+        factor = torch.from_numpy(scale.astype(np.float32)).view(-1, *(1,) * (weight.ndim - 1))
+        weight = (torch.tensor(weight) * factor).numpy()
     check_arrays(name, layer, weight, bias)
     return to_tensors(name, layer, weight, bias)

@@ -5,6 +5,7 @@ byte each, claim a buffer of 2^60 bytes, or take as a key a tuple of tuples of t
 hashing walks through in 2^60 steps.
 """
 
+import mmap
 import pickle
 from typing import BinaryIO
 
@@ -42,7 +43,9 @@ class Unpickler(pickle._Unpickler):
     memo entry.
     """
 
-    def __init__(self, file: BinaryIO):
+    stack: list  # what the instructions so far have built
+
+    def __init__(self, file: BinaryIO | mmap.mmap):
         super().__init__(file, encoding="bytes")  # Python 2's str: bytes, as arrays need
         codes = (getattr(pickle, name)[0] for name in _INSTRUCTIONS)
         self.dispatch = _Budget((code, pickle._Unpickler.dispatch[code]) for code in codes)
