@@ -18,6 +18,7 @@ from PIL import Image
 from model import command, weights
 from model.infer import imagenet_hint
 from model.preprocess import open_image
+from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
 
 ROOT = Path(__file__).parent.parent
@@ -153,7 +154,9 @@ def test_one_line_for_bad_input(tmp_path, arguments, message):
 
 def test_weights_that_do_not_fit(tmp_path):
     """One line that names the file and the layer."""
-    np.savez(tmp_path / "a.npz", meta=np.load(weights.NAMED["cifar10"].bundled)["meta"], **{"fc8.bias": np.zeros(3)})
+    loaded = weights.load()
+    meta = json.dumps(describe(loaded.classes, loaded.lrn, loaded.preprocess))
+    np.savez(tmp_path / "a.npz", meta=meta, **{"fc8.bias": np.zeros(3)})
     status, out, err = infer(tmp_path, "--weights", "a.npz")
     assert (status, out, len(err)) == (2, [], 1)
     assert err[0].startswith("model.infer: error: a.npz: must hold conv1, ")

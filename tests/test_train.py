@@ -304,9 +304,10 @@ def test_one_line_for_bad_input(here, folder, tmp_path, monkeypatch, arguments, 
         os.symlink(folder / "train" / name, f"other/val/{name}")
     os.symlink(folder / "train" / "red" / "0.png", "other/val/c/0.png")
     Path("run/last.safetensors").write_bytes(b"junk")
-    with np.load(Path(weights.__file__).with_name("cifar10.npz")) as bundled:
-        meta = json.loads(str(bundled["meta"])) | {"lrn": "other"}
-        np.savez("odd.npz", **{k: bundled[k] for k in bundled.files if k.startswith("fc8.")}, meta=json.dumps(meta))
+    bundled = weights.load()
+    weight, bias = bundled.layers["fc8"]
+    meta = json.dumps(describe(bundled.classes, "other", bundled.preprocess))
+    np.savez("odd.npz", meta=meta, **{"fc8.weight": weight.numpy(), "fc8.bias": bias.numpy()})
     status, out, err = here(*arguments, *([] if "--batch" in arguments else ["--batch", 4]))
     assert (status, out) == (2, "")
     assert err.startswith(f"model.train: error: {message}") and len(err.splitlines()) == 1, err
