@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from model.command import UsageError
+from model.command import UsageError, start_worker
 from model.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
 
@@ -222,11 +221,6 @@ def _collate(arrays: bool, samples: list[tuple]) -> list:
     return [*(stacked if arrays else map(torch.from_numpy, stacked)), errors]
 
 
-def _worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that trains ends the others
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_a_batch: int) -> DataLoader:
     """Batches, decoded by ``workers`` other processes.
 
@@ -239,7 +233,7 @@ def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=functools.partial(_collate, room < 2 * (2 * workers + 1) * bytes_a_batch),
-        worker_init_fn=_worker,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
     )
 

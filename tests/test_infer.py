@@ -93,9 +93,10 @@ def test_folder_with_a_broken_file(tmp_path, expected):
     shutil.copy(DATA / "chelsea.png", cat)
     status, out, err = infer(tmp_path, "photos", "nowhere.jpg", cat, "--json", "--layers", "--batch", 2, "--top", 10)
     assert status == 2
-    assert len(err) == 2 and all(line.startswith("model.infer: error: ") for line in err), err
+    assert len(err) == 3 and all(line.startswith("model.infer: error: ") for line in err), err
     assert any("nowhere.jpg: no such file" in line for line in err)
     assert any("photos/a.png: cannot be read as an image: " in line for line in err)
+    assert err[-1] == "model.infer: error: 1 of 4 photos cannot be read"
     records = [json.loads(line) for line in out]
     assert [record["image"] for record in records] == ["photos/b.JPG", "photos/below/c.png", str(cat)]
     for record in records:
