@@ -67,6 +67,8 @@ def output() -> Iterator[None]:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
         signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+        # Nor may it cut a write to a pipe short: with PYTHONUNBUFFERED, Python drops the rest (python/cpython#85393).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
         sys.stdout.flush()
@@ -77,6 +79,7 @@ def output() -> Iterator[None]:
         raise UsageError(f"standard output cannot be written: {error.strerror}") from error
     finally:
         if usual:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
         raise KeyboardInterrupt

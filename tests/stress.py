@@ -174,9 +174,12 @@ class Process:
     Args:
         stdout: a file descriptor, or None: a file, which is ``output`` at the end.
         file_bytes: how large the files may become that it writes: a disk that is full, from then on.
+        unbuffered: as containers often have it, where a write that is cut short stays short.
     """
 
-    def __init__(self, *arguments: str | Path, stdout: int | None = None, file_bytes: int | None = None):
+    def __init__(
+        self, *arguments: str | Path, stdout: int | None = None, file_bytes: int | None = None, unbuffered: bool = False
+    ):
         self.files = [open(os.memfd_create(name), "w+b", buffering=0) for name in ("stdout", "stderr")]  # noqa: SIM115
         limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         self.started = time.monotonic()
@@ -185,7 +188,12 @@ class Process:
             stdin=subprocess.DEVNULL,
             stdout=self.files[0] if stdout is None else stdout,
             stderr=self.files[1],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONIOENCODING": "utf-8",
+                "PYTHONUNBUFFERED": "1" if unbuffered else "",
+            },
             start_new_session=True,
             preexec_fn=limit if file_bytes else None,
         )
@@ -357,7 +365,8 @@ def infer_vanishing(folder: Folder) -> tuple[str, Outcome]:
 
 def infer_interrupted(folder: Folder) -> tuple[str, Outcome]:
     with narrow_pipe() as (stdout, pipe):
-        process = Process(*INFER, folder.path, "--json", "--batch", "20", stdout=stdout)  # far more than the pipe holds
+        # A batch is far more than the pipe holds.
+        process = Process(*INFER, folder.path, "--json", "--batch", "20", stdout=stdout, unbuffered=True)
         os.close(stdout)
         output = pipe.readline()
         process.interrupt()
