@@ -10,6 +10,7 @@ Crops travel from the processes that decode to the one that trains as bytes; the
 import functools
 import hashlib
 import itertools
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from model.command import UsageError, start_worker
 from model.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
+
+# torchvision's list (torchvision.datasets.folder.IMG_EXTENSIONS), which takes seconds to import.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 AUGMENTATIONS = ("paper", "scale", "none")
 """What is done to a photo before the network sees it: the paper's, the paper's after :func:`vary`, or nothing."""
@@ -55,16 +58,25 @@ def read_folder(path: Path) -> Folder:
         classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if not classes:
             raise UsageError(f"{path}: must hold a sub-folder of images for each class, and holds no folder")
-        places = {name: index for index, name in enumerate(classes)}
-        images = make_dataset(path, places, IMG_EXTENSIONS, allow_empty=True)
+        images = [(image, index) for index, name in enumerate(classes) for image in _images(path / name)]
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    empty = sorted(places.keys() - {classes[index] for _, index in images})
+    empty = sorted(set(classes) - {classes[index] for _, index in images})
     if empty:
         shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
-        kinds = ", ".join(IMG_EXTENSIONS)
+        kinds = ", ".join(SUFFIXES)
         raise UsageError(f"{path}: no images of the class{'es' * (len(empty) > 1)} {shown} (accepted: {kinds})")
     return Folder(path, tuple(classes), images)
+
+
+def _images(path: Path) -> Iterator[str]:
+    """The images in and below a folder, sorted within each; a folder that cannot be read is an OSError."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, _, names in sorted(os.walk(path, onerror=refuse, followlinks=True)):
+        yield from (os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(SUFFIXES))
 
 
 def read(path: Path) -> tuple[Folder, Folder | None]:

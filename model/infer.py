@@ -77,10 +77,16 @@ def find_photos(arguments: list[str]) -> tuple[list[Path], bool]:
     # Pillow recognises these but decodes none of them.
     known -= {suffix for suffix, name in Image.EXTENSION.items() if name in ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")}
     photos, complete = [], True
+
+    def refused(error: OSError) -> None:
+        nonlocal complete
+        complete = False
+        complain(f"{error.filename}: cannot be read: {error.strerror}")
+
     for argument in map(Path, arguments):
         found = [argument]
         if argument.is_dir():
-            files = (Path(folder, name) for folder, _, names in os.walk(argument) for name in names)
+            files = (Path(folder, name) for folder, _, names in os.walk(argument, onerror=refused) for name in names)
             found = sorted(f for f in files if f.suffix.lower() in known and not f.name.startswith("."))
         if not argument.exists() or not found:
             complain(f"{argument}: no photos in this folder" if argument.exists() else f"{argument}: no such file")

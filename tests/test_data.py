@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from model import data
 from model.preprocess import FOLDER, Preprocess, open_image
@@ -26,6 +27,15 @@ def test_folder(folder, tmp_path):
     assert other.digest() == folder.digest()
     (tmp_path / "other/red/3.png").rename(tmp_path / "other/green/4.png")
     assert data.read_folder(tmp_path / "other").digest() != folder.digest()
+
+
+def test_folder_is_read_as_torchvision_does(tmp_path):
+    make_folder(tmp_path, 2)
+    (tmp_path / "red/below").mkdir()
+    for name in ("red/below/A.JPEG", "red/z.webp", "green/0.gif", "green/no photo.txt", "blue/Z.PPM"):
+        (tmp_path / name).touch()
+    images = data.read_folder(tmp_path).images
+    assert len(images) == 9 and images == ImageFolder(tmp_path).samples
 
 
 def test_order_is_the_same_for_any_ranks_and_start():

@@ -1,5 +1,6 @@
 """``python -m model.infer`` as a user runs it: in a process of its own, from another folder."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 from model import weights
-from model.infer import imagenet_hint
+from model.command import UsageError
+from model.data import read_folder
+from model.infer import find_photos, imagenet_hint
 from model.preprocess import open_image
 from tests.reference_alexnet import reference_alexnet
 
@@ -169,6 +172,25 @@ def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
     assert imagenet_hint(10) == offer
     (cache / "alexnet-owt-7be5be79.pth").touch()
     assert imagenet_hint(10) == "10 classes only; for ImageNet's 1000: --weights torchvision, which is in the cache"
+
+
+def test_folder_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+    """It is named, and what is beside it comes out."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == tmp_path / "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find_photos([str(tmp_path)]) == ([tmp_path / "b/0.png"], False)
+    assert capsys.readouterr().err == f"model.infer: error: {tmp_path}/a: cannot be read: Permission denied\n"
+    with pytest.raises(UsageError, match="a: cannot be read: Permission denied"):
+        read_folder(tmp_path)
 
 
 def test_help_needs_no_pytorch(tmp_path):
