@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +34,11 @@ def one_line(text: object) -> str:
 
 
 def complain(name: str, message: object) -> None:
-    """One line on stderr."""
-    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
+    """One line on stderr; where that is closed or full, the exit status has to do."""
+    try:
+        print(f"{name}: error: {one_line(message)}", file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
 
 
 def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
@@ -52,7 +55,7 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
         return 141
 
 
@@ -75,7 +78,7 @@ def output() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _discard_output()
+        _discard(sys.stdout)
         raise UsageError(f"standard output cannot be written: {error.strerror}") from error
     finally:
         if usual:
@@ -85,9 +88,9 @@ def output() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _discard_output() -> None:
-    """For what Python flushes on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    """Sends nowhere what is still to be written, which Python tries on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave(status: int) -> None:
