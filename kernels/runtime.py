@@ -8,6 +8,7 @@ kept: ``TRITON_INTERPRET=1`` steps through the kernels on a machine with a GPU.
 import contextlib
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -27,6 +28,10 @@ if INTERPRETED and not isinstance(tl.sum, InterpretedFunction):
     # decorated for a GPU and cannot be interpreted. Decorating them again is all that it takes.
     for module in (tl.standard, tl.random, tl):
         importlib.reload(module)
+
+if INTERPRETED:
+    # NumPy, which computes for the interpreter, warns of the NaN and inf that a GPU makes silently, masked rows' too.
+    warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning, "triton.runtime.interpreter")
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 

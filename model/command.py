@@ -7,11 +7,12 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +29,17 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+def one_line(text: object) -> str:
+    """Text for people with what would break its line, or command the terminal, as escapes: a newline as \\n."""
+    return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda c: ascii(c[0])[1:-1], str(text))
+
+
 def complain(name: str, message: object) -> None:
-    """One line on stderr."""
-    print(f"{name}: error: {message}", file=sys.stderr)
+    """One line on stderr; where that is closed or full, the exit status has to do."""
+    try:
+        print(f"{name}: error: {one_line(message)}", file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
 
 
 def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
@@ -39,15 +48,51 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not where a notebook, say, has put its own in their place
                 stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
-        return command(argv)
+        status = command(argv)
+        with output():
+            return status  # once all that was printed is out
     except UsageError as error:
         complain(name, error)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes on its way out
+        _discard(sys.stdout)
         return 141
+
+
+@contextlib.contextmanager
+def output() -> Iterator[None]:
+    """Around what goes to stdout: when the block ends it is all out, in whole lines, since Ctrl-C waits for that.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    interrupted = []
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+        # Nor may it cut a write to a pipe short: with PYTHONUNBUFFERED, Python drops the rest (python/cpython#85393).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise UsageError(f"standard output cannot be written: {error.strerror}") from error
+    finally:
+        if usual:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _discard(stream: TextIO) -> None:
+    """Sends nowhere what is still to be written, which Python tries on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def leave(status: int) -> None:
@@ -57,6 +102,12 @@ def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def start_worker(_: int) -> None:
+    """In a process that decodes for another: Ctrl-C reaches all, and the other one ends these."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -116,3 +167,17 @@ def partial_for(plot: str) -> Iterator[Path]:
         yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def put(draw: Callable[[Path], None], partial: Path, plot: str) -> None:
+    """Draws in ``partial``, which becomes ``plot`` once it is whole.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        draw(partial)
+        os.replace(partial, plot)
+    except OSError as error:
+        raise UsageError(f"--plot {plot}: cannot be written: {error.strerror or error}") from error
+    print(f"drawn in {plot}", file=sys.stderr)

@@ -10,8 +10,8 @@ Crops travel from the processes that decode to the one that trains as bytes; the
 import functools
 import hashlib
 import itertools
+import os
 import shutil
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from model.command import UsageError
+from model.command import UsageError, start_worker
 from model.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
 
@@ -56,16 +56,22 @@ def read_folder(path: Path) -> Folder:
         classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if not classes:
             raise UsageError(f"{path}: must hold a sub-folder of images for each class, and holds no folder")
+        for _ in os.walk(path, onerror=_refuse, followlinks=True):
+            pass  # make_dataset would pass over folders that cannot be read
         places = {name: index for index, name in enumerate(classes)}
         images = make_dataset(path, places, IMG_EXTENSIONS, allow_empty=True)
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    empty = sorted(places.keys() - {classes[index] for _, index in images})
+    empty = sorted(set(classes) - {classes[index] for _, index in images})
     if empty:
         shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
         kinds = ", ".join(IMG_EXTENSIONS)
         raise UsageError(f"{path}: no images of the class{'es' * (len(empty) > 1)} {shown} (accepted: {kinds})")
     return Folder(path, tuple(classes), images)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def read(path: Path) -> tuple[Folder, Folder | None]:
@@ -222,11 +228,6 @@ def _collate(arrays: bool, samples: list[tuple]) -> list:
     return [*(stacked if arrays else map(torch.from_numpy, stacked)), errors]
 
 
-def _worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that trains ends the others
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_a_batch: int) -> DataLoader:
     """Batches, decoded by ``workers`` other processes.
 
@@ -239,7 +240,7 @@ def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=functools.partial(_collate, room < 2 * (2 * workers + 1) * bytes_a_batch),
-        worker_init_fn=_worker,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
     )
 

@@ -8,8 +8,6 @@ model.evaluate ...`` shares the images among N processes.
 import argparse
 import contextlib
 import json
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +212,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     if not counts.images:
         raise UsageError(f"{folder.path}: no image can be read")
     shares = counts.per_class()
-    title = f"{loaded.name}, {counts.images} images of {folder.path}: top-1 {counts.top1:.2%}"
+    title = f"{loaded.name}, {counts.images} images of {command.one_line(folder.path)}: top-1 {counts.top1:.2%}"
     if args.json:
         record = {
             "weights": loaded.name,
@@ -231,21 +229,23 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
             "classes": {loaded.classes[row]: shares[row] for row in rows},
             "confusion": counts.confusion.tolist(),
         }
-        print(json.dumps(record))
+        lines = [json.dumps(record)]
     else:
         width = max(len(loaded.classes[row]) for row in rows)
+        lines = []
         for row in rows:
             share = "      -" if shares[row] is None else f"{shares[row]:7.1%}"
-            print(f"{loaded.classes[row]:<{width}}  {share}  of {int(counts.confusion[row].sum())}")
+            lines.append(f"{loaded.classes[row]:<{width}}  {share}  of {int(counts.confusion[row].sum())}")
         top5 = "" if counts.top5 is None else f", top-5 {counts.top5:.2%}"
         skipped = f", {len(counts.unreadable)} skipped that cannot be read" if counts.unreadable else ""
         how = ", ten crops" if args.ten_crop else ""
         where = f"{device_name(device)}, {args.operators}, {args.dtype}"
-        print(f"\n{title}{top5}, loss {counts.loss:.4f}{how}{skipped} ({where})")
+        lines.append(f"\n{title}{top5}, loss {counts.loss:.4f}{how}{skipped} ({where})")
+    with command.output():
+        print(*lines, sep="\n")
     if partial:
-        draw(counts, [row for row in rows if shares[row] is not None], loaded.classes, title, partial)
-        os.replace(partial, args.plot)
-        print(f"drawn in {args.plot}", file=sys.stderr)
+        drawn = [row for row in rows if shares[row] is not None]
+        command.put(lambda out: draw(counts, drawn, loaded.classes, title, out), partial, args.plot)
     return 2 if counts.unreadable else 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model import command
-from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit, partial_for
+from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit, one_line, partial_for
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -78,10 +78,16 @@ def find_photos(arguments: list[str]) -> tuple[list[Path], bool]:
     # Pillow recognises these but decodes none of them.
     known -= {suffix for suffix, name in Image.EXTENSION.items() if name in ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")}
     photos, complete = [], True
+
+    def refused(error: OSError) -> None:
+        nonlocal complete
+        complete = False
+        complain(f"{error.filename}: cannot be read: {error.strerror}")
+
     for argument in map(Path, arguments):
         found = [argument]
         if argument.is_dir():
-            files = (Path(folder, name) for folder, _, names in os.walk(argument) for name in names)
+            files = (Path(folder, name) for folder, _, names in os.walk(argument, onerror=refused) for name in names)
             found = sorted(f for f in files if f.suffix.lower() in known and not f.name.startswith("."))
         if not argument.exists() or not found:
             complain(f"{argument}: no photos in this folder" if argument.exists() else f"{argument}: no such file")
@@ -121,6 +127,7 @@ def batches(photos: Photos, size: int) -> Iterator[list]:
         batch_size=size,
         num_workers=2 if several else 0,
         collate_fn=list,
+        worker_init_fn=command.start_worker,
     )
     return tqdm(loader, unit="batch", leave=False, disable=None) if several else iter(loader)
 
@@ -193,7 +200,7 @@ def photo_table(path: Path, predictions: list[dict]) -> str:
         f"{rank:4}  {p['label']:<{width}}  {p['probability']:6.1%}  {block * round(40 * p['probability'])}".rstrip()
         for rank, p in enumerate(predictions, 1)
     ]
-    return "\n".join([str(path), *lines, ""])
+    return "\n".join([one_line(path), *lines, ""])
 
 
 def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> None:
@@ -213,7 +220,7 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
     image = open_image(path)
     image.thumbnail((900, 900))
     photo.imshow(image)
-    photo.set_title(path.name, parse_math=False)
+    photo.set_title(one_line(path.name), parse_math=False)
     photo.axis("off")
 
     labels, probabilities = zip(*((p["label"], p["probability"]) for p in predictions), strict=True)
@@ -288,13 +295,12 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
     if args.plot:
         net.conv1.register_forward_hook(lambda _, __, output: features.update(conv1=output[0].float().cpu().numpy()))
 
-    done, seconds, table, complete = 0, 0.0, "", True
+    done, seconds, table = 0, 0.0, ""
     where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
     limits = roofs_for(where["device"], args.dtype) if args.layers and runtime.mode() == "compiled" else None
     for batch in batches(Photos(photos, loaded.preprocess), args.batch):
         for _, problem in batch:
             if isinstance(problem, str):
-                complete = False
                 with tqdm.external_write_mode(sys.stderr):
                     complain(problem)
         batch = [(path, item) for path, item in batch if not isinstance(item, str)]
@@ -320,15 +326,19 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
             layers = {"layers": rows}
             table = table or layer_table(rows, len(batch))
         values, indices = (t.cpu().tolist() for t in probabilities.topk(top))
+        records = []
         for (path, _), ps, classes in zip(batch, values, indices, strict=True):
             predictions = [
                 {"index": index, "label": loaded.classes[index], "probability": p}
                 for index, p in zip(classes, ps, strict=True)
             ]
             record = {"image": str(path), **where, "predictions": predictions, **layers}
-            tqdm.write(json.dumps(record) if args.json else photo_table(path, predictions))
-        sys.stdout.flush()
+            records.append(json.dumps(record) if args.json else photo_table(path, predictions))
+        with command.output():
+            tqdm.write("\n".join(records))
 
+    if done < len(photos) > 1:
+        complain(f"{len(photos) - done:,} of {len(photos):,} photos cannot be read")
     if not done:
         return False
     each = f"{seconds / done:.2f} s a photo" if seconds / done >= 0.1 else f"{seconds / done * 1e3:.2f} ms a photo"
@@ -343,10 +353,8 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         if loaded.name == weights.DEFAULT:
             print(imagenet_hint(len(loaded.classes)))
     if partial:
-        draw(partial, photos[0], predictions, features["conv1"], summary)
-        os.replace(partial, args.plot)
-        print(f"drawn in {args.plot}", file=sys.stderr)
-    return complete
+        command.put(lambda out: draw(out, photos[0], predictions, features["conv1"], summary), partial, args.plot)
+    return done == len(photos)
 
 
 def classify(argv: list[str] | None) -> int:

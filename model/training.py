@@ -18,7 +18,7 @@ from kernels import pytorch
 from kernels.layers import DTYPES
 from model import checkpoint, data, evaluate, weights
 from model.alexnet import LRN, AlexNet
-from model.command import UsageError, device_name
+from model.command import UsageError, device_name, one_line
 from model.distributed import Ranks
 from model.learner import RATES, Learner, make_optimizer, rate
 from model.log import Log, draw
@@ -349,7 +349,7 @@ class Training:
                 raise UsageError(self.ranks.name(problem))
             if problem not in self.unreadable and self.ranks.first:
                 with tqdm.external_write_mode(sys.stderr):
-                    print(f"model.train: {problem}; skipped", file=sys.stderr)
+                    print(f"model.train: {one_line(problem)}; skipped", file=sys.stderr)
             self.unreadable.add(problem)
 
     def progress(self, first: int) -> tqdm:

@@ -1,6 +1,7 @@
 """``python -m model.infer`` as a user runs it: in a process of its own, from another folder."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -16,7 +17,9 @@ import torch
 from PIL import Image
 
 from model import command, weights
-from model.infer import imagenet_hint
+from model.command import UsageError
+from model.data import read_folder
+from model.infer import find_photos, imagenet_hint
 from model.preprocess import open_image
 from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
@@ -96,9 +99,10 @@ def test_folder_with_a_broken_file(tmp_path, expected):
     shutil.copy(DATA / "chelsea.png", cat)
     status, out, err = infer(tmp_path, "photos", "nowhere.jpg", cat, "--json", "--layers", "--batch", 2, "--top", 10)
     assert status == 2
-    assert len(err) == 2 and all(line.startswith("model.infer: error: ") for line in err), err
+    assert len(err) == 3 and all(line.startswith("model.infer: error: ") for line in err), err
     assert any("nowhere.jpg: no such file" in line for line in err)
     assert any("photos/a.png: cannot be read as an image: " in line for line in err)
+    assert err[-1] == "model.infer: error: 1 of 4 photos cannot be read"
     records = [json.loads(line) for line in out]
     assert [record["image"] for record in records] == ["photos/b.JPG", "photos/below/c.png", str(cat)]
     for record in records:
@@ -180,3 +184,22 @@ def test_stdout_may_be_no_file():
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert command.run("model.infer", lambda _: print("a cat") or 0, None) == 0
     assert out.getvalue() == "a cat\n"
+
+
+def test_folder_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+    """It is named, and what is beside it comes out."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == tmp_path / "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert find_photos([str(tmp_path)]) == ([tmp_path / "b/0.png"], False)
+    assert capsys.readouterr().err == f"model.infer: error: {tmp_path}/a: cannot be read: Permission denied\n"
+    with pytest.raises(UsageError, match="a: cannot be read: Permission denied"):
+        read_folder(tmp_path)
