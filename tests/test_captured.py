@@ -1,5 +1,9 @@
 """The forward pass as a CUDA graph, and the filters that are folded once for it."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
@@ -50,6 +54,24 @@ def test_a_cpu_is_refused():
         net = AlexNet(num_classes=2)
     with pytest.raises(kernels.ArgumentError, match="takes a network on a GPU"):
         net.capture(4)
+
+
+def test_buffers_around_a_graph(monkeypatch):
+    """What is not the graph itself needs no GPU: a network and a graph stand in."""
+    parameter = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
+    net = MagicMock(training=False, side_effect=lambda x: x.abs().amax((1, 2, 3)))
+    net.parameters.side_effect = lambda: iter([parameter])
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    run = Captured(net, (4, 3, 5, 5))
+    assert run.input.is_contiguous(memory_format=torch.channels_last) and not run.input.any()
+    run.graph.replay = lambda: run.output.copy_(net(run.input))
+    x = torch.randn(3, 3, 5, 5)
+    first = run(x)
+    assert torch.equal(run(torch.zeros_like(x)), torch.zeros(3))
+    assert torch.equal(first, net(x)), "a later call's logits stand in an earlier one's"
 
 
 @needs_gpu
