@@ -321,7 +321,7 @@ def test_list_and_download(command, publish, cache):
 def test_verify_and_convert(command, tmp_path, monkeypatch):
     status, out, err = command("verify", "cifar10")
     assert status == 0 and not err
-    assert out[0].startswith("cifar10: an .npz file with a meta entry")
+    assert out[0].startswith("cifar10: a .net file of Deep Compression's")
     assert out[1].startswith("  conv1: 96 x 3 x 11 x 11, ") and out[1].endswith(" zeros, and 96 biases")
     assert out[-2] == "56,909,194 parameters, 10 classes, normalisation bvlc: whole and finite"
     assert out[-1] == "the bundled file"

@@ -50,7 +50,7 @@ class Named(NamedTuple):
 
 
 NAMED = {
-    "cifar10": Named("CIFAR-10's ten classes", Path(__file__).with_name("cifar10.npz")),
+    "cifar10": Named("CIFAR-10's ten classes", Path(__file__).with_name("cifar10.net")),
     "bvlc": Named(
         "ImageNet's 1000 classes, BVLC's training of the 2012 network: 57.1 % top-1, 80.2 % top-5",
         sources=(

@@ -1,4 +1,4 @@
-"""The bundled weights: an ``.npz`` of int8 weights, a scale for each output, and float32 biases.
+"""An ``.npz`` of int8 weights, a scale for each output, and float32 biases: what was bundled at first.
 
 For each layer ``<layer>.weight``, ``<layer>.scale`` and ``<layer>.bias``, with weight = int8 * scale, in PyTorch's
 layout; a float weight needs no scale. ``meta`` is JSON: classes, mean (B, G, R), lrn, resize.
@@ -27,7 +27,7 @@ from model.weights.common import (
 )
 from model.weights.zips import open_zip, unpack
 
-DESCRIPTION = "an .npz file with a meta entry, as the bundled ones"
+DESCRIPTION = "an .npz file with a meta entry"
 
 
 def matches(probe: Probe) -> bool:
