@@ -186,7 +186,12 @@ class Process:
         unbuffered: bool = False,
     ):
         self.files = [open(os.memfd_create(name), "w+b", buffering=0) for name in ("stdout", "stderr")]  # noqa: SIM115
-        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # who runs in the background ignores it, and all it starts
+            if file_bytes is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
         self.started = time.monotonic()
         self.popen = subprocess.Popen(
             [sys.executable, *map(os.fspath, arguments)],
@@ -200,7 +205,7 @@ class Process:
                 "PYTHONUNBUFFERED": "1" if unbuffered else "",
             },
             start_new_session=True,
-            preexec_fn=limit if file_bytes else None,
+            preexec_fn=prepare,
         )
         self.peaks: dict[int, int] = {}  # of resident memory, MiB, by process
         self.watch = threading.Thread(target=self._watch, daemon=True)
@@ -530,7 +535,7 @@ def main() -> int:
             lines.append(f"{count}{done.seconds:7.0f}{done.peak:7,}{done.worker_peak:8,}  {done.status}: {result}")
         except AssertionError as error:
             failed, done = failed + 1, None
-            lines.append(f"{count}  FAILED: {error}")
+            lines.append(f"{count}  FAILED: {error!s:.300}")
         print(lines[-1], flush=True)
         return done
 
