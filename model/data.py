@@ -189,7 +189,7 @@ def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
     return large
 
 
-FILTERS = tuple(filter for filter in Image.Resampling if filter != Image.Resampling.BOX)
+FILTERS = tuple(Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS"))
 """What :func:`vary` enlarges with: from nearest, which leaves squares as the box does, to Lanczos."""
 
 
