@@ -95,7 +95,7 @@ first = min(max(channel - 6, 0), 96 - 13)
 for axes, channels in ((whole, range(96)), (part, range(first, first + 13))):
     axes.bar(channels, strongest[list(channels)], color=style.LIGHT, label="x")
     axes.bar(channels, normalised[list(channels)], width=0.5, color=style.BLUE, label="y")
-    axes.set(xlabel="channel", ylabel="response")
+    axes.set(xlabel="channel", ylabel="response", ylim=(0, 1.5 * strongest.max().item()))  # room for the legend
 whole.set_title(f"pixel ({row}, {column})")
 part.axvspan(channel - 2.5, channel + 2.5, color=style.YELLOW, alpha=0.3, zorder=0, label=f"window of {channel}")
 part.set(title="in detail", xticks=range(first, first + 13, 2))
