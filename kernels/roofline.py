@@ -164,8 +164,8 @@ def _figure():
 
 
 def _save(figure, path: Path) -> Path:
-    # Without matplotlib's version in the file: the same table gives the same bytes.
-    figure.savefig(path, metadata={"Software": None})
+    # Without matplotlib's version in the file, or its settings: the same table gives the same bytes.
+    figure.savefig(path, dpi="figure", metadata={"Software": None})
     return path
 
 

@@ -13,11 +13,12 @@ from kernels.roofline import Comparison, Row
 
 @pytest.fixture(autouse=True)
 def axes():
-    """No window opens, and no figure stays."""
-    plt.switch_backend("Agg")
-    _, axes = plt.subplots()
-    yield axes
-    plt.close("all")
+    """No window opens, and neither a figure nor a setting stays."""
+    with plt.rc_context():
+        plt.switch_backend("Agg")
+        _, axes = plt.subplots()
+        yield axes
+        plt.close("all")
 
 
 def test_product(axes):
