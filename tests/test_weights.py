@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from model import weights
 from model.preprocess import BVLC
 from model.weights import WeightsError
+from tests import weight_files as files
 
 SHAPES = {"conv1": (11, 11, 3, 96), "conv2": (5, 5, 48, 256), "fc7": (4096, 8), "fc8": (4096, 10)}  # TensorFlow's
 
@@ -84,7 +85,19 @@ def test_bundled(bundled):
     assert list(bundled.layers) == list(weights.LAYERS)
     assert bundled.classes[3] == "cat" and len(bundled.classes) == 10
     assert bundled.lrn == "bvlc"
-    assert weights.NAMED["cifar10"].bundled.stat().st_size <= 8_000_000
+    data = weights.NAMED["cifar10"].bundled.read_bytes()
+    assert len(data) <= 8_000_000
+    # The first layer and the last, encoded again a weight after the other.
+    entries = struct.unpack("<8I", data[:32])
+    end = len(data) - len(b"AlexNet\n") - 4 - int.from_bytes(data[-12:-8], "little")
+    for name, stored, values, start in (
+        ("conv1", entries[0], 256, 32),
+        ("fc8", entries[7], 16, end - 4 * 16 - 4 * 10 - 2 * ((entries[7] + 1) // 2)),
+    ):
+        weight, bias = (tensor.numpy() for tensor in bundled.layers[name])
+        codebook = np.frombuffer(data, "<f4", values, start)
+        count, encoded = files.deep_compression_layer(weight, bias, codebook)
+        assert (count, encoded) == (stored, data[start : start + len(encoded)]), name
 
 
 def test_round_trip_through_bvlc_layout(bundled, tmp_path):
