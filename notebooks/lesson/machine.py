@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +15,6 @@ import torch
 
 from kernels import roofline, runtime
 from kernels.roofline import Roofs, Row
-
-# NumPy, under Triton's interpreter, warns of the NaN and inf that masked lanes compute silently on a GPU.
-warnings.filterwarnings("ignore", ".*encountered in.*", RuntimeWarning)
 
 H100 = {
     "fp16": Roofs(3.35e12, 989.4e12),
