@@ -6,18 +6,17 @@ A fault is the text that stands in a file, and what stands there instead. Each i
 that an interrupted run leaves nothing behind. Half an hour on two cores.
 """
 
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
+
+from tests import results
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).with_suffix(".txt")
@@ -153,13 +152,7 @@ def main() -> int:
             survived += not found
             lines.append(f"{'seen' if found else 'SURVIVED':10}{fault.file:36}{fault.what}")
             tqdm.write(lines[-1])
-    minutes = (time.monotonic() - started) / 60
-    lines.append(
-        f"\n{len(FAULTS) - survived} of {len(FAULTS)} faults seen; {date.today()}, {minutes:.0f} minutes, Python "
-        f"{platform.python_version()}, PyTorch {version('torch')}, Triton {version('triton')}"
-    )
-    print(lines[-1])
-    RESULT.write_text("\n".join(lines) + "\n")
+    results.write(RESULT, lines, f"{len(FAULTS) - survived} of {len(FAULTS)} faults seen", started)
     return 1 if survived else 0
 
 

@@ -12,13 +12,11 @@ from dark ones; ``model.evaluate`` runs the real one, by PyTorch's operators. Ha
 nothing is replaced.
 """
 
-import argparse
 import contextlib
 import fcntl
 import io
 import json
 import os
-import platform
 import resource
 import signal
 import struct
@@ -29,8 +27,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,15 +34,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.command import device_name
+from model import command
+from model.command import Parser, UsageError, device_name
+from tests import results
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).with_suffix(".txt")
 GPU = torch.cuda.is_available()
-PACKAGES = {"PyTorch": "torch", "Triton": "triton", "Pillow": "pillow"}
 GROWTH = 40  # MiB that ten times the photos may add: 10,000 names, and noise
 
-# ------------------------------------------------------------------------------------------------------- the photos
+# The photos
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of cifar10
 MODES = {
@@ -148,7 +145,7 @@ def black_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
-# ----------------------------------------------------------------------------------------------------- the commands
+# The commands
 
 BRIGHT_OR_DARK = """
 import sys
@@ -293,7 +290,7 @@ def vanished(photos: list[Path]) -> Iterator[None]:
                 place.rename(photo)
 
 
-# ------------------------------------------------------------------------------------------------------- the checks
+# The checks
 
 
 def shown(path: Path) -> str:
@@ -336,7 +333,7 @@ def check_prediction(image: Path, label: str, bright: dict[Path, bool]) -> None:
     assert GPU or label == CLASSES[not bright[image]], f"{image!r}: another photo's record"
 
 
-# -------------------------------------------------------------------------------------------------------- the cases
+# The cases
 
 
 def infer_table(folder: Folder) -> tuple[str, Outcome]:
@@ -470,10 +467,10 @@ def evaluate_plot(folder: Folder) -> tuple[str, Outcome]:
     return plot("model.evaluate", (*EVALUATE, "--workers", "0"), folder.path, folder.bad)
 
 
-def full(name: str, command: tuple[str, ...], folder: Folder) -> tuple[str, Outcome]:
+def full(name: str, arguments: tuple[str, ...], folder: Folder) -> tuple[str, Outcome]:
     """No room for the output: one line says so."""
     with open("/dev/full", "w") as stdout:
-        done = Process(*command, folder.path, stdout=stdout.fileno()).wait()
+        done = Process(*arguments, folder.path, stdout=stdout.fileno()).wait()
     *named, last = done.errors
     assert last == f"{name}: error: standard output cannot be written: No space left on device", last
     check_named(name, named, folder.bad, some=True)
@@ -481,11 +478,11 @@ def full(name: str, command: tuple[str, ...], folder: Folder) -> tuple[str, Outc
     return "one line", done
 
 
-def plot(name: str, command: tuple[str, ...], target: Path, bad: list[Path] | tuple = ()) -> tuple[str, Outcome]:
+def plot(name: str, arguments: tuple[str, ...], target: Path, bad: list[Path] | tuple = ()) -> tuple[str, Outcome]:
     """No room for the drawing: one line says so, and no part of it stays."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.png")
-        done = Process(*command, target, "--plot", out, file_bytes=10_000).wait()
+        done = Process(*arguments, target, "--plot", out, file_bytes=10_000).wait()
         assert not os.listdir(folder), "left a file behind"
     *named, last = done.errors
     assert last.startswith(f"{name}: error: --plot {out}: cannot be written: "), last
@@ -519,15 +516,17 @@ CASES = (
 )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.stress", description="A bad folder, read in bad weather.")
+def run(argv: list[str] | None) -> int:
+    parser = Parser(prog="python -m tests.stress", description="A bad folder, read in bad weather.")
     parser.add_argument("--photos", type=int, default=10_000, metavar="N", help="in the large folder (10,000)")
-    photos = parser.parse_args().photos
+    photos = parser.parse_args(argv).photos
+    if photos < 600:
+        raise UsageError(f"--photos must be at least 600, of which a tenth has every kind of file, got {photos}")
     started, failed = time.monotonic(), 0
     lines = [f"{'case':34}{'photos':>8}{'s':>7}{'MiB':>7}{'worker':>8}  result"]
     print(lines[0])
 
-    def run(case: Case, folder: Folder) -> Outcome | None:
+    def check(case: Case, folder: Folder) -> Outcome | None:
         nonlocal failed
         count = f"{case.what:34}{len(folder.bright) + len(folder.bad):8,}"
         try:
@@ -541,9 +540,9 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         large, tenth, small = (make_folder(Path(temporary, str(n)), n) for n in (photos, photos // 10, 60))
-        outcomes = {case.what: run(case, large if case.large else small) for case in CASES}
+        outcomes = {case.what: check(case, large if case.large else small) for case in CASES}
         for what in ("infer", "evaluate"):
-            few, many = run(next(case for case in CASES if case.what == what), tenth), outcomes[what]
+            few, many = check(next(case for case in CASES if case.what == what), tenth), outcomes[what]
             if few and many:
                 growth, worker = many.peak - few.peak, many.worker_peak - few.worker_peak
                 verdict = "ok" if max(growth, worker) <= GROWTH else "FAILED"
@@ -551,16 +550,13 @@ def main() -> int:
                 lines.append(f"{what}, ten times the photos: {growth:+} MiB, a worker {worker:+} MiB  {verdict}")
                 print(lines[-1])
     device = device_name(torch.device("cuda" if GPU else "cpu"))
-    network = "" if GPU else "; infer's network replaced by one that tells bright from dark"
-    minutes = (time.monotonic() - started) / 60
-    versions = ", ".join(f"{name} {version(package)}" for name, package in PACKAGES.items())
-    lines.append(
-        f"\n{failed or 'none'} failed; {date.today()}, {minutes:.0f} minutes, {device}{network}; "
-        f"Python {platform.python_version()}, {versions}"
-    )
-    print(lines[-1])
-    RESULT.write_text("\n".join(lines) + "\n")
+    network = "" if GPU else ", infer's network replaced by one that tells bright from dark"
+    results.write(RESULT, lines, f"{failed or 'none'} failed on {device}{network}", started)
     return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return command.run("tests.stress", run, argv)
 
 
 if __name__ == "__main__":
