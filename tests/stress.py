@@ -480,6 +480,7 @@ def full(name: str, arguments: tuple[str, ...], folder: Folder) -> tuple[str, Ou
 
 def plot(name: str, arguments: tuple[str, ...], target: Path, bad: list[Path] | tuple = ()) -> tuple[str, Outcome]:
     """No room for the drawing: one line says so, and no part of it stays."""
+    import matplotlib.font_manager  # noqa: F401 - its cache of fonts, made the first time, has room
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.png")
         done = Process(*arguments, target, "--plot", out, file_bytes=10_000).wait()
