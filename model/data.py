@@ -48,11 +48,11 @@ def read_folder(path: Path) -> Folder:
     """Finds the images.
 
     Raises:
-        UsageError: no such folder, no sub-folders, or one without images.
+        UsageError: no such folder, one that cannot be read, no sub-folders, or one without images.
     """
-    if not path.is_dir():
-        raise UsageError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
     try:
+        if not path.is_dir():
+            raise UsageError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
         classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if not classes:
             raise UsageError(f"{path}: must hold a sub-folder of images for each class, and holds no folder")
@@ -76,10 +76,10 @@ def _refuse(error: OSError) -> None:
 
 def read(path: Path) -> tuple[Folder, Folder | None]:
     """The training images, and those to validate with: ``path/train`` and ``path/val``, or ``path`` and none."""
-    if not (path / "train").is_dir():
+    if not os.path.isdir(path / "train"):
         return read_folder(path), None
     training = read_folder(path / "train")
-    if not (path / "val").is_dir():
+    if not os.path.isdir(path / "val"):
         return training, None
     validation = read_folder(path / "val")
     if validation.classes != training.classes:
@@ -275,18 +275,19 @@ def statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, fl
         UsageError: none of these images can be read.
     """
     chosen = generator("sample").permutation(len(folder.images))[:most]
-    count, total, products = 0, np.zeros(3), np.zeros((3, 3))
+    count, total, products, problem = 0, np.zeros(3), np.zeros((3, 3)), ""
     for index in sorted(chosen):
         try:
             square = central_square(open_image(folder.images[index][0]))
-        except ImageError:
+        except ImageError as error:
+            problem = problem or str(error)
             continue  # named when its turn comes
         pixels = np.asarray(square).reshape(-1, 3)[:, ::-1] / 255.0
         count += len(pixels)
         total += pixels.sum(0)
         products += pixels.T @ pixels
     if not count:
-        raise UsageError(f"{folder.path}: none of the {len(chosen)} images tried can be read")
+        raise UsageError(f"{folder.path}: none of the {len(chosen)} images tried can be read; {problem}")
     mean = total / count
     values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
     blue, green, red = (mean * 255.0).tolist()

@@ -8,6 +8,7 @@ model.evaluate ...`` shares the images among N processes.
 import argparse
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     operators = pytorch if args.operators == "torch" else kernels
 
     def prepare():
-        folder = data.read_folder(args.data / "val" if (args.data / "val").is_dir() else args.data)
+        folder = data.read_folder(args.data / "val" if os.path.isdir(args.data / "val") else args.data)
         try:
             loaded = weights.load(weights.DEFAULT if args.weights is None else args.weights)
             net = AlexNet.from_weights(loaded).use(operators)

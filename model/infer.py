@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -84,15 +85,23 @@ def find_photos(arguments: list[str]) -> tuple[list[Path], bool]:
         complete = False
         complain(f"{error.filename}: cannot be read: {error.strerror}")
 
-    for argument in map(Path, arguments):
-        found = [argument]
-        if argument.is_dir():
-            files = (Path(folder, name) for folder, _, names in os.walk(argument, onerror=refused) for name in names)
-            found = sorted(f for f in files if f.suffix.lower() in known and not f.name.startswith("."))
-        if not argument.exists() or not found:
-            complain(f"{argument}: no photos in this folder" if argument.exists() else f"{argument}: no such file")
+    for argument in arguments:
+        found = [Path(argument)]
+        try:
+            folder = stat.S_ISDIR(os.stat(argument).st_mode)
+        except FileNotFoundError:
+            complain(f"{argument or repr('')}: no such file")
             complete = False
             continue
+        except OSError as error:
+            refused(error)
+            continue
+        if folder:
+            files = (Path(folder, name) for folder, _, names in os.walk(argument, onerror=refused) for name in names)
+            found = sorted(f for f in files if f.suffix.lower() in known and not f.name.startswith("."))
+        if not found:
+            complain(f"{argument}: no photos in this folder")
+            complete = False
         photos += found
     return photos, complete
 

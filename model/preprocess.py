@@ -6,6 +6,7 @@ the sentence that describes it, which is what the weights' own metadata says.
 
 import contextlib
 import os
+import stat
 import warnings
 from dataclasses import dataclass
 
@@ -25,13 +26,15 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """Reads a photo in any mode that Pillow opens, turned upright as its EXIF says, as RGB.
 
     Raises:
-        ImageError: no such file, not an image, a truncated one, or more pixels than Pillow's limit against
+        ImageError: no such file, a pipe, not an image, a truncated one, or more pixels than Pillow's limit against
             decompression bombs.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow thinks of the metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
+            if stat.S_ISFIFO(os.stat(path).st_mode):
+                raise ImageError("a pipe, not a file")  # whose opening would wait
             with Image.open(path) as image:
                 image.load()
                 with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing of the way up

@@ -103,6 +103,7 @@ def test_table_and_unreadable_images(here, folder, tmp_path):
 
 BAD = {
     "no folder": (["nowhere"], "nowhere: no such folder"),
+    "long name": (["a" * 300], f"{'a' * 300}: cannot be read: File name too long"),
     "another class": (["other"], "cifar10 has no class 'lamp': a folder must have a class's name, such as 'airplane'"),
     "weights": (["good", "--weights", "nothing"], "nothing: no such file, and no weights of that name"),
     "all broken": (["broken"], "broken/cat/0.png: not an image"),

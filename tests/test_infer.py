@@ -123,6 +123,8 @@ def test_folder_with_a_broken_file(tmp_path, expected):
 
 BAD = {
     "missing photo": (["nowhere.jpg"], "nowhere.jpg: no such file"),
+    "empty name": ([""], "'': no such file"),
+    "long name": (["a" * 300], f"{'a' * 300}: cannot be read: File name too long"),
     "empty folder": (["empty"], "empty: no photos in this folder"),
     "option": (["--nothing"], "unrecognized arguments: --nothing"),
     "top below 1": (["--top", "0"], "--top must be at least 1, got 0"),

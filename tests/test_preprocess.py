@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 
 import numpy as np
 import pytest
@@ -103,6 +104,9 @@ def test_not_a_photo(tmp_path, monkeypatch):
     path.unlink()
     path.mkdir()
     refused("cannot be read as an image: Is a directory")
+    path.rmdir()
+    os.mkfifo(path)
+    refused("cannot be read as an image: a pipe, not a file")
 
 
 def test_colours_and_mean():

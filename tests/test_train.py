@@ -267,6 +267,8 @@ def test_weights_that_are_no_numbers_are_not_saved(here, folder, tmp_path, monke
 
 BAD = {
     "no folder": (["nowhere"], "nowhere: no such folder"),
+    "long name": (["a" * 300], f"{'a' * 300}: cannot be read: File name too long"),
+    "none readable": (["broken"], "broken: none of the 5 images tried can be read; broken/a/0.png: not an image"),
     "a file": (["a.txt"], "a.txt: not a folder"),
     "no classes": (["none"], "none: must hold a sub-folder of images for each class"),
     "empty class": (["empty"], "empty: no images of the class 'b' (accepted: .jpg, "),
@@ -299,6 +301,9 @@ def test_one_line_for_bad_input(here, folder, tmp_path, monkeypatch, arguments, 
     for path in ("none", "empty/b", "other/val/c", "run"):
         Path(path).mkdir(parents=True)
     os.symlink(folder / "train" / "red", "empty/a")
+    Path("broken/a").mkdir(parents=True)
+    for index in range(5):
+        Path(f"broken/a/{index}.png").write_text("no image")
     os.symlink(folder / "train", "other/train")
     for name in COLOURS:
         os.symlink(folder / "train" / name, f"other/val/{name}")
