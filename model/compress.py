@@ -209,9 +209,10 @@ def check(loaded: "Weights", args: argparse.Namespace) -> "Folder | None":
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("runs in one process, not in torchrun's many")
-    if args.out.is_dir():
-        raise UsageError(f"{args.out}: cannot be written: is a folder")
     try:
+        if args.out.exists() and not args.out.is_file():  # /dev/null, say, would be replaced
+            kind = "a folder" if args.out.is_dir() else "not a file"
+            raise UsageError(f"{args.out}: cannot be written: is {kind}")
         tempfile.TemporaryFile(dir=args.out.parent).close()
     except OSError as error:
         raise UsageError(f"{args.out}: cannot be written: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """model.compress: each step against what it promises, what is pruned staying so, and the whole command."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -218,6 +219,7 @@ def test_bad_arguments(here, start, folder, tmp_path, options, words):
 
 def test_bad_files(here, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
     net = Narrow(3)
     state = dict(net.named_parameters())
     small, torchvision = tmp_path / "small.safetensors", tmp_path / "torchvision.safetensors"
@@ -229,6 +231,8 @@ def test_bad_files(here, start, tmp_path, monkeypatch):
         (torchvision, "a.net", "torchvision.safetensors: torchvision's network has other layers"),
         (start, "none/a.net", "none/a.net: cannot be written: No such file or directory"),
         (start, ".", ".: cannot be written: is a folder"),
+        (start, "pipe", "pipe: cannot be written: is not a file"),
+        (start, "x" * 300, "x: cannot be written: File name too long"),
     ):
         before = sorted(tmp_path.iterdir())
         status, printed, err = here(source, out)
