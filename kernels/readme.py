@@ -90,12 +90,15 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
     """Replaces what stands between the markers; whether that changed anything.
 
     Raises:
-        TableError: no such README, markers that are missing or not one pair, or a table that cannot be read.
+        TableError: no such README, one that is not text, markers that are missing or not one pair, or a table that
+            cannot be read.
     """
     try:
         text = readme.read_text(encoding="utf-8")
     except OSError as error:
         raise TableError(f"{readme}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise TableError(f"{readme}: not a README: {error}") from None
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise TableError(f"{readme}: must have one line {BEGIN} and, below it, one line {END}")
     lines = []
@@ -113,12 +116,18 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
 def run(argv: list[str] | None) -> int:
     parser = Parser(prog="python -m kernels.readme", description="Rewrites the README's measured table and plots.")
     default = Path(__file__).parent.parent / "README.md"
-    parser.add_argument("readme", nargs="?", type=Path, default=default, metavar="README", help="(the repository's)")
-    parser.add_argument("--measurements", type=Path, default=MEASUREMENTS, metavar="DIR", help="folder of the tables")
+    add = parser.add_argument
+    add("readme", nargs="?", type=Path, default=default, metavar="README", help="what to rewrite (the repository's)")
+    folder = f"{MEASUREMENTS.parent.name}/{MEASUREMENTS.name}"
+    add("--measurements", type=Path, default=MEASUREMENTS, metavar="DIR", help=f"folder of the tables ({folder})")
     args = parser.parse_args(argv)
+    if args.measurements != MEASUREMENTS and not os.path.isdir(args.measurements):  # whose tables would be gone
+        raise UsageError(f"--measurements {args.measurements}: no such folder")
     try:
         changed = rewrite(args.readme, args.measurements)
-    except (OSError, TableError) as error:
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    except TableError as error:
         raise UsageError(error) from error
     print(f"{args.readme}: {'rewritten' if changed else 'unchanged'}")
     return 0

@@ -5,6 +5,7 @@ bandwidth of a large copy (Williams, Waterman and Patterson 2009, https://doi.or
 are measured on the device, in the run that measures the kernels: a datasheet's are not reached by anything.
 """
 
+import argparse
 import csv
 import math
 import re
@@ -65,7 +66,7 @@ def load(path: str | Path) -> list[Row]:
     """The table's latest row for each GPU, operator, layer, pass, dtype, batch and provider, in the table's order.
 
     Raises:
-        TableError: no such file, other columns, or a value that is not a number where one belongs.
+        TableError: no such file, one that is no CSV, other columns, or a value that is not a number where one belongs.
     """
     latest: dict[tuple, Row] = {}
     try:
@@ -85,6 +86,8 @@ def load(path: str | Path) -> list[Row]:
                     latest[key] = row
     except OSError as error:
         raise TableError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path}: not a table: {error}") from None
     return list(latest.values())
 
 
@@ -375,16 +378,30 @@ def plot_all(rows: Iterable[Row], folder: Path, stem: str) -> list[Path]:
     return [path for path in drawn if path]
 
 
+def _roof(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-6 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number from 1e-6 to 1e6, got {text!r}")
+    return value
+
+
 def run(argv: list[str] | None) -> int:
+    from kernels.layers import DTYPES
+
     parser = Parser(prog="python -m kernels.roofline", description=__doc__.split(":")[0] + ".")
     add = parser.add_argument
     add("table", nargs="?", metavar="CSV", help="a measured table; none: the model alone, under the roofs given here")
-    add("--bandwidth", type=float, metavar="TB/S", help="the roof to assume without a table, read plus written")
-    add("--rate", type=float, metavar="TFLOP/S", help="likewise, of matrix products")
-    add("--dtype", default="fp16", help="likewise, of the tensors (fp16)")
-    add("--batch", type=int, default=128, help="likewise (128)")
+    add("--bandwidth", type=_roof, metavar="TB/S", help="the roof to assume without a table, read plus written")
+    add("--rate", type=_roof, metavar="TFLOP/S", help="likewise, of matrix products")
+    add("--dtype", choices=tuple(DTYPES), default="fp16", help="likewise, of the tensors (fp16)")
+    add("--batch", type=int, default=128, metavar="N", help="likewise, images (128)")
     add("--out", type=Path, default=Path("."), metavar="DIR", help="where the PNGs go (here)")
     args = parser.parse_args(argv)
+    if args.batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {args.batch}")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.table:
@@ -397,7 +414,9 @@ def run(argv: list[str] | None) -> int:
             drawn = [path]
         else:
             raise TableError("not measured: give a table, or roofs to assume with --bandwidth and --rate")
-    except (OSError, TableError) as error:
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    except TableError as error:
         raise UsageError(error) from error
     print(*drawn, sep="\n")
     return 0

@@ -167,6 +167,12 @@ def test_plots(table, tmp_path):
     assert [path.read_bytes() for path in paths] == before
 
 
+def test_load_refuses_what_is_not_text(tmp_path):
+    (tmp_path / "table.csv").write_bytes(b"\x89PNG")
+    with pytest.raises(TableError, match=r"table\.csv: not a table: "):
+        roofline.load(tmp_path / "table.csv")
+
+
 def test_nothing_to_plot(tmp_path):
     path = tmp_path / "plot.png"
     assert roofline.plot_roofline([], path, dtype="fp16", batch=4) is None
@@ -190,9 +196,31 @@ def test_the_command(table, tmp_path, capsys):
     assert "not measured" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rate", "-1"], "argument --rate: must be a number from 1e-6 to 1e6, got '-1'"),
+        (["--bandwidth", "nan"], "argument --bandwidth: must be a number from 1e-6 to 1e6, got 'nan'"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
+        (["--out", "a.txt"], "a.txt: File exists"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_arguments(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("")
+    assert roofline.main(["--bandwidth", "3", "--rate", "800", *options]) == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1
+    assert err.startswith(f"kernels.roofline: error: {words}")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_readme_without_measurements(tmp_path, capsys):
     (tmp_path / "README.md").write_text(TEXT)
     empty = tmp_path / "measurements"
+    empty.mkdir()
     write(tmp_path / "interpreter.csv", TABLE)  # the interpreter's rows never count
     for folder in (empty, tmp_path):
         assert readme.main([str(tmp_path / "README.md"), "--measurements", str(folder)]) == 0
@@ -239,6 +267,18 @@ def test_readme_needs_its_markers(tmp_path, capsys, text):
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_readme_that_is_not_there(tmp_path, capsys):
-    assert readme.main([str(tmp_path / "README.md")]) == 2
-    assert "No such file" in capsys.readouterr().err
+def test_readme_that_is_none(tmp_path, capsys):
+    path = tmp_path / "README.md"
+    assert readme.main([str(path)]) == 2
+    assert capsys.readouterr().err == f"kernels.readme: error: {path}: No such file or directory\n"
+    path.write_bytes(b"\x89PNG")
+    assert readme.main([str(path)]) == 2
+    assert "README.md: not a README: " in capsys.readouterr().err
+
+
+def test_readme_keeps_its_tables_where_the_folder_is_misspelt(tmp_path, capsys):
+    path = tmp_path / "README.md"
+    path.write_text(TEXT)
+    assert readme.main([str(path), "--measurements", str(tmp_path / "measurement")]) == 2
+    assert capsys.readouterr().err.endswith("/measurement: no such folder\n")
+    assert path.read_text() == TEXT
