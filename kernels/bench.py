@@ -658,7 +658,7 @@ class Bench:
         what = work.operator, work.name, work.pass_, dtype, batch
         try:
             operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
-        except torch.OutOfMemoryError:
+        except RuntimeError:  # torch.OutOfMemoryError, or what the CPU's allocator raises
             self.problems.append(f"{work.name}, batch {batch}, {dtype}: FAILED: no memory for its tensors")
             self.show(f"  {self.problems[-1]}")
             return

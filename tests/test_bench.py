@@ -135,6 +135,12 @@ def test_refuses(interpreter, capsys, arguments, words):
         assert word in err
 
 
+def test_a_batch_that_fits_in_no_memory(interpreter, capsys):
+    assert bench.main(["dropout", "--batch", "999999999999"]) == 1
+    err = capsys.readouterr().err
+    assert "kernels.bench: drop6, batch 999999999999, fp32: FAILED: no memory for its tensors\n" in err
+
+
 def test_refuses_as_a_command(tmp_path):
     done = command("conv3d", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
