@@ -39,7 +39,7 @@ def test_the_decoy_is_found(tmp_path):
     assert done.stderr == b"imported torch\n"
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "tests.stress", "execute"])
+@pytest.mark.parametrize("name", [*OTHERS, "tests.mutations", "tests.stress", "execute"])
 def test_help_and_nonsense(name, capsys):
     module = importlib.import_module(name)
     main = (importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module).main
