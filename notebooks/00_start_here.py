@@ -318,7 +318,7 @@ print(buffer.tolist())
 # %% [markdown]
 # ## How fast can it be?
 #
-# `scale_kernel` reads each number once and writes it once. In fp16 that are 2 + 2 bytes for a single multiplication:
+# `scale_kernel` reads each number once and writes it once. In fp16 that is 2 + 2 bytes for a single multiplication:
 # a quarter of a FLOP per byte. An H100 makes hundreds of FLOPs in the time that it takes to load a byte, so this kernel
 # waits for memory, whatever else is done to it. Its **floor** is bytes / bandwidth.
 #

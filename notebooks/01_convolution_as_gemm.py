@@ -107,8 +107,9 @@ assert error(product, exact) < 1e-6
 # But A holds every pixel up to nine times, once for each window that it lies in: 7.1 times the input's size. To write
 # it and to read it again would cost far more than all that the layer must move.
 #
-# **Implicit GEMM** does not store A. A program that needs a tile of A computes where each of its elements lies in the
-# input, and loads it from there. All of this notebook is about this arithmetic.
+# **Implicit GEMM** (a product of matrices is a GEMM, a general matrix multiplication) does not store A. A program that
+# needs a tile of A computes where each of its elements lies in the input, and loads it from there. All of this notebook
+# is about this arithmetic.
 
 # %%
 assert round(A.numel() / x.numel(), 1) == 7.1
@@ -146,8 +147,8 @@ assert all(memory[address(m, k)] == A[m, k] for m in range(0, 3025, 271) for k i
 # ## Rung 0: one program, one number
 #
 # The definition, written down. A program computes a single output: it walks over channels and filter rows, and each
-# time loads a row of the window and a row of the filter. For the whole layer that were 290,400 programs, so this rung
-# and its check are content with a corner of the photo and two filters.
+# time loads a row of the window and a row of the filter. For the whole layer that would be 290,400 programs, so this
+# rung and its check are content with a corner of the photo and two filters.
 
 
 # %%
@@ -303,7 +304,7 @@ print(f"{macs / loaded:.1f} MACs for each number loaded; one program, one number
 # jump to the next row of the image.
 #
 # In `channels_last` order, NHWC, the colours of a pixel are neighbours, too. With taps counted in the order (r, s, c),
-# runs are 11 * 3 = 33 long. Only three lines of the kernel change:
+# runs are 11 * 3 = 33 long. Besides where the output is stored, only three lines of the kernel change:
 #
 # ```
 # r, s, c = offs_k // (S * C), offs_k // C % S, offs_k % C
@@ -451,8 +452,9 @@ assert compiled["rungs 3 and 4: the library"].spills == 0
 
 # %% [markdown]
 # A thread has 255 registers at the most, and where they do not suffice it **spills** to memory. With sizes at run time
-# the addresses alone take all of them. **Asynchronous copies** bring the next tiles to shared memory while the tensor
-# cores multiply these; 16 bytes each is the most. The library's kernel has nothing but such, the other none at all.
+# the addresses alone take all of them. **Asynchronous copies** bring the next tiles to shared memory, which all threads
+# of a program reach, while the tensor cores multiply these; 16 bytes each is the most. The library's kernel has nothing
+# but such, the other none at all.
 #
 # ## Step through it: padding
 #

@@ -159,8 +159,8 @@ assert max(last) == 2 and set(first) == {5}
 print(f"channels_last: {np.mean(last):.2f} sectors a window, contiguous: {np.mean(first):.0f}")
 
 # %% [markdown]
-# (In contiguous memory a warp would share its sectors with 32 windows side by side, so that is not hopeless. But the
-# convolutions want `channels_last`, and so everything else is in it.)
+# (In contiguous memory the 32 threads of a **warp**, which run in step, would share their sectors among 32 windows side
+# by side, so that is not hopeless. But the convolutions want `channels_last`, and so everything else is in it.)
 #
 # ## A first kernel
 #

@@ -262,9 +262,9 @@ assert totals == [81, 49]
 source.show(_lrn_max_pool2d_kernel, "for p in range(BLOCK_P)", "carry_tap = later_tap")
 
 # %% [markdown]
-# There is one more trick in these lines. The largest of nine numbers is also the one with the largest square. So in
-# fp16 the kernel compares x|x| / d^1.5, which takes one root, and takes the second root once for each output, not
-# for each pixel. (Only fp16's squares are sure to fit in fp32.)
+# There is one more trick in these lines. The largest of nine numbers also has the largest square, if a square keeps its
+# number's sign. So in fp16 the kernel compares x|x| / d^1.5, which takes one root, and takes the second root once for
+# each output, not for each pixel. (Only fp16's squares are sure to fit in fp32.)
 
 # %%
 half = strong.half()

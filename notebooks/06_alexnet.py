@@ -132,8 +132,8 @@ assert round(sum(found.macs for found in convolutions) / macs, 3) == 0.919
 #
 # ## The photo goes in
 #
-# Weights and photo have to suit each other: colours in the order that the weights were trained with, the mean
-# subtracted, and resized by their rule. All this comes with the weights.
+# Weights and photo have to suit each other: colours in the order that the weights were trained with, less their mean
+# and divided as they were then, and resized by the same rule. All this comes with the weights.
 
 # %%
 trained = weights.load(weights.DEFAULT)
@@ -143,7 +143,7 @@ x = preprocess(open_image(default_photo()))[None].to(device, memory_format=torch
 assert x.shape == (1, 3, 227, 227)
 print(f"weights:   {trained.name}, {len(trained.classes)} classes")
 print(f"resized:   {preprocess.resize}")
-print(f"colours:   {preprocess.order}, less {preprocess.mean}")
+print(f"colours:   {preprocess.order}, less {preprocess.mean}, over {preprocess.std}")
 
 # %%
 figure, (left, right) = style.figure(1, 2, height=3.4)

@@ -94,7 +94,7 @@ roof.plot(dial, dtype="fp32", title="The kernel with the dial, at its floor")
 # %% [markdown]
 # From left to right the kernel does more and more. At first that takes no longer: memory is waited for anyway, and
 # FLOPs come for nothing. This goes on up to the bend. Under the limits of an H100, as its maker states them for fp32
-# outside the tensor cores, the bend is at 20 FLOPs a byte, which are 80 steps.
+# outside the tensor cores, the bend is at 20 FLOPs a byte, which is 80 steps.
 
 # %%
 stated = machine.H100
@@ -243,7 +243,7 @@ assert round(fusion["conv1, then bias and ReLU"].bytes / fusion["both in conv1"]
 #
 # **Up, towards the roof: the kernel itself.** The floor supposes that the device is always full. Tiles see to it that
 # it is not: they hang over the edge, and they come in rounds. conv3, for 128 photos, is a product of M = 21,632 pixels
-# by N = 384 channels. In tiles of 128 x 128 that are 169 by 3 = 507 programs. An H100 has 132 multiprocessors: with one
+# by N = 384 channels. In tiles of 128 x 128 that is 169 by 3 = 507 programs. An H100 has 132 multiprocessors: with one
 # program on each, three rounds are full, and in the fourth 21 of them have nothing to do.
 
 # %%
