@@ -81,11 +81,12 @@ def small(png: str) -> str:
 
 def run(argv: list[str] | None) -> int:
     parser = Parser(prog="python notebooks/execute.py", description="Executes notebooks, and writes what they show.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a notebook's, or its first letters (all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a notebook's name, or how it begins (all)")
     given = parser.parse_args(argv).names
     wanted = [name for name in names() if not given or name.startswith(tuple(given))]
-    if not wanted:
-        raise UsageError(f"no notebook begins with {' or '.join(given)}; there are {', '.join(names())}")
+    for start in given:
+        if not any(name.startswith(start) for name in wanted):
+            raise UsageError(f"no notebook begins with {start}; there are {', '.join(names())}")
     for name in wanted:
         started = time.perf_counter()
         notebook = read(name)
