@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import command, runtime, tiles
-from kernels.command import Parser
+from kernels.command import Parser, UsageError
 from kernels.layers import DTYPES, LAYERS
 from kernels.tiles import Problem, choices
 
@@ -102,7 +102,10 @@ def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:
 def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
     layer = LAYERS[task.layer]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if task.dtype == "tf32" else "ieee"
-    operands = layer.operands(task.batch, DTYPES[task.dtype], "cpu")
+    try:
+        operands = layer.operands(task.batch, DTYPES[task.dtype], "cpu")  # never filled
+    except RuntimeError as error:
+        raise UsageError(f"--batch {task.batch}: {task.layer}'s tensors do not fit in the memory here") from error
     for operand in layer.trained(operands) if task.backward else []:
         operand.requires_grad_()
     with tiles.target(task.architecture):
@@ -199,21 +202,25 @@ def _print_table(results: Iterable[tuple[Task, list[Assembly]]]) -> None:
 def run(argv: list[str] | None) -> int:
     parser = Parser(
         prog="python -m kernels.assembly",
-        description="Compile AlexNet's kernels for a GPU that need not be here: registers per thread, spills (bytes of "
-        "stack on NVIDIA, registers on AMD), bytes of shared memory, asynchronous copies to shared memory "
+        description="Compiles AlexNet's kernels for a GPU that need not be here: registers per thread, spills (bytes "
+        "of stack on NVIDIA, registers on AMD), bytes of shared memory, asynchronous copies to shared memory "
         "(how many in the code x bytes each), matrix instructions in the code. * marks the tile a layer runs with; the "
         "others are those that the tuner tries.",
     )
     operators = sorted({layer.operator for layer in LAYERS.values()})
-    parser.add_argument("operator", nargs="?", choices=operators, metavar="OPERATOR", help=", ".join(operators))
-    parser.add_argument("--arch", choices=tiles.ARCHITECTURES, default="sm_90", help="default: %(default)s")
-    parser.add_argument("--layer", choices=LAYERS, metavar="LAYER", help=", ".join(LAYERS))
-    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=128, help="images, which decide the tile; default: %(default)s")
+    parser.add_argument(
+        "operator", nargs="?", choices=operators, metavar="OPERATOR", help=f"{', '.join(operators)} (all)"
+    )
+    parser.add_argument("--arch", choices=tiles.ARCHITECTURES, default="sm_90", help="of the GPU (%(default)s)")
+    parser.add_argument("--layer", choices=LAYERS, metavar="LAYER", help=f"{', '.join(LAYERS)} (all of the operator's)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="tf32: fp32 multiplied as TF32 (%(default)s)")
+    parser.add_argument(
+        "--batch", type=int, default=128, metavar="N", help="images, which decide the tile (%(default)s)"
+    )
     parser.add_argument("--backward", action="store_true", help="the backward pass's kernels")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--ptx", action="store_true", help="print the PTX of the tiles that the layers run with")
-    text.add_argument("--sass", action="store_true", help="print the machine code of those tiles")
+    text.add_argument("--ptx", action="store_true", help="prints the PTX of the tiles that the layers run with")
+    text.add_argument("--sass", action="store_true", help="prints the machine code of those tiles")
     options = parser.parse_args(argv)
     if options.batch < 1:
         parser.error(f"argument --batch: must be at least 1, got {options.batch}")

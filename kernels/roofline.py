@@ -391,7 +391,9 @@ def _roof(text: str) -> float:
 def run(argv: list[str] | None) -> int:
     from kernels.layers import DTYPES
 
-    parser = Parser(prog="python -m kernels.roofline", description=__doc__.split(":")[0] + ".")
+    parser = Parser(
+        prog="python -m kernels.roofline", description="Draws a measured table, or a model, under the roofline."
+    )
     add = parser.add_argument
     add("table", nargs="?", metavar="CSV", help="a measured table; none: the model alone, under the roofs given here")
     add("--bandwidth", type=_roof, metavar="TB/S", help="the roof to assume without a table, read plus written")
@@ -406,6 +408,8 @@ def run(argv: list[str] | None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.table:
             drawn = plot_all(load(args.table), args.out, Path(args.table).stem)
+            if not drawn:
+                raise TableError(f"{args.table}: nothing to draw: takes measured layers, and roofs of the same dtype")
         elif args.bandwidth and args.rate:
             print("not measured: the model's floors, under the roofs given")
             assumed = Roofs(args.bandwidth * 1e12, args.rate * 1e12)

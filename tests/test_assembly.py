@@ -166,6 +166,7 @@ def test_command_prints_code(option, text):
         (["--layer", "conv6"], "conv6"),
         (["linear", "--layer", "conv1"], "conv1 is a layer of conv2d"),
         (["--batch", "0"], "--batch"),
+        (["--layer", "prob", "--batch", "999999999999", "--ptx"], "--batch 999999999999: prob's tensors do not fit"),
         (["--arch", "gfx942", "--sass"], "--sass"),
     ],
 )

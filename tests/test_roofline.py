@@ -191,9 +191,10 @@ def test_the_command(table, tmp_path, capsys):
     assert not has_colour(image, roofline.COLOURS["triton"])
     assert roofline.main(["--out", str(tmp_path)]) == 2
     assert roofline.main([str(tmp_path / "none.csv")]) == 2
+    assert roofline.main([str(write(tmp_path / "roofs.csv", TABLE[:2])), "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 2
-    assert "not measured" in err
+    assert err.count("\n") == 3
+    assert "not measured" in err and "roofs.csv: nothing to draw" in err
 
 
 @pytest.mark.parametrize(
