@@ -241,14 +241,14 @@ def run(argv: list[str] | None) -> int:
     operators = sorted({layer.operator for layer in LAYERS.values()})
     parser = Parser(
         prog="python -m kernels.trace",
-        description="Run one program of one of AlexNet's layers in the interpreter, and print every step: the line, "
+        description="Runs one program of one of AlexNet's layers in the interpreter, and prints every step: the line, "
         "what it loads or stores, and the values it sets.",
     )
     add = parser.add_argument
     add("operator", choices=operators, metavar="OPERATOR", help=", ".join(operators))
-    add("--layer", choices=LAYERS, metavar="LAYER", help="one of the operator's; default: its first")
-    add("--program", type=int, nargs="+", default=[0], metavar="ID", help="program ids, up to three; default: 0")
-    add("--architecture", choices=tiles.ARCHITECTURES, default="sm_90", help="whose tile; default: %(default)s")
+    add("--layer", choices=LAYERS, metavar="LAYER", help="one of the operator's (its first)")
+    add("--program", type=int, nargs="+", default=[0], metavar="ID", help="program ids, up to three (0)")
+    add("--architecture", choices=tiles.ARCHITECTURES, default="sm_90", help="whose tile (%(default)s)")
     options = parser.parse_args(argv)
     layers = [name for name, layer in LAYERS.items() if layer.operator == options.operator]
     name = options.layer or layers[0]

@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Namespac
     """This command's arguments, and those of the retraining."""
     parser = Parser(
         prog="python -m model.compress",
-        description="Prunes, retrains and quantises weights by Deep Compression: 7 MB for ten classes.",
+        description="Prunes, retrains and quantises weights by Deep Compression: 8 MB for ten classes.",
         epilog="Any other option is the retraining's, as model.train has it: --lr, --batch, --augment, --operators ...",
         allow_abbrev=False,
     )

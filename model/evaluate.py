@@ -30,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m model.evaluate", description="Top-1 and top-5 accuracy on a folder of images.")
     add = parser.add_argument
     add("data", metavar="DATA_DIR", type=Path, help="a folder with a sub-folder per class, or with such a folder val/")
-    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), or a file, such as last.safetensors")
+    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), bvlc ... or a file: best.safetensors")
     add("--ten-crop", action="store_true", help="average over four corners, the centre, and their mirror images")
     add("--batch", type=int, default=32, metavar="N", help="images in one forward pass (32)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")

@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--out", type=Path, default=Path("training"), help="the run's folder (training)")
     add("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    add("--weights", metavar="NAME|PATH", help="start from these: cifar10, bvlc_alexnet.npy, last.safetensors ...")
+    add("--weights", metavar="NAME|PATH", help="start from these: cifar10, bvlc ... or a file: bvlc_alexnet.npy")
     add("--skip-layer", nargs="+", default=[], metavar="LAYER", help="layers that start anew, such as fc8")
     add("--freeze", nargs="+", default=[], metavar="LAYER", help="layers that do not train, such as conv1")
     add(

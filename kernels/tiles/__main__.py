@@ -84,13 +84,15 @@ def run(argv: list[str] | None) -> int:
     operators = sorted({layer.operator for layer in LAYERS.values()})
     parser = Parser(
         prog="python -m kernels.tiles",
-        description="Tune the tiles for the GPU that is here. Adds to the table of its architecture; about a second a "
+        description="Tunes the tiles for the GPU that is here. Adds to the table of its architecture; about a second a "
         "tile, and some twenty tiles for each layer, dtype and batch.",
     )
-    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help="default: those of the network")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 128, 256, 1024], metavar="N")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp16"], metavar="DTYPE")
-    parser.add_argument("--backward", action="store_true", help="tune the backward pass instead of the forward pass")
+    add = parser.add_argument
+    add("operators", nargs="*", metavar="OPERATOR", help=f"{', '.join(operators)} (those of the network)")
+    batches = [1, 16, 128, 256, 1024]
+    add("--batch", type=int, nargs="+", default=batches, metavar="N", help=f"images ({' '.join(map(str, batches))})")
+    add("--dtype", nargs="+", choices=DTYPES, default=["fp16"], help="tf32: fp32 multiplied as TF32 (fp16)")
+    add("--backward", action="store_true", help="tunes the backward pass instead of the forward pass")
     options = parser.parse_args(argv)
     for operator in options.operators:
         if operator not in operators:

@@ -11,15 +11,16 @@ from model.command import Parser, UsageError, interrupts_exit
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m model.weights", description="Weights by name, and files of weights.")
+    known = "cifar10 (bundled), bvlc, deep-compression, torchvision (downloaded), or a file of weights"
     what = parser.add_subparsers(dest="what", metavar="COMMAND", required=True)
-    what.add_parser("list", help="the names there are, and where their files are")
-    add = what.add_parser("download", help="download the file of a name, unless it is there").add_argument
+    what.add_parser("list", help="lists the names there are, and where their files are")
+    add = what.add_parser("download", help="downloads the file of a name, unless it is there").add_argument
     add("name", metavar="NAME", help="bvlc, deep-compression or torchvision")
-    add = what.add_parser("verify", help="read a file whole and say what it is").add_argument
-    add("path", metavar="NAME|PATH")
-    add = what.add_parser("convert", help="write a file's weights as safetensors").add_argument
-    add("path", metavar="NAME|PATH")
-    add("out", metavar="OUT.safetensors", type=Path)
+    add = what.add_parser("verify", help="reads a file whole and says what it is").add_argument
+    add("path", metavar="NAME|PATH", help=known)
+    add = what.add_parser("convert", help="writes a file's weights as safetensors").add_argument
+    add("path", metavar="NAME|PATH", help=known)
+    add("out", metavar="OUT.safetensors", type=Path, help="the file to write")
     args = parser.parse_args(argv)
     if args.what == "convert" and args.out.suffix != ".safetensors":
         raise UsageError(f"OUT must name a .safetensors file, got {str(args.out)!r}")
