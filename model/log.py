@@ -1,5 +1,6 @@
 """The run's log: a CSV with a row for each step, and its curves."""
 
+import contextlib
 import csv
 import os
 from pathlib import Path
@@ -21,18 +22,23 @@ class Log:
 
     Args:
         path: of the file.
-        steps: how many of a previous run's rows stay; those after, of steps that a resumed run does again, are dropped.
+        steps: how many of a previous run's rows stay; those after, of steps that a resumed run does again, are dropped,
+            and so are those from the first on that cannot be read.
     """
 
     def __init__(self, path: Path, steps: int = 0):
         self.path = path
         self.rows: list[dict] = []
         if steps and path.exists():
-            with open(path, newline="") as file:
+            with (
+                open(path, newline="") as file,
+                contextlib.suppress(KeyError, TypeError, ValueError, csv.Error),  # of no such columns, or no numbers
+            ):
                 for row in csv.DictReader(file):
                     if len(self.rows) == steps or row["step"] != str(len(self.rows) + 1):
                         break
-                    self.rows.append({name: float(row[name]) if row[name] else None for name in FIELDS})
+                    empty = {name: None for name in FIELDS if name.startswith("validation") and not row[name]}
+                    self.rows.append({name: float(row[name]) for name in FIELDS if name not in empty} | empty)
         partial = path.with_name(f"{path.name}.partial")
         with open(partial, "w", newline="") as file:
             writer = csv.writer(file)
@@ -68,7 +74,12 @@ def _text(row: dict) -> list[str]:
 
 
 def draw(rows: list[dict], per_epoch: int, out: Path) -> None:
-    """Loss and accuracy over the epochs: each step thin, the mean of an epoch thick, validation with dots."""
+    """Loss and accuracy over the epochs: each step thin, the mean of an epoch thick, validation with dots.
+
+    Draws nothing where there are no rows, as where a run that is at its end is resumed and its log is gone.
+    """
+    if not rows:
+        return
     import matplotlib
 
     matplotlib.use("Agg")

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model import checkpoint, train, training, weights
+from model.log import Log, draw
 from model.preprocess import FOLDER, RESIZE, Preprocess
 from model.weights.common import describe
 from tests.narrow import COLOURS, Narrow, Process, make_folder
@@ -107,6 +108,32 @@ def test_resumes_every_state(here, folder, tmp_path, options, monkeypatch):
         assert here(*arguments, "--out", tmp_path / "cut")[0] == 130
     assert here(*arguments, "--out", tmp_path / "cut", "--resume")[0] == 0
     assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
+
+
+def test_a_damaged_log(tmp_path):
+    """Its rows stay up to the damage, and a run whose log is gone ends without curves."""
+    path = tmp_path / "log.csv"
+    written = Log(path)
+    for step in range(1, 4):
+        written.add({"step": step, "epoch": 1, "rate": 0.1, "loss": 2.0, "accuracy": 0.5, "images_per_second": 9.0})
+    written.close()
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for damaged, left in (
+        (whole, 3),
+        (lines[0] + lines[1] + b"2,1,x,2.0,0.5,9.0,,\r\n" + lines[3], 1),
+        (lines[0] + lines[1] + lines[2][:6], 1),
+        (b"junk\n", 0),
+        (b"\x89PNG\xff", 0),
+        (b"", 0),
+    ):
+        path.write_bytes(damaged)
+        log = Log(path, steps=3)
+        log.close()
+        assert [row["step"] for row in log.rows] == [1, 2, 3][:left]
+        assert path.read_bytes() == b"".join(lines[: left + 1])
+    draw(log.rows, 1, tmp_path / "curves.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
 def two(arguments, folder, **trapped):
