@@ -127,6 +127,10 @@ def _bilinear(image: torch.Tensor, side: int) -> torch.Tensor:
 def _torchvision(image: Image.Image, side: int) -> torch.Tensor:
     from torchvision.transforms import functional  # slow to import
 
+    # A photo of 60,000 x 1 pixels would become 15,360,000 x 256, which fits in no memory: only its middle does.
+    longest = 16 * min(image.size)
+    if max(image.size) > longest:
+        image = functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
     short = functional.resize(image, LARGE, functional.InterpolationMode.BILINEAR, antialias=True)
     return _to_tensor(functional.center_crop(short, side))
 

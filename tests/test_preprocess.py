@@ -109,6 +109,18 @@ def test_not_a_photo(tmp_path, monkeypatch):
     refused("cannot be read as an image: a pipe, not a file")
 
 
+@pytest.mark.parametrize("rule", RESIZE)
+def test_long_and_thin(rule):
+    """What lies far from the middle is not enlarged with it: that would take gigabytes."""
+    for size in ((60_000, 1), (1, 60_000)):
+        photo = Image.new("RGB", size, "black")
+        middle = (size[0] // 2 - 1, 0) if size[1] == 1 else (0, size[1] // 2 - 1)
+        photo.paste("white", (*middle, middle[0] + (size[0] > 1) + 1, middle[1] + (size[1] > 1) + 1))
+        x = Preprocess((0.0, 0.0, 0.0), rule)(photo)
+        assert x.shape == (3, 227, 227) and x.max() <= 255.0
+        assert x[:, 113, 113].min() > 200.0 or "256x256 (bilinear), then" in rule  # which shrinks the whole of it
+
+
 def test_colours_and_mean():
     for rule in (BVLC, CIFAR, TRAINED):
         x = rule(Image.new("RGB", (300, 200), (10, 20, 30)))
