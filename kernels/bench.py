@@ -564,7 +564,7 @@ class Table:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("a+", newline="", encoding="utf-8")
+            self.file = path.open("a+", newline="", encoding="utf-8", errors="replace")  # it may be no text
         except OSError as error:
             raise UsageError(f"--out: cannot write {path}: {error.strerror}") from None
         self.file.seek(0)

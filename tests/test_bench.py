@@ -135,6 +135,14 @@ def test_refuses(interpreter, capsys, arguments, words):
         assert word in err
 
 
+def test_refuses_a_table_that_is_no_text(interpreter, tmp_path, capsys):
+    (tmp_path / "interpreter.csv").write_bytes(b"\x89PNG\xff\n")
+    assert bench.main(["softmax", "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "is not such a table" in err and len(err.splitlines()) == 1
+    assert (tmp_path / "interpreter.csv").read_bytes() == b"\x89PNG\xff\n"
+
+
 def test_a_batch_that_fits_in_no_memory(interpreter, capsys):
     assert bench.main(["dropout", "--batch", "999999999999"]) == 1
     err = capsys.readouterr().err
