@@ -20,7 +20,9 @@ class Parser(argparse.ArgumentParser):
 def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     """The exit status of ``command(argv)``: 2 for a :class:`UsageError`, 130 for Ctrl-C, 141 for a closed pipe."""
     try:
-        return command(argv)
+        status = command(argv)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
@@ -28,5 +30,16 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes on its way out
+        _discard()
         return 141
+    except OSError as error:
+        if error.filename is not None:  # what was printed has none
+            raise
+        print(f"{name}: error: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        _discard()
+        return 2
+
+
+def _discard() -> None:
+    """Sends nowhere what Python flushes on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -59,6 +59,12 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
     except BrokenPipeError:
         _discard(sys.stdout)
         return 141
+    except OSError as error:
+        if error.filename is not None:  # what was printed has none
+            raise
+        _discard(sys.stdout)
+        complain(name, f"standard output cannot be written: {error.strerror}")
+        return 2
 
 
 @contextlib.contextmanager

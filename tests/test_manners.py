@@ -39,6 +39,19 @@ def test_the_decoy_is_found(tmp_path):
     assert done.stderr == b"imported torch\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", ["kernels.trace softmax", "model.weights list"])
+def test_full_disk(command, unbuffered):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered, "TRITON_INTERPRET": "1"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    name = command.split()[0]
+    assert done.stderr == f"{name}: error: standard output cannot be written: No space left on device\n"
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize("name", [*OTHERS, "tests.mutations", "tests.stress", "execute"])
 def test_help_and_nonsense(name, capsys):
     module = importlib.import_module(name)
