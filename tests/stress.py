@@ -536,7 +536,7 @@ CASES = (
 def run(argv: list[str] | None) -> int:
     parser = Parser(prog="python -m tests.stress", description="Reads a bad folder in bad weather.")
     parser.add_argument(
-        "--photos", type=int, default=10_000, metavar="N", help="in the large folder, at least 600 (10,000)"
+        "--photos", type=int, default=10_000, metavar="N", help="in the large folder, at least 60 (10,000)"
     )
     photos = parser.parse_args(argv).photos
     if photos < 60:
