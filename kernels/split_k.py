@@ -29,7 +29,7 @@ def _add_shares_kernel(
     mask = offs < elements
     y = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for split in tl.static_range(SPLIT_K):
-        y += tl.load(sums_ptr + split * elements.to(INDEX) + offs, mask=mask, other=0.0)
+        y += tl.load(sums_ptr + split * tl.cast(elements, INDEX) + offs, mask=mask, other=0.0)
     if HAS_BIAS:
         y += tl.load(bias_ptr + offs % K, mask=mask, other=0.0).to(tl.float32)
     if RELU:

@@ -56,6 +56,21 @@ def test_backward_passes_compile_well_for_an_h100():
     assert names >= {*PRODUCTS[1:], "_bias_relu_gradient_kernel", "_lrn_max_pool2d_gradient_kernel"}
 
 
+def test_a_single_output_of_shares_compiles():
+    """The compiler is told a number of 1 as a constant, which has no methods."""
+    code = """
+import torch
+from kernels import assembly, runtime, tiles
+from kernels.split_k import launch_add_shares
+with tiles.target("sm_90"), runtime.recording() as launches:
+    launch_add_shares(torch.empty(8, 1, 1, 1, 1), torch.empty(1, 1, 1, 1))
+assembly.compile_launch(launches[0], {}, True, "sm_90")
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_conv1_is_folded_and_its_loads_pipelined():
     ((_, (fold_input, fold_weight, conv)),) = assemble([Task("conv1", "sm_90")])
     assert fold_input.kernel == fold_weight.kernel == "_space_to_depth_kernel"
