@@ -4,6 +4,7 @@ import numbers
 from collections.abc import Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from kernels import runtime
 
@@ -24,12 +25,16 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | None = None) -> None:
-    """Checks that ``value`` is a tensor that the kernels can read: its type, dtype and device.
+    """Checks that ``value`` is a tensor that the kernels can read: its type, memory, dtype and device.
 
     ``like`` is the operator's first tensor; the others must have its dtype and device.
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{operator}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    kind = "nested" if value.is_nested else value.layout
+    check(kind is torch.strided, f"{operator}: {name} must be a dense tensor, got a {kind} one")
+    tangent = forward_ad.unpack_dual(value).tangent  # which the kernels would drop: torch.library has no forward mode
+    check(tangent is None, f"{operator}: {name} has a tangent, but the kernels are differentiated in reverse mode only")
     check(value.dtype in DTYPES, f"{operator}: {name} must be float32, float16 or bfloat16, got {value.dtype}")
     if like is None:
         check(

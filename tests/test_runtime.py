@@ -16,6 +16,23 @@ from tests.reference import DTYPES, assert_close, exact, name, randn
 
 ROOT = Path(__file__).parents[1]
 
+
+def ones(x: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.ones(shape, dtype=x.dtype, device=x.device)
+
+
+CALLS = {  # on (2, 4, 6, 6)
+    "bias_relu": lambda x: kernels.bias_relu(x, ones(x, 4, 1, 1)),
+    "conv2d": lambda x: kernels.conv2d(x, ones(x, 3, 4, 2, 2), relu=True),
+    "cross_entropy": lambda x: kernels.cross_entropy(x, torch.ones(2, 6, 6, dtype=torch.int64, device=x.device)),
+    "dropout": lambda x: kernels.dropout(x, 0.5, seed=1),
+    "linear": lambda x: kernels.linear(x, ones(x, 3, 6), relu=True),
+    "local_response_norm": lambda x: kernels.local_response_norm(x, 3),
+    "lrn_max_pool2d": lambda x: kernels.lrn_max_pool2d(x, 3, 0.5, 0.75, 1.0, 3, 2),
+    "max_pool2d": lambda x: kernels.max_pool2d(x, 3, 2),
+    "softmax": lambda x: kernels.softmax(x, 1),
+}
+
 CHECK = """
 import torch, torch.nn.functional as F
 import kernels
@@ -183,6 +200,25 @@ def test_operators_are_registered_with_pytorch():
         arguments = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments)
         overload = getattr(torch.ops.alexnet, operator).default
         torch.library.opcheck(overload, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # PyTorch's own use
+@pytest.mark.parametrize("operator", CALLS)
+def test_forward_mode_is_refused_in_words(operator, device):
+    x = torch.rand(2, 4, 6, 6, device=device)
+    with pytest.raises(kernels.ArgumentError, match=f"{operator}: input has a tangent, but .* reverse mode only"):
+        torch.func.jvp(CALLS[operator], (x,), (x,))
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_tensors_that_are_not_dense_are_refused(operator, device):
+    x = torch.rand(2, 4, 6, 6, device=device)
+    with pytest.raises(
+        kernels.ArgumentError, match=f"{operator}: input must be a dense tensor, got a torch.sparse_coo"
+    ):
+        CALLS[operator](x.to_sparse())
+    with pytest.raises(kernels.ArgumentError, match=f"{operator}: input must be a dense tensor, got a nested one"):
+        CALLS[operator](torch.nested.nested_tensor([x, x], layout=torch.jagged))
 
 
 def test_a_second_derivative_is_refused_in_words(device):
