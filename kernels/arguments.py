@@ -47,6 +47,11 @@ def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | N
     check(value.device == like.device, f"{operator}: {name} must be on {like.device} as input is, got {value.device}")
 
 
+def gradient_wanted(tensor: torch.Tensor) -> bool:
+    """Whether autograd is recording what becomes of ``tensor``."""
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
 def integer(operator: str, name: str, value: object) -> int:
     """``value`` as an int, NumPy's included; a bool or a float is a TypeError, as in PyTorch."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

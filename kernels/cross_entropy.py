@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor, integer, number
+from kernels.arguments import check, check_tensor, gradient_wanted, integer, number
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -203,6 +203,11 @@ def launch_cross_entropy(
     """The loss or the losses, each row's log-sum-exp, and the mean's divisor (empty of losses alone)."""
     loss, normalisers, divisor = _cross_entropy_output(input, target, weight, ignore_index, reduction, label_smoothing)
     M, C = input.shape
+    # Here and not in the public function, where torch.compile and torch.export would have to know the numbers.
+    if runtime.INTERPRETED and not runtime.recorded() and not target.is_floating_point():
+        wrong = target[(target != ignore_index) & ((target < 0) | (target >= C))]
+        if len(wrong):
+            raise IndexError(f"cross_entropy: target must be from 0 to {C - 1}, got {wrong[0].item()}")
     x = input.contiguous()
     alone = reduction == "none"
     losses = loss if alone else torch.empty(M, dtype=torch.float32, device=x.device)
@@ -326,9 +331,9 @@ def cross_entropy(
         input: logits, (C,), (N, C) or (N, C, d1, ...); float32, float16 or bfloat16; float32 under torch.autocast.
         target: classes, int64, of ``input``'s shape without C; or probabilities, of its shape and dtype, which get
             no gradient.
-        weight: (C,), of each class, ``input``'s dtype.
+        weight: (C,), of each class, ``input``'s dtype; gets no gradient.
         size_average, reduce: what PyTorch had before ``reduction``; only None is taken.
-        ignore_index: a class that does not count, nor in the mean's divisor.
+        ignore_index: a class that does not count, nor in the mean's divisor; of probabilities, none can be ignored.
         reduction: ``"mean"`` over the weights of the targets, ``"sum"`` or ``"none"``.
         label_smoothing: from 0 to 1, how much of each target is spread over all classes.
 
@@ -340,7 +345,7 @@ def cross_entropy(
         IndexError: a class outside 0 ... C - 1, where kernels are interpreted; on a GPU, which would have to be waited
             for, the loss and its gradient are NaN instead.
         ArgumentError: whatever else ``torch.nn.functional.cross_entropy`` refuses; also other dtypes, and
-            probabilities that require a gradient.
+            probabilities and weights that require a gradient.
 
     Example:
         Four classes between which the logits do not choose: log 4.
@@ -372,7 +377,7 @@ def cross_entropy(
             target.shape == input.shape,
             f"{operator}: probabilities must be of input's shape {tuple(input.shape)}, got {tuple(target.shape)}",
         )
-        check(not target.requires_grad, f"{operator}: target must not require a gradient, for it gets none")
+        check(not gradient_wanted(target), f"{operator}: target must not require a gradient, for it gets none")
     else:
         check(target.dtype == torch.int64, f"{operator}: target must be int64 classes, got {target.dtype}")
         check(
@@ -387,7 +392,12 @@ def cross_entropy(
     if weight is not None:
         check_tensor(operator, "weight", weight, like=input)
         check(weight.shape == (C,), f"{operator}: weight must be of shape ({C},), got {tuple(weight.shape)}")
+        check(not gradient_wanted(weight), f"{operator}: weight must not require a gradient, for it gets none")
     ignore_index = integer(operator, "ignore_index", ignore_index)
+    check(
+        ignore_index < 0 or not target.is_floating_point(),
+        f"{operator}: ignore_index must be negative where targets are probabilities, got {ignore_index}",
+    )
     label_smoothing = number(operator, "label_smoothing", label_smoothing)
     check(0.0 <= label_smoothing <= 1.0, f"{operator}: label_smoothing must be from 0 to 1, got {label_smoothing}")
     if not isinstance(reduction, str):
@@ -395,13 +405,6 @@ def cross_entropy(
     check(reduction in REDUCTIONS, f"{operator}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
 
     rows = input.movedim(dim, -1).reshape(-1, C)
-    if target.is_floating_point():
-        target = target.movedim(dim, -1).reshape(-1, C)
-    else:
-        target = target.reshape(-1)
-        if runtime.INTERPRETED and not runtime.recorded() and target.numel():
-            wrong = target[(target != ignore_index) & ((target < 0) | (target >= C))]
-            if len(wrong):
-                raise IndexError(f"{operator}: target must be from 0 to {C - 1}, got {wrong[0].item()}")
+    target = target.movedim(dim, -1).reshape(-1, C) if target.is_floating_point() else target.reshape(-1)
     loss, _, _ = _cross_entropy(rows, target, weight, ignore_index, reduction, label_smoothing)
     return loss.reshape(shape) if reduction == "none" else loss

@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor, integer, number, pair
+from kernels.arguments import check, check_tensor, gradient_wanted, integer, number, pair
 from kernels.local_response_norm import divisor, lanes, load_lanes, normalise, normalise_gradient, rows
-from kernels.max_pool2d import gather, gradient_wanted, output_size, tap_dtype
+from kernels.max_pool2d import gather, output_size, tap_dtype
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import boolean, check, check_tensor, pair
+from kernels.arguments import boolean, check, check_tensor, gradient_wanted, pair
 
 
 @triton.jit
@@ -215,11 +215,6 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
 def tap_dtype(kernel_size: Sequence[int]) -> torch.dtype:
     """What holds the taps of a window, and one value more: a byte, of which all are taken at 16 x 16."""
     return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
-
-
-def gradient_wanted(input: torch.Tensor) -> bool:
-    """Whether autograd is recording what becomes of ``input``."""
-    return torch.is_grad_enabled() and input.requires_grad
 
 
 def launch_max_pool2d(

@@ -187,6 +187,7 @@ REFUSED = {
     "reduction": ({"reduction": "median"}, ("reduction", "'median'")),
     "smoothing": ({"label_smoothing": 1.5}, ("label_smoothing", "1.5")),
     "ignore": ({"ignore_index": "x"}, ("ignore_index", "'x'")),
+    "ignore-with-probabilities": ({"target": T(3, 5), "ignore_index": 2}, ("ignore_index", "got 2", "probabilities")),
 }
 
 
@@ -201,6 +202,30 @@ def test_deprecated_arguments_are_refused(old):
         kernels.cross_entropy(**BASE, **{old: True})
 
 
-def test_probabilities_get_no_gradient():
+def test_probabilities_and_weights_get_no_gradient():
     with pytest.raises(kernels.ArgumentError, match="target must not require a gradient"):
         kernels.cross_entropy(T(3, 5), T(3, 5).requires_grad_())
+    with pytest.raises(kernels.ArgumentError, match="weight must not require a gradient"):
+        kernels.cross_entropy(**BASE, weight=T(5).requires_grad_())
+
+
+def test_probabilities_and_weights_that_have_a_gradient_elsewhere(device):
+    x, target, weight = torch.randn(3, 5), torch.rand(3, 5), torch.rand(5)
+    with torch.no_grad():
+        loss = kernels.cross_entropy(x.to(device), target.to(device).requires_grad_(), weight.to(device).requires_grad_())
+    assert_close(loss, F.cross_entropy(x.double(), target.double(), weight.double()))
+
+
+@pytest.mark.unguarded
+def test_compiles_and_exports(device):
+    x, target = torch.randn(3, 5, device=device), torch.tensor([0, 4, 1], device=device)
+    loss = kernels.cross_entropy(x, target)
+
+    class Loss(torch.nn.Module):
+        def forward(self, x):
+            return kernels.cross_entropy(x, target)
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(kernels.cross_entropy, fullgraph=True, backend="aot_eager")(x, target), loss)
+    torch._dynamo.reset()
+    assert torch.equal(torch.export.export(Loss(), (x,)).module()(x), loss)
