@@ -105,5 +105,5 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     if not training:
         return input
     if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     return _dropout(input, p, seed)

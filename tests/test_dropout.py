@@ -113,6 +113,15 @@ def test_seeds_differ(guarded):
     assert len(masks) == len(SEEDS)
 
 
+def test_seed_is_drawn_on_the_cpu_whatever_the_default_device(guarded):
+    x = guarded(torch.ones(1000))
+    torch.manual_seed(1)
+    y = kernels.dropout(x)
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        assert torch.equal(kernels.dropout(x), y)
+
+
 def test_seed_from_pytorchs_generator(guarded):
     x = guarded(torch.ones(256))
     torch.manual_seed(1)
