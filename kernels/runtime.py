@@ -8,6 +8,7 @@ kept: ``TRITON_INTERPRET=1`` steps through the kernels on a machine with a GPU.
 import contextlib
 import importlib
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -35,6 +36,7 @@ if INTERPRETED:
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
+_one_at_a_time = threading.Lock()  # the interpreter keeps where it is in the grid in a global
 _recorded: "list[Launch] | None" = None  # set inside recording()
 
 
@@ -64,7 +66,10 @@ def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], 
         return
     # Triton launches on the current GPU, wherever the tensors are.
     device = args[0].device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with (
+        torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext(),
+        _one_at_a_time if INTERPRETED else contextlib.nullcontext(),
+    ):
         kernel[grid](*args, **constants)
 
 
@@ -110,14 +115,18 @@ def register(
 def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype | None = None) -> list:
     """The tensors as an operator sees them under :class:`torch.autocast`; as they are outside it.
 
-    There, floating-point tensors are cast to ``dtype``, or where it is None to autocast's own dtype: products take
-    that, and what adds up exponentials float32, as PyTorch has it
+    There, floating-point tensors but float64's are cast to ``dtype``, or where it is None to autocast's own dtype:
+    products take that, and what adds up exponentials float32, as PyTorch has it
     (https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference). Casts are differentiated.
     """
-    if not torch.is_autocast_enabled(device_type):
+    # Some devices have no autocast, the meta device among them.
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return list(tensors)
     dtype = dtype or torch.get_autocast_dtype(device_type)
-    return [x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in tensors]
+    return [
+        x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype is not torch.float64 else x
+        for x in tensors
+    ]
 
 
 def runs_on(device: torch.device) -> bool:

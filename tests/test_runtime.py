@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,42 @@ def test_tensors_that_are_not_dense_are_refused(operator, device):
         CALLS[operator](x.to_sparse())
     with pytest.raises(kernels.ArgumentError, match=f"{operator}: input must be a dense tensor, got a nested one"):
         CALLS[operator](torch.nested.nested_tensor([x, x], layout=torch.jagged))
+
+
+@pytest.mark.parametrize("operator", ["conv2d", "cross_entropy", "linear", "softmax"])
+def test_autocast_leaves_float64_to_be_refused(operator, device):
+    x = torch.rand(2, 4, 6, 6, dtype=torch.float64, device=device)
+    with (
+        torch.autocast(device.type, torch.bfloat16),
+        pytest.raises(kernels.ArgumentError, match=f"{operator}: input must be float32, .*, got torch.float64"),
+    ):
+        CALLS[operator](x)
+
+
+@pytest.mark.skipif(not runtime.INTERPRETED, reason="compiled kernels run on a GPU only")
+@pytest.mark.parametrize("operator", CALLS)
+def test_tensors_without_memory_have_shapes_alone(operator):
+    x = torch.rand(2, 4, 6, 6, requires_grad=True)
+    given, expected = x.detach().to("meta").requires_grad_(), CALLS[operator](x)
+    y = CALLS[operator](given)
+    assert y.is_meta and y.shape == expected.shape and y.stride() == expected.stride()
+    assert torch.autograd.grad(y.sum(), given)[0].shape == x.shape
+
+
+@pytest.mark.unguarded  # the guards are one test's, not one thread's
+@pytest.mark.parametrize("operator", CALLS)
+def test_threads_do_not_disturb_one_another(operator, device):
+    inputs = [torch.randn(2, 4, 6, 6, device=device) for _ in range(4)]
+    expected = [CALLS[operator](x) for x in inputs]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(inputs)) as pool:
+            for _ in range(5):
+                for y, z in zip(pool.map(CALLS[operator], inputs), expected, strict=True):
+                    assert torch.equal(y, z)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_second_derivative_is_refused_in_words(device):
