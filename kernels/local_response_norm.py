@@ -277,7 +277,9 @@ def launch_local_response_norm_gradient(
 
 def _local_response_norm_output(input, size, alpha, beta, k):
     N, C, *spatial = input.shape
-    return torch.empty((N, *spatial, C), dtype=input.dtype, device=input.device).movedim(-1, 1)
+    # Not a view, which PyTorch would not let a user modify in place.
+    order = torch.empty((N, *spatial, C), dtype=input.dtype, device="meta").movedim(-1, 1)
+    return torch.empty_like(order, device=input.device)
 
 
 def _local_response_norm_gradient_output(gradient, input, size, alpha, beta, k):

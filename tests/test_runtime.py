@@ -258,6 +258,20 @@ def test_threads_do_not_disturb_one_another(operator, device):
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.unguarded  # a guarded tensor is a view, which must not be modified in place
+@pytest.mark.parametrize("operator", CALLS)
+def test_outputs_can_be_modified_in_place(operator, device):
+    x = torch.rand(2, 4, 6, 6, device=device, requires_grad=True)
+    y = CALLS[operator](x * 1)
+    if operator in ("bias_relu", "conv2d", "linear"):  # their ReLU's gradient is read off the output
+        y.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+        return
+    (expected,) = torch.autograd.grad(CALLS[operator](x).sum() * 2, x)
+    assert torch.equal(torch.autograd.grad(y.mul_(2).sum(), x)[0], expected)
+
+
 def test_a_second_derivative_is_refused_in_words(device):
     x = torch.randn(3, 5, device=device, requires_grad=True)
     (gradient,) = torch.autograd.grad(kernels.softmax(x)[0, 0], x, create_graph=True)
