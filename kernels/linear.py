@@ -222,8 +222,9 @@ _linear_weight_gradient = runtime.register(
 
 def _save(ctx, inputs, output):
     input, weight, bias, relu = inputs
+    needs_input, needs_weight, *_ = ctx.needs_input_grad
     ctx.one_bias = bias is not None and bias.shape[0] == 1
-    ctx.save_for_backward(input, weight, output if relu else None)
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, output if relu else None)
 
 
 def _gradients(ctx, grad):

@@ -222,6 +222,16 @@ def test_autocast(dtype, guarded, device):
     assert [gradient.dtype for gradient in gradients] == [torch.float32, dtype, torch.float32]
 
 
+@pytest.mark.parametrize("wanted", ["input", "weight"])
+def test_only_what_the_gradients_need_is_kept(wanted, device):
+    x, w = torch.randn(3, 5, device=device), torch.randn(7, 5, device=device)
+    (x if wanted == "input" else w).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        kernels.linear(x, w)
+    assert [tensor.shape for tensor in saved] == [w.shape if wanted == "input" else x.shape]
+
+
 @pytest.mark.filterwarnings("ignore:.*double precision.*")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_gradients_against_finite_differences(rows, device):
