@@ -166,25 +166,26 @@ def fold_input(
 def fold_weight(weight: torch.Tensor, step: int) -> torch.Tensor:
     """The filters likewise: (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step))."""
     _, _, R, S = weight.shape
-    if _folded is not None and weight.data_ptr() in _folded:
-        return _folded[weight.data_ptr()][1]
+    key = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, step  # a view has its base's address
+    if _folded is not None and key in _folded:
+        return _folded[key][1]
     folded = launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
     if _folded is not None:
-        _folded[weight.data_ptr()] = weight, folded  # the filters too: no others get their address then
+        _folded[key] = weight, folded  # the filters too: no others get their address then
     return folded
 
 
-_folded: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None  # set inside fold_once()
+_folded: dict[tuple, tuple[torch.Tensor, torch.Tensor]] | None = None  # set inside fold_once()
 
 
 @contextlib.contextmanager
-def fold_once() -> Iterator[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
+def fold_once() -> Iterator[dict[tuple, tuple[torch.Tensor, torch.Tensor]]]:
     """Folds each filter at its first use inside and keeps it for the others; filters must not change meanwhile.
 
     Gives what it keeps: a CUDA graph captured inside reads the folded filters for as long as it lives.
     """
     global _folded
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    kept: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
     _folded = kept
     try:
         yield kept

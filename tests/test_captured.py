@@ -48,6 +48,15 @@ def test_other_filters_are_folded_on_their_own(device):
             torch.testing.assert_close(inside, reference, rtol=1e-4, atol=1e-4)
 
 
+def test_views_of_filters_and_other_strides_are_folded_on_their_own(device):
+    x, w = torch.randn(1, 2, 16, 16, device=device), torch.randn(8, 2, 4, 4, device=device)
+    with fold_once():
+        for filters, stride in ((w, 4), (w, 2), (w[:, :, :, :2], 2), (w.transpose(2, 3), 2)):
+            inside = kernels.conv2d(x, filters, stride=stride)
+            reference = torch.nn.functional.conv2d(x, filters, stride=stride)
+            torch.testing.assert_close(inside, reference, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(not runtime.INTERPRETED, reason="refused where there is no GPU")
 def test_a_cpu_is_refused():
     with torch.device("meta"):
