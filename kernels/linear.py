@@ -55,7 +55,7 @@ def _linear_kernel(
     pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     offs_m = pid_m.to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n.to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_k = tl.arange(0, BLOCK_K)
+    offs_k = tl.arange(0, BLOCK_K).to(INDEX)
     mask_m = offs_m < rows
     mask_n = offs_n < N
     a_ptrs = a_ptr + (offs_m * STRIDE_AM)[:, None] + (offs_k * STRIDE_AK)[None, :]  # [BLOCK_M, BLOCK_K]

@@ -257,7 +257,7 @@ def launch_max_pool2d(
         DILATION_H=dilation[0],
         DILATION_W=dilation[1],
         WHERE=where,
-        INDEX=runtime.index_type(x),
+        INDEX=runtime.index_type(x, output),
         **tile,
     )
     return output, indices

@@ -51,7 +51,8 @@ def _space_to_depth_kernel(
     h = ((offs_m // Q) % P * B - TOP)[:, None] + (offs_k // (B * C))[None, :]  # [BLOCK_M, BLOCK_N]
     w = (offs_m % Q * B - LEFT)[:, None] + (offs_k // C % B)[None, :]
     inside = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    x_ptrs = x_ptr + (n * stride_xn)[:, None] + (offs_k % C * stride_xc)[None, :] + h * stride_xh + w * stride_xw
+    c = (offs_k % C).to(INDEX)  # planes lie far apart
+    x_ptrs = x_ptr + (n * stride_xn)[:, None] + (c * stride_xc)[None, :] + h * stride_xh + w * stride_xw
     x = tl.load(x_ptrs, mask=inside, other=0.0)
     tl.store(y_ptr + (offs_m * (B * B * C))[:, None] + offs_k[None, :], x, mask=mask)
 

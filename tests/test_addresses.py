@@ -7,10 +7,13 @@ tensors that are otherwise never written. Compiled on a GPU, the whole launch ru
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import triton.language as tl
 
 import kernels
 from kernels import runtime
+from kernels.linear import launch_linear_input_gradient
+from kernels.space_to_depth import launch_space_to_depth
 from tests import reference
 from tests.reference import assert_close
 
@@ -130,6 +133,14 @@ def test_linear_output(device, launches):
     check(kernels.linear(x, w)[-1:, -512:], reference.linear(x[-1:], w[-512:]), launches)
 
 
+def test_linear_input_gradient(device, launches):
+    """A step goes down 33 rows of a weight, 2^26 elements each."""
+    grad, w = torch.randn(2, 33, device=device).to(DTYPE), zeros(33, 2**26, device=device)
+    w[:, -8:] = torch.randn(33, 8).to(DTYPE)
+    dx = launch_linear_input_gradient(grad, w)
+    check(dx, reference.exact(grad) @ reference.exact(w[:, -8:]), launches)
+
+
 def test_bias_relu(device, launches):
     x, bias = zeros(1, 16, SIDE, SIDE, device=device), torch.randn(16, 1, 1, device=device).to(DTYPE)
     x[:, :, -1] = torch.randn(16, SIDE).to(DTYPE)
@@ -148,6 +159,23 @@ def test_max_pool2d(device, launches):
     x = zeros(1, 16, SIDE, SIDE, device=device)
     x[:, :, -4:] = torch.randn(16, 4, SIDE).to(DTYPE)
     check(kernels.max_pool2d(x, 3, 2)[:, :, -1:], reference.max_pool2d(x[:, :, -4:], 3, 2), launches)
+
+
+def test_max_pool2d_output(device, launches):
+    """With padding the output is larger than the input: here four times, and 2^31 elements."""
+    x = zeros(1, 2**29, 1, 1, device=device)
+    x[:, -8:] = torch.randn(8, 1, 1).to(DTYPE)
+    y = kernels.max_pool2d(x, 2, 1, 1)
+    check(y[0, -8:, -1, -1], reference.max_pool2d(x[:, -8:], 2, 1, 1)[0, :, -1, -1], launches)
+
+
+def test_space_to_depth_of_planes(device, launches):
+    """In NCHW memory the third plane begins 2^31 elements on."""
+    x = _zeros(1, 3, 2**15, 2**15, device=device)
+    x[:, :, -4:] = torch.randn(3, 4, 2**15).to(DTYPE)
+    y = launch_space_to_depth(x, 4, 0, 0, 2**13, 2**13)
+    expected = F.pixel_unshuffle(reference.exact(x[:, :, -4:]), 4)[0, :, 0].unflatten(0, (3, 16))
+    check(y[0, :, -1], expected.transpose(0, 1).flatten(0, 1), launches)  # channels last of the three
 
 
 def test_lrn_max_pool2d(device, launches):
