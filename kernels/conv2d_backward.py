@@ -248,6 +248,9 @@ def launch_conv2d_input_gradient(
     _, K, P, Q = dz.shape
     _, C, R, S = w.shape
     K //= groups
+    # There are as many phases as a step is long: one past the last place that the filter fits may end there.
+    places = (H + padding[0] + padding[1] - dilation[0] * (R - 1), W + padding[2] + padding[3] - dilation[1] * (S - 1))
+    stride = [min(step, count) for step, count in zip(stride, places, strict=True)]
     STEP_H, STEP_W = (step // math.gcd(step, d) for step, d in zip(stride, dilation, strict=True))
     phases = stride[0] * stride[1]
     pixels = 2 if C <= 64 and S >= 3 and stride[1] == dilation[1] == 1 else 1

@@ -82,6 +82,13 @@ def test_epilogue(case, relu, bias, guarded):
     check(guarded, [x, w, b], arguments, relu)
 
 
+def test_a_stride_far_past_the_input(guarded):
+    x, w = randn(2, 3, 5, 6), randn(4, 3, 3, 2)
+    arguments = {"stride": (2**20, 2**31 - 1), "padding": 1}
+    ours = lambda x, w: kernels.conv2d(x, w, **arguments)
+    assert_gradients(ours, lambda x, w: reference.conv2d(x, w, **arguments), [x, w], guarded)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name)
 @pytest.mark.parametrize("case", FOLDED.values(), ids=FOLDED)
 def test_folded(case, dtype, guarded):
