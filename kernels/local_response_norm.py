@@ -233,7 +233,7 @@ def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, bet
         beta,
         k,
         C=C,
-        SIZE=size,
+        SIZE=min(size, 2 * C),  # reaches all channels from any
         ROOTS=beta == 0.75,
         INDEX=runtime.index_type(x),
         **tile,
@@ -267,7 +267,7 @@ def launch_local_response_norm_gradient(
         beta,
         k,
         C=C,
-        SIZE=size,
+        SIZE=min(size, 2 * C),  # reaches all channels from any
         ROOTS=beta == 0.75,
         INDEX=runtime.index_type(x),
         **tile,

@@ -117,6 +117,16 @@ def test_gradient(case, dtype, guarded):
     check_gradient(guarded, channels_last(randn(*shape, dtype=dtype)), size, **STRONG)
 
 
+@pytest.mark.parametrize("size", [2**40, 2**40 + 1])
+def test_windows_far_larger_than_the_channels(size, guarded):
+    """As one of 11, which holds all 5 too: PyTorch would pad with as many channels as the window has."""
+    ours = lambda x: kernels.local_response_norm(x, size, alpha=float(size))
+    theirs = lambda x: reference.local_response_norm(x, 11, alpha=11.0)
+    x = randn(2, 5, 3, 3)
+    assert_close(ours(guarded(x)), theirs(x))
+    assert_gradients(ours, theirs, [x], guarded)
+
+
 @pytest.mark.parametrize("shape, size", [((0, 5, 3, 3), 0), ((2, 0, 3, 3), 5)], ids=["window-0", "no-channels"])
 def test_gradient_of_nothing(shape, size, guarded):
     """PyTorch makes nothing of these: in the forward pass of the first, in the backward pass of the second."""

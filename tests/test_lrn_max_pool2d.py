@@ -74,6 +74,15 @@ def test_windows_of_channels(size, guarded):
     check(guarded, LAYOUTS["channels_last"](randn(1, 24, 5, 5, dtype=torch.float16)), size, STRONG, 3, 2)
 
 
+def test_a_window_far_larger_than_the_channels(guarded):
+    """As one of 11, which holds all 5 too: PyTorch would pad with as many channels as the window has."""
+    ours = lambda x: kernels.lrn_max_pool2d(x, 2**40, 2.0**40, 0.75, 1.0, 3, 2)
+    theirs = lambda x: reference.lrn_max_pool2d(x, 11, 11.0, 0.75, 1.0, 3, 2)
+    x = randn(2, 5, 7, 7)
+    assert_close(ours(guarded(x)), theirs(x))
+    assert_gradients(ours, theirs, [x], guarded)
+
+
 @pytest.mark.parametrize("formula", [(1e-4, 0.75, 1.0), (5e-4, 0.75, 2.0), (1, 1, 1), (1.0, -0.5, 0.0)], ids=str)
 def test_formulas(formula, guarded):
     check(guarded, 10 * randn(2, 9, 5, 5), 5, formula, 3, 2)
