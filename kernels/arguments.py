@@ -56,7 +56,9 @@ def integer(operator: str, name: str, value: object) -> int:
     """``value`` as an int, NumPy's included; a bool or a float is a TypeError, as in PyTorch."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
-    return int(value)
+    number = int(value)
+    check(-(2**63) <= number < 2**63, f"{operator}: {name} must be from -2^63 to 2^63 - 1, got {number}")
+    return number
 
 
 def number(operator: str, name: str, value: object) -> float:
@@ -80,4 +82,5 @@ def pair(operator: str, name: str, value: int | Sequence[int]) -> list[int]:
         raise TypeError(f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
     values = [integer(operator, name, v) for v in values]
     check(len(values) in (1, 2), f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
+    check(max(values) < 2**31, f"{operator}: {name} must be below 2^31, got {value!r}")
     return values * 2 if len(values) == 1 else values

@@ -101,7 +101,8 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     training = boolean("dropout", "training", training)
     check(0.0 <= p <= 1.0, f"dropout: p must be from 0 to 1, got {p}")
     if seed is not None:
-        check(0 <= integer("dropout", "seed", seed) < 2**63, f"dropout: seed must be from 0 to 2^63 - 1, got {seed}")
+        seed = integer("dropout", "seed", seed)
+        check(seed >= 0, f"dropout: seed must be from 0 to 2^63 - 1, got {seed}")
     if not training:
         return input
     if seed is None:

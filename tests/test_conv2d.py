@@ -180,6 +180,7 @@ REFUSED = {
     "stride-float": ({"stride": 1.5}, ("stride", "1.5")),
     "stride-floats": ({"stride": (1.0, 2.0)}, ("stride", "1.0")),
     "stride-three": ({"stride": (1, 1, 1)}, ("stride", "(1, 1, 1)")),
+    "stride-of-64-bits": ({"stride": 2**63}, ("stride", f"got {2**63}")),
     "stride-none": ({"stride": None}, ("stride", "None")),
     "stride-string": ({"stride": "1"}, ("stride", "'1'")),
     "stride-range": ({"stride": range(1, 3)}, ("stride", "range(1, 3)")),

@@ -187,6 +187,7 @@ REFUSED = {
     "reduction": ({"reduction": "median"}, ("reduction", "'median'")),
     "smoothing": ({"label_smoothing": 1.5}, ("label_smoothing", "1.5")),
     "ignore": ({"ignore_index": "x"}, ("ignore_index", "'x'")),
+    "ignore-of-64-bits": ({"ignore_index": 2**63}, ("ignore_index", f"got {2**63}")),
     "ignore-with-probabilities": ({"target": T(3, 5), "ignore_index": 2}, ("ignore_index", "got 2", "probabilities")),
 }
 
@@ -212,7 +213,9 @@ def test_probabilities_and_weights_get_no_gradient():
 def test_probabilities_and_weights_that_have_a_gradient_elsewhere(device):
     x, target, weight = torch.randn(3, 5), torch.rand(3, 5), torch.rand(5)
     with torch.no_grad():
-        loss = kernels.cross_entropy(x.to(device), target.to(device).requires_grad_(), weight.to(device).requires_grad_())
+        loss = kernels.cross_entropy(
+            x.to(device), target.to(device).requires_grad_(), weight.to(device).requires_grad_()
+        )
     assert_close(loss, F.cross_entropy(x.double(), target.double(), weight.double()))
 
 

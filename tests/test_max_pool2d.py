@@ -299,6 +299,7 @@ REFUSED = {
     "stride-0": ({"stride": 0}, ("stride", "0")),
     "stride-negative": ({"stride": -2}, ("stride", "-2")),
     "stride-float": ({"stride": 1.5}, ("stride", "1.5")),
+    "stride-of-32-bits": ({"stride": 2**31}, ("stride must be below 2^31", f"got {2**31}")),
     "stride-three": ({"stride": (1, 1, 1)}, ("stride", "(1, 1, 1)")),
     "stride-array": ({"stride": np.array([2, 2])}, ("stride", "array([2, 2])")),
     "stride-range": ({"stride": range(1, 3)}, ("stride", "range(1, 3)")),
