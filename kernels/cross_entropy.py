@@ -338,7 +338,8 @@ def cross_entropy(
         label_smoothing: from 0 to 1, how much of each target is spread over all classes.
 
     Returns:
-        A scalar, or the losses in the targets' shape; summed in float32.
+        A scalar, or the losses in the targets' shape; summed in float32. What has probability or weight 0 adds
+        nothing, even where its logit is -inf, of which PyTorch makes NaN.
 
     Raises:
         TypeError: an argument of the wrong type.
