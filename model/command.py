@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -114,6 +115,13 @@ def start_worker(_: int) -> None:
     """In a process that decodes for another: Ctrl-C reaches all, and the other one ends these."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _unless_hung_up  # for multiprocessing's thread that hands tensors to the other process
+
+
+def _unless_hung_up(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """As usual, but no word of a connection that the other process's end has cut."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 @contextlib.contextmanager

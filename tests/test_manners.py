@@ -52,6 +52,31 @@ def test_full_disk(command, unbuffered):
     assert done.returncode == 2
 
 
+HANGS_UP = """
+import os
+import socket
+import sys
+from multiprocessing.resource_sharer import DupFd
+
+from model.command import start_worker
+
+if "worker" in sys.argv:
+    start_worker(0)
+shared = DupFd(1)
+with socket.socket(socket.AF_UNIX) as caller:
+    caller.connect(shared._id[0])
+os.close(shared.detach())  # the one after it has been served, so the one before it is done with
+"""
+
+
+@pytest.mark.parametrize("who", ["worker", "other"])
+def test_a_worker_whose_reader_hangs_up(who):
+    """Ctrl-C may end the reader at the moment when a worker hands it a tensor."""
+    done = subprocess.run([sys.executable, "-c", HANGS_UP, who], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and ("Traceback" in done.stderr) == (who == "other"), done.stderr
+    assert who == "other" or not done.stderr
+
+
 @pytest.mark.parametrize("name", [*OTHERS, "tests.mutations", "tests.stress", "execute"])
 def test_help_and_nonsense(name, capsys):
     module = importlib.import_module(name)
