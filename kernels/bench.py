@@ -578,8 +578,11 @@ class Table:
     def append(self, row: Row) -> None:
         """Writes one row, through to the disk."""
         digits = [f"{value:.6g}" if isinstance(value, float) else value for value in row]
-        self.writer.writerow(digits)
-        self.file.flush()
+        try:
+            self.writer.writerow(digits)
+            self.file.flush()
+        except OSError as error:
+            raise UsageError(f"--out: cannot write {self.path}: {error.strerror}") from error
 
 
 def commit() -> str:

@@ -70,11 +70,7 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
 
 @contextlib.contextmanager
 def output() -> Iterator[None]:
-    """Around what goes to stdout: when the block ends it is all out, in whole lines, since Ctrl-C waits for that.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
+    """Around what goes to stdout: when the block ends it is all out, in whole lines, since Ctrl-C waits for that."""
     interrupted = []
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
@@ -84,11 +80,6 @@ def output() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard(sys.stdout)
-        raise UsageError(f"standard output cannot be written: {error.strerror}") from error
     finally:
         if usual:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

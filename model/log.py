@@ -5,6 +5,8 @@ import csv
 import os
 from pathlib import Path
 
+from model.command import UsageError
+
 FIELDS = (
     "step",
     "epoch",
@@ -49,11 +51,18 @@ class Log:
         self.writer = csv.writer(self.file)
 
     def add(self, row: dict) -> None:
-        """One more step."""
+        """One more step.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
         row = dict.fromkeys(FIELDS) | row
         self.rows.append(row)
-        self.writer.writerow(_text(row))
-        self.file.flush()
+        try:
+            self.writer.writerow(_text(row))
+            self.file.flush()
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def sync(self) -> None:
         """Waits until it is on the disk; before a checkpoint, which promises these rows."""

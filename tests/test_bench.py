@@ -1,17 +1,20 @@
 """``python -m kernels.bench``: what it checks, what it writes, what it refuses. Nothing here looks at how fast."""
 
 import csv
+import errno
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import kernels
 from kernels import bench, roofline, runtime
+from kernels.command import UsageError
 from kernels.layers import LAYERS
 
 REPOSITORY = Path(kernels.__file__).parent.parent
@@ -141,6 +144,15 @@ def test_refuses_a_table_that_is_no_text(interpreter, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "is not such a table" in err and len(err.splitlines()) == 1
     assert (tmp_path / "interpreter.csv").read_bytes() == b"\x89PNG\xff\n"
+
+
+def test_a_disk_without_room_for_the_table(tmp_path):
+    table = bench.Table(tmp_path / "table.csv")
+    table.file.close()
+    table.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    table.writer = csv.writer(table.file)
+    with pytest.raises(UsageError, match=r"--out: cannot write .*table\.csv: No space left on device"):
+        table.append([])
 
 
 def test_a_batch_that_fits_in_no_memory(interpreter, capsys):

@@ -4,12 +4,14 @@ Most runs here are of a thin network on plain PyTorch (tests/narrow.py), in proc
 """
 
 import csv
+import errno
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model import checkpoint, train, training, weights
+from model.command import UsageError
 from model.log import Log, draw
 from model.preprocess import FOLDER, RESIZE, Preprocess
 from model.weights.common import describe
@@ -134,6 +137,15 @@ def test_a_damaged_log(tmp_path):
         assert path.read_bytes() == b"".join(lines[: left + 1])
     draw(log.rows, 1, tmp_path / "curves.png")
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_a_disk_without_room_for_the_log(tmp_path):
+    log = Log(tmp_path / "log.csv")
+    log.close()
+    log.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    log.writer = csv.writer(log.file)
+    with pytest.raises(UsageError, match=r"log\.csv: cannot be written: No space left on device"):
+        log.add({"step": 1, "epoch": 1})
 
 
 def two(arguments, folder, **trapped):

@@ -21,7 +21,7 @@ import kernels
 from kernels import command, runtime, tiles
 from kernels.assembly import Task, launches
 from kernels.bench import Gpu, Work, judge_work, precision
-from kernels.command import Parser
+from kernels.command import Parser, UsageError
 from kernels.layers import ALEXNET, DTYPES, LAYERS
 from kernels.tiles.choices import Problem, Tile, candidates
 
@@ -75,8 +75,11 @@ def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
     text = json.dumps(table)[:-1] + f', "tiles": [\n{rows}\n]}}\n'
     path = tiles.path(architecture)
     partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
     tiles.forget()
 
 
