@@ -473,8 +473,13 @@ def judge(
     except NotImplementedError as error:
         return Result(variant, None, math.nan, f"{MISSING}: {error}")
     except Exception as error:  # a compiler's crash, or no memory left, of one provider at one size
-        reason = str(error).strip().splitlines() or [""]
-        return Result(variant, None, math.nan, f"FAILED: {type(error).__name__}: {reason[0]}")
+        return Result(variant, None, math.nan, failure(error))
+
+
+def failure(error: Exception) -> str:
+    """An exception in one line: its type and the first line of its message."""
+    reason = str(error).strip().splitlines() or [""]
+    return f"FAILED: {type(error).__name__}: {reason[0]}"
 
 
 def judge_work(
@@ -661,8 +666,8 @@ class Bench:
         what = work.operator, work.name, work.pass_, dtype, batch
         try:
             operands = work.random_operands(batch, DTYPES[dtype], self.device.device)
-        except RuntimeError:  # torch.OutOfMemoryError, or what the CPU's allocator raises
-            self.problems.append(f"{work.name}, batch {batch}, {dtype}: FAILED: no memory for its tensors")
+        except RuntimeError as error:  # torch.OutOfMemoryError, or what the CPU's allocator raises
+            self.problems.append(f"{work.name}, batch {batch}, {dtype}: making its tensors {failure(error)}")
             self.show(f"  {self.problems[-1]}")
             return
         layout = "NHWC" if operands[0].dim() == 4 else ""
