@@ -1,9 +1,11 @@
 """The manners that the commands share: one clear line for an error, and an exit status that says which kind."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UsageError(Exception):
@@ -43,3 +45,20 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
 def _discard() -> None:
     """Sends nowhere what Python flushes on its way out."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces ``path``, whole or not at all.
+
+    Raises:
+        UsageError: the disk is full, or whatever else the system says.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # where it was not renamed

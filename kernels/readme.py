@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from kernels import command
-from kernels.command import Parser, UsageError
+from kernels.command import Parser, UsageError, write_text
 from kernels.roofline import (
     MEASUREMENTS,
     PROVIDERS,
@@ -92,6 +92,7 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
     Raises:
         TableError: no such README, one that is not text, markers that are missing or not one pair, or a table that
             cannot be read.
+        UsageError: it cannot be written.
     """
     try:
         text = readme.read_text(encoding="utf-8")
@@ -109,7 +110,7 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
     new = "\n".join([before + BEGIN, "", *(lines or [NOTHING, ""]), END + after])
     if new == text:
         return False
-    readme.write_text(new, encoding="utf-8")
+    write_text(readme, new)
     return True
 
 

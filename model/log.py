@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import io
 import os
 from pathlib import Path
 
+from model import checkpoint
 from model.command import UsageError
 
 FIELDS = (
@@ -41,12 +43,11 @@ class Log:
                         break
                     empty = {name: None for name in FIELDS if name.startswith("validation") and not row[name]}
                     self.rows.append({name: float(row[name]) for name in FIELDS if name not in empty} | empty)
-        partial = path.with_name(f"{path.name}.partial")
-        with open(partial, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(FIELDS)
-            writer.writerows(map(_text, self.rows))
-        os.replace(partial, path)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(FIELDS)
+        writer.writerows(map(_text, self.rows))
+        checkpoint.write_bytes(path, text.getvalue().encode())
         self.file = path.open("a", newline="")
         self.writer = csv.writer(self.file)
 
@@ -113,7 +114,7 @@ def draw(rows: list[dict], per_epoch: int, out: Path) -> None:
     axes[0].set_ylim(0, 1.1 * np.nanpercentile([row["loss"] for row in rows], 99))  # the first steps may be far up
     axes[1].set_ylim(0, 100)
     axes[0].legend(frameon=False)
-    partial = out.with_name(f"{out.name}.partial")
-    figure.savefig(partial, format="png", dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110)
     plt.close(figure)
-    os.replace(partial, out)
+    checkpoint.write_bytes(out, png.getvalue())

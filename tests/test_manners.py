@@ -2,11 +2,14 @@
 
 import importlib
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from kernels.command import UsageError, write_text
 
 ROOT = Path(__file__).parent.parent
 MODEL = ("infer", "train", "evaluate", "compress", "weights")  # without PyTorch until there is something to compute
@@ -40,16 +43,31 @@ def test_the_decoy_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-@pytest.mark.parametrize("command", ["kernels.trace softmax", "model.weights list"])
-def test_full_disk(command, unbuffered):
+@pytest.mark.parametrize("line", ["kernels.trace softmax", "model.weights list"])
+def test_full_disk(line, unbuffered):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered, "TRITON_INTERPRET": "1"}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", *command.split()], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", *line.split()], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
         )
-    name = command.split()[0]
+    name = line.split()[0]
     assert done.stderr == f"{name}: error: standard output cannot be written: No space left on device\n"
     assert done.returncode == 2
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "table.json"
+    write_text(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))  # as a disk with room for four more bytes
+    try:
+        with pytest.raises(UsageError, match=r"table\.json: cannot be written: File too large"):
+            write_text(path, "longer")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [found.name for found in tmp_path.iterdir()] == ["table.json"] and path.read_text() == "old"
+    write_text(path, "longer")
+    assert path.read_text() == "longer"
 
 
 HANGS_UP = """

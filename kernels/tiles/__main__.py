@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import json
 import multiprocessing
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
@@ -21,7 +20,7 @@ import kernels
 from kernels import command, runtime, tiles
 from kernels.assembly import Task, launches
 from kernels.bench import Gpu, Work, judge_work, precision
-from kernels.command import Parser, UsageError
+from kernels.command import Parser, write_text
 from kernels.layers import ALEXNET, DTYPES, LAYERS
 from kernels.tiles.choices import Problem, Tile, candidates
 
@@ -73,13 +72,7 @@ def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
     }
     rows = ",\n".join(json.dumps(row) for row in table.pop("tiles"))
     text = json.dumps(table)[:-1] + f', "tiles": [\n{rows}\n]}}\n'
-    path = tiles.path(architecture)
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    write_text(tiles.path(architecture), text)
     tiles.forget()
 
 
