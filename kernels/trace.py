@@ -9,7 +9,7 @@ its builder's loads and stores, and the array behind a tensor.
 import contextlib
 import linecache
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple
 
@@ -87,6 +87,47 @@ def trace(call: Callable[[], object], kernel: str, program: Sequence[int] = (0, 
     return recorder.trace
 
 
+@contextlib.contextmanager
+def _before(methods: Mapping[str, Callable[..., None]]) -> Iterator[None]:
+    """Inside, each function is called with what the operation of its name in the interpreter's builder takes."""
+    builder = interpreter.interpreter_builder
+    own = dict(vars(builder))  # what another use of this, around this one, has put there
+
+    def watch(name: str) -> Callable:
+        original = getattr(builder, name)
+
+        def method(*args, **kwargs):
+            methods[name](*args)
+            return original(*args, **kwargs)
+
+        return method
+
+    for name in methods:
+        setattr(builder, name, watch(name))
+    try:
+        yield
+    finally:
+        for name in methods:
+            if name in own:
+                setattr(builder, name, own[name])
+            else:
+                delattr(builder, name)
+
+
+@contextlib.contextmanager
+def watching(note: Callable[[str, np.ndarray, np.ndarray], None]) -> Iterator[None]:
+    """Notes every load and store of every program inside: ``note("load", addresses, mask)``."""
+
+    def load(pointers, mask, *_) -> None:
+        note("load", pointers.data, mask.data)
+
+    def store(pointers, _, mask, *__) -> None:
+        note("store", pointers.data, mask.data)
+
+    with _before({"create_masked_load": load, "create_masked_store": store}):
+        yield
+
+
 class _Recorder:
     def __init__(self, kernel: str, program: tuple[int, int, int]):
         self.kernel, self.program = kernel, program
@@ -130,7 +171,7 @@ class _Recorder:
         before = sys.gettrace()
         sys.settrace(lambda frame, event, _: self.enter(frame, executor.fn) if event == "call" else None)
         try:
-            with self.watching():
+            with watching(self.note):
                 return run(executor, *args, **kwargs)
         finally:
             sys.settrace(before)
@@ -177,29 +218,6 @@ class _Recorder:
         name = min(self.arguments, key=lambda name: distance(self.arguments[name]))
         tensor = self.arguments[name]
         return name, (addresses.astype(np.int64) - tensor.data_ptr()) // tensor.element_size()
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Notes every load and store inside."""
-        builder = interpreter.interpreter_builder
-        methods = {"create_masked_load": "load", "create_masked_store": "store"}
-        originals = {name: getattr(builder, name) for name in methods}
-
-        def watch(name: str) -> Callable:
-            def access(pointers, *args, **kwargs):
-                mask = args[0] if methods[name] == "load" else args[1]
-                self.note(methods[name], pointers.data, mask.data)
-                return originals[name](pointers, *args, **kwargs)
-
-            return access
-
-        for name in methods:
-            setattr(builder, name, watch(name))
-        try:
-            yield
-        finally:
-            for name in methods:
-                delattr(builder, name)
 
     def note(self, kind: str, addresses: np.ndarray, mask: np.ndarray) -> None:
         mask = np.broadcast_to(mask.astype(bool), addresses.shape)

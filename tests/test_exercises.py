@@ -14,6 +14,8 @@ from lesson import check
 import nbformat
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 import execute
 
@@ -83,6 +85,14 @@ def test_notebook_asks(name, exercise):
 # The checkers' own tools
 
 
+@triton.jit
+def _shift_kernel(x_ptr, y_ptr, load, store, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + load + offs).to(tl.float32)
+    inside = (offs + store >= 0) & (offs + store < BLOCK)
+    tl.store(y_ptr + store + offs, tl.where(inside, 0.0 * x, float("nan")))
+
+
 @pytest.mark.unguarded  # the guards here are the checkers'
 class TestSame:
     def test_right(self):
@@ -113,6 +123,30 @@ class TestSame:
         out.as_strided((1,), (1,), out.storage_offset() + element).zero_()
         with pytest.raises(check.Wrong, match="stored outside the output"):
             check.same(out, torch.ones(3, 5), "case")
+
+    @pytest.mark.parametrize(
+        ("load", "store", "message"),
+        [
+            (0, 0, "right"),
+            (-1, 0, "case: something was loaded outside an input: does each load have its mask?"),
+            (1, 0, "case: something was loaded outside an input: does each load have its mask?"),
+            (0, -1, "case: something was stored outside the output: does the store have a mask?"),
+            (1, 1, "case: something was stored outside the output: does the store have a mask?"),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+    def test_guards_of_an_attempt(self, load, store, message, dtype):
+        """What is loaded and then dropped shows, and what is stored in a guard although it is what was there."""
+
+        @check.Checker
+        def attempt(kernel):
+            x = check.given(torch.zeros(8, dtype=dtype))
+            y = check.output(torch.zeros(8))
+            kernel[(1,)](x, y, load, store, BLOCK=8)
+            check.same(y, torch.zeros(8), "case")
+            return "right"
+
+        assert attempt(_shift_kernel).message == message
 
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
     def test_given(self, memory_format):

@@ -6,6 +6,20 @@ WRONG = {
             "tl.store(out_ptr + offs, a * x + y, mask=mask)",
             "tl.store(out_ptr + offs, a * x + y)",
         ),
+        "loads without a mask": (
+            "y = tl.load(y_ptr + offs, mask=mask, other=0.0)",
+            "y = tl.load(y_ptr + offs)",
+        ),
+        "no mask anywhere": (  # what it stores outside is NaN, as what was there
+            """    x = tl.load(x_ptr + offs, mask=mask, other=0.0)
+    y = tl.load(y_ptr + offs, mask=mask, other=0.0)
+    tl.store(out_ptr + offs, a * x + y, mask=mask)
+""",
+            """    x = tl.load(x_ptr + offs)
+    y = tl.load(y_ptr + offs)
+    tl.store(out_ptr + offs, a * x + y)
+""",
+        ),
         "multiplies the wrong one": ("a * x + y", "x + a * y"),
         "the same tile in every program": ("offs = tl.program_id(0) * BLOCK + ", "offs = "),
     },
@@ -16,6 +30,7 @@ WRONG = {
             "tl.store(y_ptr + (H - 1 - offs_h)[:, None] * W + offs_w[None, :], x, mask=mask)",
         ),
         "not at all": ("(W - 1 - offs_w)", "offs_w"),
+        "loads without a mask": ("offs_w[None, :], mask=mask, other=0.0", "offs_w[None, :]"),
         "no mask for columns": ("mask = (offs_h < H)[:, None] & (offs_w < W)[None, :]", "mask = (offs_h < H)[:, None]"),
     },
     "row_max": {

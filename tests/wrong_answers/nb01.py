@@ -9,6 +9,10 @@ WRONG = {
     },
     "im2col": {
         "loads the padding": ("mask=inside, other=0.0", "mask=mask, other=0.0"),
+        "loads the padding, and drops it": (
+            "mask=inside, other=0.0)",
+            "mask=mask, other=0.0)\n    x = tl.where(inside, x, 0.0)",
+        ),
         "forgets the padding": ("h = (p * stride - padding)[:, None]", "h = (p * stride)[:, None]"),
         "taps in another order": (
             "r, s, c = offs_k // (S * C), offs_k // C % S, offs_k % C",

@@ -9,6 +9,10 @@ WRONG = {
     },
     "padded": {
         "padding counts as zero": ('mask=inside, other=float("-inf")', "mask=inside, other=0.0"),
+        "loads the padding, and drops it": (
+            'mask=inside, other=float("-inf"))',
+            'mask=mask)\n            x = tl.where(inside, x, float("-inf"))',
+        ),
         "rows of padding alone": (" & (w >= 0) & (w < W)", ""),
         "no padding": (
             "h = p * STRIDE - PAD + r\n            w = q * STRIDE - PAD + s",

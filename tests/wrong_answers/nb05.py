@@ -19,6 +19,7 @@ WRONG = {
         "no scale": ("tl.sum(total, 1) * scale", "tl.sum(total, 1)"),
         "the last block alone": ("total += w.to", "total = w.to"),
         "no mask for rows": ("tl.sum(total, 1) * scale, mask=there)", "tl.sum(total, 1) * scale)"),
+        "w without a mask for rows": ("mask=there[:, None] & (columns < K)[None, :]", "mask=(columns < K)[None, :]"),
         "x without a mask": ("x_ptr + columns, mask=columns < K, other=0.0", "x_ptr + columns"),
     },
 }

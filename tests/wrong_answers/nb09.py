@@ -4,6 +4,7 @@ WRONG = {
     "loss_gradient": {
         "the sum, not the mean": (" - onehot) / M", " - onehot)"),
         "the wrong way": ("(e / tl.sum(e, 1)[:, None] - onehot)", "(onehot - e / tl.sum(e, 1)[:, None])"),
+        "targets without a mask": ("target_ptr + offs_m, mask=offs_m < M, other=0", "target_ptr + offs_m"),
         "overflows": ("tl.exp(x - tl.max(x, 1)[:, None])", "tl.exp(x)"),
         "masked lanes count": ('mask=mask, other=float("-inf")', "mask=mask, other=0.0"),
         "softmax alone": (" - onehot) / M", ") / M"),

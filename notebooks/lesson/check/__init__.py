@@ -1,17 +1,19 @@
 """Checkers of the exercises, a module a notebook: ``from lesson.check import nb00`` and ``nb00.saxpy(my_kernel)``.
 
 A checker takes the answer and gives a :class:`Result` of one line. It tries shapes that the text does not show, inputs
-in the middle of buffers full of NaN, and outputs full of NaN with guards around them, so that what is read or written
-where it should not be shows.
+in the middle of buffers full of NaN, and outputs full of NaN with guards around them, and it watches the loads and
+stores of the answer's kernels, so that what is read or written where it should not be shows.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from kernels import runtime
+from kernels.trace import watching
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ class Checker:
 
     def __call__(self, answer: Callable) -> Result:
         torch.manual_seed(0)
+        _buffers.clear()
+        _outside.clear()
         try:
-            return Result(True, self.attempt(answer))
+            with watching(_note):
+                return Result(True, self.attempt(answer))
         except Wrong as wrong:
             return Result(False, str(wrong))
         except NotImplementedError:
@@ -56,9 +61,15 @@ class Checker:
 
 MARGIN = 64  # elements of guard at each end
 
+_buffers: list[torch.Tensor] = []  # of this attempt, guards included
+_outside: set[str] = set()  # "load", "store": what this attempt's kernels did in the guards
+
 
 def given(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy where the kernels run, of the same order in memory, in the middle of a buffer full of NaN."""
+    """A copy where the kernels run, of the same order in memory, in the middle of a buffer full of NaN.
+
+    Integers have no NaN: theirs is full of the largest.
+    """
     return _inside(tensor).copy_(tensor)
 
 
@@ -68,12 +79,26 @@ def output(like: torch.Tensor) -> torch.Tensor:
 
 
 def _inside(like: torch.Tensor) -> torch.Tensor:
-    buffer = torch.full((like.numel() + 2 * MARGIN,), float("nan"), dtype=like.dtype, device=runtime.default_device())
+    fill = float("nan") if like.is_floating_point() else torch.iinfo(like.dtype).max
+    buffer = torch.full((like.numel() + 2 * MARGIN,), fill, dtype=like.dtype, device=runtime.default_device())
+    _buffers.append(buffer)
     return buffer.as_strided(like.shape, like.stride(), MARGIN)
+
+
+def _note(kind: str, addresses: np.ndarray, mask: np.ndarray) -> None:
+    """Of a load or a store: whether any of its lanes is in a guard. (A NaN stored over a guard's would not show.)"""
+    taken = addresses[np.broadcast_to(mask.astype(bool), addresses.shape)].astype(np.int64)
+    for buffer in _buffers:
+        place = (taken - buffer.data_ptr()) // buffer.element_size()
+        there = (place >= 0) & (place < buffer.numel())
+        if (there & ((place < MARGIN) | (place >= buffer.numel() - MARGIN))).any():
+            _outside.add(kind)
 
 
 def same(actual: object, expected: torch.Tensor, case: str, bound: float = 1e-5) -> None:
     """Raises :class:`Wrong` unless a result is right: max|actual - expected| <= ``bound`` * max|expected|.
+
+    So it does if a kernel has loaded or stored something outside the tensors of :func:`given` and :func:`output`.
 
     Args:
         actual: what the answer made, perhaps in a tensor of :func:`output`.
@@ -88,8 +113,10 @@ def same(actual: object, expected: torch.Tensor, case: str, bound: float = 1e-5)
     buffer = actual._base if actual._base is not None else actual
     if buffer.dim() == 1 and buffer.numel() == actual.numel() + 2 * MARGIN and actual.storage_offset() == MARGIN:
         guards = torch.cat([buffer[:MARGIN], buffer[-MARGIN:]])
-        if not guards.isnan().all():
+        if "store" in _outside or not guards.isnan().all():
             raise Wrong(f"{case}: something was stored outside the output: does the store have a mask?")
+    if "load" in _outside:
+        raise Wrong(f"{case}: something was loaded outside an input: does each load have its mask?")
     actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
     wrong = ~((actual - expected).abs() <= bound * expected.abs().max())
     if wrong.any():

@@ -5,7 +5,7 @@ from lesson.check import Checker, Wrong, given, output, same
 import torch
 import triton
 
-from kernels import cost, runtime
+from kernels import cost
 
 
 @Checker
@@ -51,12 +51,6 @@ def linear_kn(kernel) -> str:
     return f"right for {len(shapes)} shapes, from 1 x 1 x 1 to 33 x 7 x 227"
 
 
-def _among_large(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy where the kernels run, between integers that would be noticed; there is no NaN of them."""
-    buffer = torch.full((tensor.numel() + 128,), 127, dtype=tensor.dtype, device=runtime.default_device())
-    return buffer.as_strided(tensor.shape, tensor.stride(), 64).copy_(tensor)
-
-
 @Checker
 def row_int8(kernel) -> str:
     shapes = ((1, 1), (16, 64), (10, 100), (33, 227))
@@ -64,7 +58,7 @@ def row_int8(kernel) -> str:
         x, scale = torch.randn(K), torch.rand(N) + 0.5
         w = torch.randint(-127, 128, (N, K), dtype=torch.int8)
         y = output(torch.empty(N))
-        kernel[(triton.cdiv(N, 16),)](given(x), _among_large(w), given(scale), y, N, K=K, BLOCK_N=16, BLOCK_K=64)
+        kernel[(triton.cdiv(N, 16),)](given(x), given(w), given(scale), y, N, K=K, BLOCK_N=16, BLOCK_K=64)
         expected = scale.double() * (w.double() @ x.double())
         same(y, expected, f"with N = {N}, K = {K}, tiles of 16 x 64")
     return f"right for {len(shapes)} shapes, from 1 x 1 to 33 x 227"
