@@ -128,6 +128,19 @@ def watching(note: Callable[[str, np.ndarray, np.ndarray], None]) -> Iterator[No
         yield
 
 
+@contextlib.contextmanager
+def multiplications() -> Iterator[list[int]]:
+    """Notes each multiplication or division of tiles of floating-point numbers inside: how many of them it does."""
+    found: list[int] = []
+
+    def note(tile, *_) -> None:
+        if tile.data.size > 1:
+            found.append(tile.data.size)
+
+    with _before(dict.fromkeys(("create_fmul", "create_fma", "create_fdiv", "create_precise_divf"), note)):
+        yield found
+
+
 class _Recorder:
     def __init__(self, kernel: str, program: tuple[int, int, int]):
         self.kernel, self.program = kernel, program

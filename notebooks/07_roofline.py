@@ -279,7 +279,7 @@ right.invert_yaxis()
 # Solutions are in [`solutions/07_roofline.py`](solutions/07_roofline.py).
 #
 # **1.** A dial of another kind: a polynomial. Write y = c[0] + c[1] x + c[2] x^2 + ... + c[ORDER] x^ORDER for n
-# numbers in fp32, with ORDER multiply-adds for each, not more.
+# numbers in fp32, with ORDER multiply-adds for each, not more: the checker counts the multiplications.
 #
 # <details><summary>Hint 1</summary>Horner: c0 + x (c1 + x (c2 + x c3)). It begins with the last coefficient.</details>
 # <details><summary>Hint 2</summary>A coefficient is one number for the whole tile: <code>tl.load(c_ptr + i)</code>.

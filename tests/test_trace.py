@@ -42,6 +42,14 @@ def _fill_kernel(y_ptr, value, n, BLOCK: tl.constexpr):
     tl.store(y_ptr + offs, tl.zeros((BLOCK,), tl.float32) + value, mask=offs < n)
 
 
+@triton.jit
+def _scale_kernel(x_ptr, y_ptr, gain, n, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < n
+    x = tl.load(x_ptr + offs, mask=mask)
+    tl.store(y_ptr + offs, x * (gain * gain) / 3.0, mask=mask)
+
+
 @pytest.fixture
 def x():
     return torch.arange(12.0) * 10
@@ -171,6 +179,20 @@ def test_conv2d_at_the_padding():
     assert store.mask.sum() == size * size * 16
     reference = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)[0].permute(1, 2, 0).reshape(-1, 16)
     assert np.abs(found.values("acc")[-1][: size * size] - reference.numpy()).max() < 1e-4
+
+
+def test_watching_and_multiplications(sums, x, y):
+    """Of all programs, one inside another, and with a trace inside."""
+    seen = []
+    with trace.watching(lambda *found: seen.append(found)), trace.multiplications() as found:
+        sums()
+        trace.trace(sums, "_sums_kernel", (1,))
+        _scale_kernel[(3,)](x, y, 2.5, 11, BLOCK=4)
+    assert [kind for kind, _, _ in seen] == ["load", "load", "store"] * 4 + ["load", "store"] * 3
+    assert [mask.sum() for _, _, mask in seen[-2:]] == [3, 3]
+    assert (seen[-2][1] - x.data_ptr()).tolist() == [32, 36, 40, 44]
+    assert found == [4, 4] * 3  # a product of tiles and a quotient, not the product of two numbers
+    assert torch.allclose(y, x[:11] * 2.5 * 2.5 / 3)
 
 
 class TestErrors:

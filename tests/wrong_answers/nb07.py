@@ -4,6 +4,28 @@ WRONG = {
     "polynomial": {
         "coefficients the other way round": ("tl.load(c_ptr + ORDER - 1 - i)", "tl.load(c_ptr + i)"),
         "without the last one": (" + tl.load(c_ptr + ORDER)\n", "\n"),
+        "a power of x beside the sum": (
+            """    y = tl.zeros((BLOCK,), dtype=tl.float32) + tl.load(c_ptr + ORDER)
+    for i in range(ORDER):
+        y = y * x + tl.load(c_ptr + ORDER - 1 - i)
+""",
+            """    y = tl.zeros((BLOCK,), dtype=tl.float32) + tl.load(c_ptr)
+    power = x
+    for i in range(ORDER):
+        y += power * tl.load(c_ptr + 1 + i)
+        power *= x
+""",
+        ),
+        "a step too many": (
+            """ + tl.load(c_ptr + ORDER)
+    for i in range(ORDER):
+        y = y * x + tl.load(c_ptr + ORDER - 1 - i)
+""",
+            """
+    for i in range(ORDER + 1):
+        y = y * x + tl.load(c_ptr + ORDER - i)
+""",
+        ),
         "stores without a mask": ("tl.store(y_ptr + offs, y, mask=mask)", "tl.store(y_ptr + offs, y)"),
         "the same tile in every program": ("offs = tl.program_id(0) * BLOCK + ", "offs = "),
     },

@@ -6,6 +6,7 @@ import torch
 import triton
 
 from kernels.cost import Cost
+from kernels.trace import multiplications
 
 
 def number(got: object, expected: float, case: str) -> None:
@@ -21,11 +22,16 @@ def polynomial(kernel) -> str:
     cases = ((1, 0), (64, 1), (1000, 5), (257, 12))
     for n, order in cases:
         x, c = torch.rand(n) * 2 - 1, torch.randn(order + 1)
-        y = output(x)
-        kernel[(triton.cdiv(n, 64),)](given(x), given(c), y, n, ORDER=order, BLOCK=64)
+        y, programs = output(x), triton.cdiv(n, 64)
+        with multiplications() as found:
+            kernel[(programs,)](given(x), given(c), y, n, ORDER=order, BLOCK=64)
         powers = torch.stack([x.double() ** i for i in range(order + 1)])
-        same(y, c.double() @ powers, f"with n = {n}, ORDER = {order}, BLOCK = 64")
-    return f"right for {len(cases)} polynomials, of orders 0 to 12"
+        case = f"with n = {n}, ORDER = {order}, BLOCK = 64"
+        same(y, c.double() @ powers, case)
+        each = sum(found) / (programs * 64)
+        if each > order:
+            raise Wrong(f"{case}: right, but with {each:g} multiplications a number; {order} are enough")
+    return f"right for {len(cases)} polynomials, of orders 0 to 12, with no more multiplications than their order"
 
 
 @Checker
