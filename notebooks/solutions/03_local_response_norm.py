@@ -30,7 +30,7 @@ def contiguous(
     x = tl.load(x_ptr + offs, mask=mask, other=0.0)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for j in tl.static_range(SIZE):
-        shift: tl.constexpr = j - SIZE // 2
+        shift = j - SIZE // 2
         exists = mask & (c + shift >= 0) & (c + shift < C)
         neighbour = tl.load(x_ptr + offs + shift * PLANE, mask=exists, other=0.0)
         total += neighbour * neighbour
