@@ -203,9 +203,10 @@ lane_kernel[grid](x, mine, x.numel(), 1e-4 / 5, 0.75, 1.0, C=96, SIZE=5, BLOCK_M
 assert (mine - expected).abs().max() < 1e-5 * expected.max()
 
 # %% [markdown]
-# It is right, and it has four weaknesses. It issues six loads for each element, each of a single number. It squares
-# each number five times. It adds up five squares anew for each window, though neighbours share four of them. And a
-# power is a logarithm and an exponential.
+# It is right, and it has four weaknesses. It issues six loads for each element, and those of the neighbours do not
+# begin at multiples of 16 bytes, so that each takes one number at a time, or two. It squares each number five times.
+# It adds up five squares anew for each window, though neighbours share four of them. And a power is a logarithm and an
+# exponential.
 #
 # ## The kernel of the library
 #
@@ -272,8 +273,8 @@ stepping.strip(found, "offs_c", "offs", "x", "d", "y", height=1.6, columns=5)
 assert found.values("d")[0][0, 0] == 1 + 1 + 4 + 9  # channel 0 has channels 1 and 2 beside it, and nothing below
 
 # %% [markdown]
-# And here is what the three loads of a vector take part in: its own channels, then two of the vector before, then two
-# of the vector after. Channel 0 has nothing before it, and channel 5 nothing after it.
+# And here is what the three loads of a vector may reach: its own channels, those of the vector before, and those of the
+# vector after. Channel 0 has nothing before it, and channel 5 nothing after it.
 
 # %%
 figure, axes = style.figure(1, 3, height=2.2)
@@ -401,9 +402,9 @@ def contiguous(
 nb03.contiguous(contiguous)
 
 # %% [markdown]
-# **3.** What became of LRN: let the window be all channels, and it is RMSNorm, `y = x / sqrt(eps + mean(x^2))`, which
-# language models use today. x is (M, C); `BLOCK_C` is a power of two, at least C. Some rows hold numbers as large as
-# 1000.
+# **3.** A relative of LRN: let the window be all channels, alpha 1, beta 1/2 and k a small eps, and it is RMSNorm
+# without its weights, `y = x / sqrt(eps + mean(x^2))`, which language models use today. x is (M, C); `BLOCK_C` is a
+# power of two, at least C. Some rows hold numbers as large as 1000.
 #
 # <details><summary>Hint 1</summary>A tile of [BLOCK_M, BLOCK_C] holds whole rows: no loop, one
 # <code>tl.sum(..., 1)</code>.</details>
