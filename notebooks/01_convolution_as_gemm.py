@@ -202,7 +202,7 @@ print(f"one program loads {loaded} numbers for 363 MACs")
 #
 # A program that computes a tile of M x N outputs loads M + N numbers for each tap and makes M * N MACs with them. So
 # the larger the tile, the fewer the loads: that is what tiles are for. `tl.dot` multiplies two tiles, on a GPU with the
-# tensor cores.
+# tensor cores (but fp32 without them, if it is to stay fp32, `"ieee"`).
 #
 # In pseudocode:
 #
@@ -451,10 +451,10 @@ assert set(compiled["rungs 3 and 4: the library"].copies) == {16}
 assert compiled["rungs 3 and 4: the library"].spills == 0
 
 # %% [markdown]
-# A thread has 255 registers at the most, and where they do not suffice it **spills** to memory. With sizes at run time
-# the addresses alone take all of them. **Asynchronous copies** bring the next tiles to shared memory, which all threads
-# of a program reach, while the tensor cores multiply these; 16 bytes each is the most. The library's kernel has nothing
-# but such, the other none at all.
+# A thread has 255 registers at the most, and where they do not suffice it **spills** to memory. The accumulator takes
+# 64 of them; with sizes at run time the addresses take all the others. **Asynchronous copies** bring the next tiles to
+# shared memory, which all threads of a program reach, while the tensor cores multiply these; 16 bytes each is the most.
+# The library's kernel has nothing but such, the other none at all.
 #
 # ## Step through it: padding
 #
