@@ -291,7 +291,7 @@ roof.plot(
 
 # %% [markdown]
 # Under an H100's limits even conv1 waits for memory, if only just. So the time of each plan is at least that of its
-# bytes, and the careless plan takes at least 3.6 times as long as the fused one.
+# bytes, and this floor is 3.6 times as high for the careless plan as for the fused one.
 
 # %%
 h100 = machine.H100["fp16"]
