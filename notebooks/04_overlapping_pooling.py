@@ -275,8 +275,8 @@ assert (y.double() - expected).abs().max() < 2e-3 * expected.max()
 # %% [markdown]
 # ## What it costs
 #
-# Bytes decide, for all three. The fused kernel does as many FLOPs as the other two together, and waits for memory
-# less than half as long.
+# Bytes decide, for all three. If each pixel is counted as normalised once, the fused kernel does as many FLOPs as the
+# other two together, and waits for memory less than half as long.
 
 # %%
 pool = cost.max_pool2d((N, 96, 55, 55), (3, 3), (2, 2), itemsize=itemsize)
@@ -296,9 +296,9 @@ roof.floors(costs, measured=measured, title="LRN and pooling after conv1, 128 ph
 roof.plot(costs, measured=measured, title="Two kernels, and one")
 
 # %% [markdown]
-# The model counts each pixel as normalised once. With blocks of 3 x 3 it is 1.3 times, and the roof for this
-# arithmetic is not the tensor cores' 989 TFLOP/s but that of ordinary fp32, 67 TFLOP/s for an H100, square roots slower
-# still. Even so it fits under the bytes:
+# With blocks of 3 x 3 a pixel is normalised not once but 1.3 times, on average, and the roof for this arithmetic is not
+# the tensor cores' 989 TFLOP/s but that of ordinary fp32, 67 TFLOP/s for an H100, square roots slower still. Even so it
+# fits under the bytes:
 
 # %%
 limits = machine.H100["fp32"]
