@@ -237,8 +237,8 @@ assert loaded(found, "a_ptr", "b_ptr") == (7 + 36) * 200
 # %% [markdown]
 # ## One photo
 #
-# With a batch of 1, a tile of 16 rows, the least that `tl.dot` takes, has 15 rows of nothing. Tensor cores have no
-# part in this: what takes long is to read the weights, each for a single multiply-accumulate. So a single row has a
+# With a batch of 1, a tile of 16 rows, the least that tensor cores multiply, has 15 rows of nothing. They have no part
+# in this, either: what takes long is to read the weights, each for a single multiply-accumulate. So a single row has a
 # kernel of its own: a block of `w` times a block of `x`, element by element. Each thread adds up its own columns, and
 # the threads' sums meet once, at the end.
 
@@ -340,8 +340,8 @@ for axes in (left, right):
 
 # %% [markdown]
 # The blue line is why one waits for a batch: twice as many photos, half as long for each, because the weights are read
-# once for all of them. It goes down until it crosses the orange one. Where it does is a matter of the two limits and of
-# the bytes of a number, and not of the kernel:
+# once for all of them. That helps until it crosses the orange one, which then is the limit. Where it does is a matter
+# of the two limits and of the bytes of a number, and not of the kernel:
 
 # %%
 print("where fc6 turns from memory to arithmetic, on an H100 as its maker states it")
