@@ -131,7 +131,8 @@ else:
 # ## Count: every layer
 #
 # FLOPs follow from shapes. Bytes are counted at the least: each input and weight read once, each output written once,
-# as if caches were perfect. A real kernel may move more, never less.
+# as if caches were perfect. A real kernel may move more. It moves less only where a cache keeps something from one
+# kernel to the next, as an H100's L2 of 50 MB may for a few photos.
 
 # %%
 source.show(cost.conv2d)
