@@ -159,10 +159,11 @@ for layer in ALEXNET:
         assert len(eager[layer.name]) == 8 and round(theirs / ours) == 14
 
 # %% [markdown]
-# There it is. A convolution has ReLU as a second pass. Local response normalisation is no operator of its own in
-# PyTorch but seven, with the whole feature map through memory at each, and pooling is the eighth; it also writes the
-# places of the maxima, 8 bytes each, in case that somebody wants gradients. In `kernels/lrn_max_pool2d.py` all of it is
-# one pass.
+# There it is. A convolution has ReLU as a second pass. (On a GPU the bias is one more: PyTorch calls cuDNN's
+# convolution without it and adds it afterwards. That happens inside `convolution`, so it is not counted here.) Local
+# response normalisation is no operator of its own in PyTorch but seven, with the whole feature map through memory at
+# each, and pooling is the eighth; it also writes the places of the maxima, 8 bytes each, in case that somebody wants
+# gradients. In `kernels/lrn_max_pool2d.py` all of it is one pass.
 #
 # (Some of this may be found in the L2 cache. But conv1's output for 128 photos is 74 MB, and an H100's L2 holds 50.)
 #
@@ -198,8 +199,8 @@ assert round(2 * BATCH * 96 * 55 * 55 * 1e-6) == 74
 # %% [markdown]
 # Where can we win? Where the other side has to move more: pooling with normalisation, by far. `torch.compile` is the
 # harder rival there, since it fuses element-wise passes, too. Where can we hardly win? In the products themselves. Both
-# sides have the same FLOPs, and the rival is a library that knows its device well. All that is ours there is ReLU,
-# which costs PyTorch a pass and us nothing.
+# sides have the same FLOPs, and the rival is a library that knows its device well. All that is ours there are bias and
+# ReLU, which cost PyTorch's convolutions a pass each and us nothing.
 #
 # ## What a good product does besides tiles
 #
