@@ -5,6 +5,7 @@ WRONG = {
         "one FLOP a multiply-accumulate": ("gained = 2 * N * K", "gained = N * K"),
         "rounded down": ("math.ceil(itemsize", "int(itemsize"),
         "what comes in and out costs nothing": (" - itemsize * (K + N) / bandwidth", ""),
+        "without the bias": ("(N * K + N)", "(N * K)"),
         "where it never gets there": ("        return None\n", "        return 10**9\n"),
     },
     "linear_kn": {

@@ -15,6 +15,7 @@ def meeting_batch(function) -> str:
         (1000, 4096, 4, 60e12, 3e12),
         (10, 4096, 2, 100e12, 1e12),  # never
         (7, 5, 4, 1e9, 1e10),  # at once
+        (1000, 4, 2, 3e12, 1e12),  # the bias counts
         (513, 257, 1, 90e12, 1e12),
     )
     for N, K, itemsize, rate, bandwidth in cases:
