@@ -95,6 +95,11 @@ def test_wrong_answer_fails(name, exercise, mistake, tmp_path):
     assert "\n" not in result.message
 
 
+def test_sees_may_return_a_list():
+    sees = load(solutions("06_alexnet")).sees
+    assert checker("06_alexnet", "sees")(lambda *arguments: list(sees(*arguments))).passed
+
+
 @pytest.mark.parametrize(("name", "exercise"), EXERCISES)
 def test_notebook_asks(name, exercise):
     """The notebook calls the checker, in a cell whose answer is still to be written, and offers hints."""

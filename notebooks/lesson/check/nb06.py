@@ -23,7 +23,7 @@ def sees(function) -> str:
                 pixels = {i * stride - padding + offset for i in pixels for offset in range(window)}
             expected = min(pixels), max(pixels)
             got = function(list(layers), index)
-            if not isinstance(got, tuple) or tuple(map(int, got)) != expected:
+            if not isinstance(got, (tuple, list)) or tuple(map(int, got)) != expected:
                 raise Wrong(f"of layers {layers}, output {index} sees pixels {expected}, got {got!r}")
     return f"right for {len(cases)} chains of layers"
 
