@@ -204,9 +204,9 @@ assert round(2 * BATCH * 96 * 55 * 55 * 1e-6) == 74
 #
 # ## What a good product does besides tiles
 #
-# One thing can be seen from here: the order of the tiles. Programs start in the order of their numbers, a hundred or
-# more at a time, and what those load together should fit into L2. Row by row, they would need all columns of B. So
-# `runtime.tile_order` counts `GROUP_M` rows of tiles at a time, column by column.
+# One thing can be seen from here: the order of the tiles. Programs start in the order of their numbers, which CUDA does
+# not promise but does, a hundred or more at a time, and what those load together should fit into L2. Row by row, they
+# would need all columns of B. So `runtime.tile_order` counts `GROUP_M` rows of tiles at a time, column by column.
 
 # %%
 source.show(runtime.tile_order)
