@@ -226,6 +226,19 @@ def test_hostile_pickles(tmp_path, instructions, write):
         assert not survives(tmp_path / "a.bin", write(instructions))
 
 
+@pytest.mark.parametrize("first, second", [("a/data.pkl", "data.pkl"), ("data.pkl", "DATA.PKL")])
+def test_a_second_pickle(tmp_path, first, second):
+    """PyTorch reads archive/data.pkl, in whatever case, which may be another one than the harmless one before it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(files.pth(STATE))) as old, zipfile.ZipFile(buffer, "w") as new:
+        new.writestr(f"archive/{first}", old.read("archive/data.pkl"))
+        new.writestr(f"archive/{second}", b"\x80\x02" + PICKLES["a key that takes 2^60 steps to hash"] + b".")
+        for name in old.namelist()[1:]:
+            new.writestr(name, old.read(name))
+    with bounded():
+        assert not survives(tmp_path / "a.bin", buffer.getvalue())
+
+
 def test_copies_of_one_text(tmp_path, monkeypatch):
     """Python 3 writes bytes as text and a call, which makes a copy each: here of a megabyte, thousands of times."""
     text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01"

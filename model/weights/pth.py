@@ -97,8 +97,10 @@ def _rehearse(path: str | os.PathLike, name: str) -> None:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise pickle.UnpicklingError("it is compressed, which PyTorch does not do")
-        data = next(entry for entry in entries if entry.filename.endswith("/data.pkl"))
-        rehearsal = _Rehearsal(io.BytesIO(unpack(archive, data, name, LONGEST_PICKLE)))
+        pickles = [entry for entry in entries if entry.orig_filename.lower().endswith("/data.pkl")]
+        if len(pickles) != 1:  # PyTorch, to which upper and lower case are one, might read another than is rehearsed
+            raise pickle.UnpicklingError(f"it has {len(pickles)} entries data.pkl, and a state dict has one")
+        rehearsal = _Rehearsal(io.BytesIO(unpack(archive, pickles[0], name, LONGEST_PICKLE)))
         rehearsal.load()
         sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in entries}
     for key, size in rehearsal.storages.items():
