@@ -8,6 +8,7 @@ model.evaluate ...`` shares the images among N processes.
 import argparse
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -212,6 +213,8 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         command.complain("model.evaluate", error)
     if not counts.images:
         raise UsageError(f"{folder.path}: no image can be read")
+    if not math.isfinite(counts.loss):
+        raise UsageError(f"{folder.path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
     shares = counts.per_class()
     title = f"{loaded.name}, {counts.images} images of {command.one_line(folder.path)}: top-1 {counts.top1:.2%}"
     if args.json:

@@ -328,6 +328,10 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
                 seconds += time.perf_counter() - started
         except torch.OutOfMemoryError as error:
             raise UsageError(f"--batch {args.batch} does not fit in the memory of {where['device']}") from error
+        finite = probabilities.isfinite().all(1).tolist()
+        if not all(finite):
+            path, _ = batch[finite.index(False)]
+            raise UsageError(f"{path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
         done += len(batch)
         layers = {}
         if stopwatch:

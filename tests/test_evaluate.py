@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,17 @@ def test_bad_input(here, folder, tmp_path, monkeypatch, arguments, message):
     assert (status, out) == (2, "")
     assert err.startswith(f"model.evaluate: error: {message}"), err
     assert len(err.splitlines()) == (2 if arguments == ["broken"] else 1)
+
+
+def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
+    """Finite, but not what they make of a photo: NaN is no JSON, and no class is the likeliest."""
+    loaded = weights.load()
+    huge = {name: (weight * 1e20, bias) for name, (weight, bias) in loaded.layers.items()}
+    monkeypatch.setattr(weights, "load", lambda _: replace(loaded, layers=huge))
+    status, out, err = here(folder, "--json", "--workers", 0, "--plot", tmp_path / "a.png")
+    assert (status, out) == (2, "")
+    assert err == f"model.evaluate: error: {folder}: cifar10 overflows in fp32; its probabilities are no numbers\n"
+    assert not list(tmp_path.iterdir())
 
 
 def counted(rank, size, port, results):

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from model import command, weights
 from model.command import UsageError
 from model.data import read_folder
-from model.infer import find_photos, imagenet_hint
+from model.infer import find_photos, imagenet_hint, main
 from model.preprocess import open_image
 from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
@@ -166,6 +167,19 @@ def test_weights_that_do_not_fit(tmp_path):
     status, out, err = infer(tmp_path, "--weights", "a.npz")
     assert (status, out, len(err)) == (2, [], 1)
     assert err[0].startswith("model.infer: error: a.npz: must hold conv1, ")
+
+
+def test_weights_that_overflow(monkeypatch, capsys):
+    """Finite, but not what they make of a photo: NaN is no JSON, and no class is the likeliest."""
+    loaded = weights.load()
+    huge = {name: (weight * 1e20, bias) for name, (weight, bias) in loaded.layers.items()}
+    monkeypatch.setattr(weights, "load", lambda _: replace(loaded, layers=huge))
+    cat = str(DATA / "chelsea.png")
+    for options in ([], ["--json"]):
+        status = main([cat, *options])
+        out, err = capsys.readouterr()
+        assert (status, out) == (2, "")
+        assert err == f"model.infer: error: {cat}: cifar10 overflows in fp32; its probabilities are no numbers\n"
 
 
 def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
