@@ -46,6 +46,10 @@ def complain(name: str, message: object) -> None:
 def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     """The exit status of ``command(argv)``: 2 for a :class:`UsageError`, 130 for Ctrl-C, 141 for a closed pipe."""
     try:
+        if sys.stderr is None:  # closed: print would write to stdout
+            sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        if sys.stdout is None:
+            raise UsageError("standard output is closed")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not where a notebook, say, has put its own in their place
                 stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
