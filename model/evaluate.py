@@ -154,7 +154,7 @@ def draw(counts: Counts, rows: list[int], classes: tuple[str, ...], title: str, 
     image = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
     figure.colorbar(image, label="share of the row's images")
     axis.set(xlabel="taken for", ylabel="is")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=10, parse_math=False)
     if len(classes) <= 40:
         axis.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
         axis.set_yticks(range(len(rows)), [classes[row] for row in rows], parse_math=False)

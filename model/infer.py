@@ -235,7 +235,7 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
     labels, probabilities = zip(*((p["label"], p["probability"]) for p in predictions), strict=True)
     drawn = bars.barh(range(len(labels)), probabilities, color="tab:blue")
     bars.bar_label(drawn, [f"{p:.1%}" for p in probabilities], padding=4)
-    bars.set_yticks(range(len(labels)), labels)
+    bars.set_yticks(range(len(labels)), labels, parse_math=False)
     bars.invert_yaxis()
     bars.set(xlim=(0, 1.15), xlabel="probability", title=f"Top {len(labels)} of softmax(fc8)")
     bars.set_xticks(np.linspace(0, 1, 6))
@@ -257,7 +257,7 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
     features.set(xlabel="map = number at the left + number below")
     features.tick_params(length=0)
     features.spines[:].set_visible(False)
-    figure.suptitle(caption, fontsize=10, color="dimgray")
+    figure.suptitle(caption, fontsize=10, color="dimgray", parse_math=False)
     figure.savefig(out, format="png", dpi=110)
 
 

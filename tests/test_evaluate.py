@@ -138,6 +138,13 @@ def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folders_name_is_no_formula(here, folder, tmp_path):
+    """Matplotlib takes what stands between two $ for TeX."""
+    os.symlink(folder, tmp_path / "$x_{$")
+    status, _, err = here(tmp_path / "$x_{$", "--workers", 0, "--plot", tmp_path / "a.png")
+    assert status == 0 and err == f"drawn in {tmp_path}/a.png\n"
+
+
 def counted(rank, size, port, results):
     """In a process of its own: what ``rank`` of ``size`` counts of numbers that stand for images."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -20,7 +20,7 @@ from PIL import Image
 from model import command, weights
 from model.command import UsageError
 from model.data import read_folder
-from model.infer import find_photos, imagenet_hint, main
+from model.infer import draw, find_photos, imagenet_hint, main
 from model.preprocess import open_image
 from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
@@ -180,6 +180,13 @@ def test_weights_that_overflow(monkeypatch, capsys):
         out, err = capsys.readouterr()
         assert (status, out) == (2, "")
         assert err == f"model.infer: error: {cat}: cifar10 overflows in fp32; its probabilities are no numbers\n"
+
+
+def test_labels_are_no_formulas(tmp_path):
+    """Matplotlib takes what stands between two $ for TeX."""
+    predictions = [{"label": "$x_{$", "probability": 0.5}]
+    draw(tmp_path / "a.png", DATA / "chelsea.png", predictions, np.ones((96, 55, 55)), "of $x_{$")
+    assert (tmp_path / "a.png").stat().st_size
 
 
 def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
