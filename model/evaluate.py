@@ -216,7 +216,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     if not math.isfinite(counts.loss):
         raise UsageError(f"{folder.path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
     shares = counts.per_class()
-    title = f"{loaded.name}, {counts.images} images of {command.one_line(folder.path)}: top-1 {counts.top1:.2%}"
+    title = command.one_line(f"{loaded.name}, {counts.images} images of {folder.path}: top-1 {counts.top1:.2%}")
     if args.json:
         record = {
             "weights": loaded.name,
@@ -235,11 +235,11 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         }
         lines = [json.dumps(record)]
     else:
-        width = max(len(loaded.classes[row]) for row in rows)
-        lines = []
-        for row in rows:
+        names = [command.one_line(loaded.classes[row]) for row in rows]
+        width, lines = max(map(len, names)), []
+        for row, name in zip(rows, names, strict=True):
             share = "      -" if shares[row] is None else f"{shares[row]:7.1%}"
-            lines.append(f"{loaded.classes[row]:<{width}}  {share}  of {int(counts.confusion[row].sum())}")
+            lines.append(f"{name:<{width}}  {share}  of {int(counts.confusion[row].sum())}")
         top5 = "" if counts.top5 is None else f", top-5 {counts.top5:.2%}"
         skipped = f", {len(counts.unreadable)} skipped that cannot be read" if counts.unreadable else ""
         how = ", ten crops" if args.ten_crop else ""

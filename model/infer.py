@@ -203,11 +203,12 @@ def layer_table(layers: list[dict], batch: int) -> str:
 
 def photo_table(path: Path, predictions: list[dict]) -> str:
     """A photo's likeliest classes for people, with bars."""
-    width = max(len(p["label"]) for p in predictions)
+    labels = [one_line(p["label"]) for p in predictions]
+    width = max(map(len, labels))
     block = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     lines = [
-        f"{rank:4}  {p['label']:<{width}}  {p['probability']:6.1%}  {block * round(40 * p['probability'])}".rstrip()
-        for rank, p in enumerate(predictions, 1)
+        f"{rank:4}  {label:<{width}}  {p['probability']:6.1%}  {block * round(40 * p['probability'])}".rstrip()
+        for rank, (label, p) in enumerate(zip(labels, predictions, strict=True), 1)
     ]
     return "\n".join([one_line(path), *lines, ""])
 
@@ -356,7 +357,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         return False
     each = f"{seconds / done:.2f} s a photo" if seconds / done >= 0.1 else f"{seconds / done * 1e3:.2f} ms a photo"
     summary = (
-        f"{where['weights']} on {where['device']}, kernels {where['mode']}, {args.dtype}: "
+        f"{one_line(where['weights'])} on {where['device']}, kernels {where['mode']}, {args.dtype}: "
         f"{done} photo{'s' * (done > 1)} in {seconds:.2f} s, {each}"
     )
     if not args.json:

@@ -138,6 +138,17 @@ def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_classes_do_not_command_the_terminal(here, folder, tmp_path, monkeypatch):
+    """They are the names of folders, and of what the weights were trained on."""
+    loaded = weights.load()
+    classes = tuple("a\x1b[2J\nb" if name == "cat" else name for name in loaded.classes)
+    monkeypatch.setattr(weights, "load", lambda _: replace(loaded, classes=classes))
+    shutil.copytree(folder / "cat", tmp_path / "a\x1b[2J\nb")
+    status, out, err = here(tmp_path, "--workers", 0)
+    assert status == 0, err
+    assert out.splitlines()[0].startswith(r"a\x1b[2J\nb  ")
+
+
 def test_a_folders_name_is_no_formula(here, folder, tmp_path):
     """Matplotlib takes what stands between two $ for TeX."""
     os.symlink(folder, tmp_path / "$x_{$")

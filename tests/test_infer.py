@@ -20,7 +20,7 @@ from PIL import Image
 from model import command, weights
 from model.command import UsageError
 from model.data import read_folder
-from model.infer import draw, find_photos, imagenet_hint, main
+from model.infer import draw, find_photos, imagenet_hint, main, photo_table
 from model.preprocess import open_image
 from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
@@ -180,6 +180,14 @@ def test_weights_that_overflow(monkeypatch, capsys):
         out, err = capsys.readouterr()
         assert (status, out) == (2, "")
         assert err == f"model.infer: error: {cat}: cifar10 overflows in fp32; its probabilities are no numbers\n"
+
+
+def test_labels_do_not_command_the_terminal():
+    """They come from whoever wrote the file of weights."""
+    predictions = [{"label": "a\x1b[2J\ncat", "probability": 0.5}, {"label": "dog", "probability": 0.25}]
+    lines = photo_table(Path("a.png"), predictions).splitlines()
+    assert lines[1].split()[:3] == ["1", r"a\x1b[2J\ncat", "50.0%"]
+    assert lines[2].index("25.0%") == lines[1].index("50.0%")
 
 
 def test_labels_are_no_formulas(tmp_path):
