@@ -128,10 +128,10 @@ def match(folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list
     Raises:
         UsageError: a folder whose name is no class of the weights.
     """
-    places = wordnet.indices(folders) if len(classes) == 1000 else None
+    unknown = [folder for folder in folders if folder not in classes]
+    places = wordnet.indices(folders) if unknown and len(classes) == 1000 else None
     if places is not None:
         return places
-    unknown = [folder for folder in folders if folder not in classes]
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + ", ..." * (len(unknown) > 3)
         known = ", ".join(map(repr, classes[:5])) + ", ..." * (len(classes) > 5)

@@ -26,6 +26,18 @@ def test_other_names():
         match(("n01440764",), ("tench",), "a")  # whose classes are not ImageNet's
 
 
+def test_classes_that_are_ids_themselves(monkeypatch):
+    """As of a network that model.train trained on 1000 such folders, ImageNet's or others: no list is asked."""
+    data = types.ModuleType("timm.data")
+    data.ImageNetInfo = lambda subset: types.SimpleNamespace(label_names=lambda: IDS)
+    own = (*(f"n{number:08}" for number in range(500)), *IDS[:500])
+    for module in (data, None):
+        monkeypatch.setitem(sys.modules, "timm", module and types.ModuleType("timm"))
+        monkeypatch.setitem(sys.modules, "timm.data", module)
+        assert match((own[2], own[1]), own, "a") == [2, 1]
+        assert match((own[503],), own, "a") == [503]
+
+
 def test_some_folders(monkeypatch):
     """timm knows the others; here a stand-in for it, and then none."""
     data = types.ModuleType("timm.data")
