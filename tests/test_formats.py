@@ -255,6 +255,27 @@ def test_pth_that_lies(path):
     refused(path, lie, "its tensors are larger than the file")
 
 
+def between(layers, *names):
+    """With layers that have no weights after conv1, as Caffe writes them."""
+    return {"conv1": layers["conv1"], **dict.fromkeys(names, ()), **layers}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_caffenet_is_another_network(path, legacy):
+    """BVLC's other one, in Caffe's zoo and in ONNX's: all of AlexNet's shapes, but it pools before it normalises."""
+    layers = files.small_layers()
+    check(load(path, files.caffemodel(between(layers, "relu1", "norm1", "pool1"), legacy)), layers)
+    refused(path, files.caffemodel(between(layers, "relu1", "pool1", "norm1"), legacy), "as CaffeNet does")
+    for kinds in (("LRN", "MaxPool"), ("MaxPool", "LRN")):
+        model = files.onnx_model(layers)
+        for kind in reversed(kinds):  # whose names of tensors do not matter
+            model.graph.node.insert(2, onnx.helper.make_node(kind, ["x"], ["y"]))
+        if kinds[0] == "LRN":
+            check(load(path, model.SerializeToString()), layers)
+        else:
+            refused(path, model.SerializeToString(), "as CaffeNet does")
+
+
 # safetensors
 
 

@@ -23,6 +23,7 @@ from model.weights.common import (
     WeightsError,
     check_any,
     check_arrays,
+    check_order,
     published,
     read_bounded,
     to_tensors,
@@ -98,6 +99,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
         raise WeightsError(f"{name}: truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
     layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
     check_any(name, list(found), layers)
+    check_order(name, [layer.name for layer in (*net.layers, *net.layer)], "norm1", "pool1")
     return published(name, layers)
 
 

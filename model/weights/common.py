@@ -152,6 +152,12 @@ def check_bias(name: str, layer: str, found: Container[str]) -> None:
         raise WeightsError(f"{name}: {layer} has a weight but no bias")
 
 
+def check_order(name: str, steps: Sequence[str], normalise: str, pool: str) -> None:
+    """Checks that a graph normalises before it pools: CaffeNet, whose weights have AlexNet's shapes, pools first."""
+    if normalise in steps and pool in steps[: steps.index(normalise)]:
+        raise WeightsError(f"{name}: pools before it normalises, as CaffeNet does, which is another network")
+
+
 def check_size(path: str | os.PathLike, name: str) -> None:
     """Checks that a file is not larger than weights can be."""
     size = os.stat(path).st_size

@@ -17,6 +17,7 @@ from model.weights.common import (
     Weights,
     WeightsError,
     check_arrays,
+    check_order,
     published,
     read_bounded,
     reason,
@@ -49,6 +50,7 @@ def read(path: str | os.PathLike, name: str) -> Weights:
         raise WeightsError(
             f"{name}: must be a graph of 5 Conv and 3 Gemm, got {len(nodes['Conv'])} and {len(nodes['Gemm'])}"
         )
+    check_order(name, [node.op_type for node in graph.node], "LRN", "MaxPool")
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     layers = {
         layer: _layer(name, layer, node, tensors)
