@@ -96,6 +96,18 @@ def test_parameters_from_weights(loaded):
         assert layer.weight.dim() == 2 or layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_networks_of_the_same_weights_are_independent(loaded):
+    """One is trained, say, and the other tells what it knew before."""
+    first, second = AlexNet.from_weights(loaded), AlexNet.from_weights(loaded)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1.0)
+    for name, pair in loaded.layers.items():
+        for part, tensor in zip(("weight", "bias"), pair, strict=True):
+            before, after = second.get_parameter(f"{name}.{part}"), first.get_parameter(f"{name}.{part}")
+            assert torch.equal(before, tensor) and torch.equal(after, tensor + 1.0), (name, part)
+
+
 def test_skip_layer():
     net = AlexNet(num_classes=7)
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -263,7 +263,7 @@ def assign(net: torch.nn.Module, loaded: Weights, skip_layer: Iterable[str] = ()
     Raises:
         WeightsError: a layer is missing or of another shape; nothing has been copied then.
     """
-    state = {}
+    state, meta = {}, next(net.parameters()).is_meta
     for name, layer in net.named_children():
         if not hasattr(layer, "weight") or name in skip_layer:
             continue
@@ -274,7 +274,8 @@ def assign(net: torch.nn.Module, loaded: Weights, skip_layer: Iterable[str] = ()
             if tuple(tensor.shape) != takes:
                 hint = '; skip_layer=("fc8",) leaves it as it is' if name == "fc8" else ""
                 raise WeightsError(f"{loaded.name}: {name}'s {part} must be {takes}, got {tuple(tensor.shape)}{hint}")
-            filters = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-            state[f"{name}.{part}"] = tensor.contiguous(memory_format=filters)
-    # On the meta device there is nothing to copy into: the tensors themselves become the parameters.
-    net.load_state_dict(state, strict=False, assign=next(net.parameters()).is_meta)
+            if meta:  # nothing to copy into: a copy becomes the parameter, as other networks may take these weights too
+                filters = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+                tensor = tensor.clone(memory_format=filters)
+            state[f"{name}.{part}"] = tensor
+    net.load_state_dict(state, strict=False, assign=meta)
