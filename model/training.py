@@ -104,7 +104,7 @@ class Training:
                     raise UsageError(error) from error
             self.position = {
                 "step": 0,
-                "best": 0.0,
+                "best": -1.0,  # of no validation yet: the first one's weights are kept, even if it got none right
                 "scaler": {},
                 "colour": colour.tolist(),
                 "arguments": arguments,
@@ -326,7 +326,7 @@ class Training:
         if self.ranks.first:
             self.log.close()
             self.draw()
-        best = f"; best validation {self.position['best']:.1%} in {self.best}" if self.validation else ""
+        best = f"; best validation {self.position['best']:.1%} in {self.best}" if self.position["best"] >= 0.0 else ""
         count = len(self.unreadable)
         were = "image that cannot be read was" if count == 1 else "images that cannot be read were"
         skipped = f"; {count} {were} skipped" if count else ""

@@ -259,6 +259,21 @@ def test_weights_of_divided_inputs(here, folder, tmp_path):
     assert status == 0 and "3 of 3" in out, err
 
 
+def test_none_right_is_the_best_so_far(here, folder, tmp_path, monkeypatch):
+    """best.safetensors is there from the first validation on, as the last line says."""
+    count = training.evaluate.count
+
+    def counts_none(*args, **options):
+        counts = count(*args, **options)
+        return replace(counts, confusion=torch.tensor([[0, 2, 0], [2, 0, 0], [2, 0, 0]]))
+
+    monkeypatch.setattr(training.evaluate, "count", counts_none)
+    status, out, err = here(folder, *SMALL, "--epochs", 2, "--out", tmp_path)
+    assert status == 0, err
+    assert out.splitlines()[-1].endswith(f"; best validation 0.0% in {tmp_path}/best.safetensors")
+    assert weights.load(tmp_path / "best.safetensors").classes == tuple(COLOURS)
+
+
 def test_unreadable_images(here, tmp_path):
     """Named once, counted, and the next image in its place; with --strict the end."""
     images = make_folder(tmp_path / "images", 3)
