@@ -116,7 +116,7 @@ class Order:
 class Crops(Dataset):
     """Training images: (epoch, image) -> crop (227, 227, 3), RGB bytes; shift of its colours (B, G, R); class; errors.
 
-    An image that cannot be read is replaced by the next that can, in the order of their names.
+    An image that cannot be read is replaced by the next that can, in the order of their names; None where none can.
 
     Args:
         images: a folder's.
@@ -128,9 +128,11 @@ class Crops(Dataset):
     def __init__(self, images: Sequence[tuple[str, int]], seed: int, colour: np.ndarray, augment: str = "paper"):
         self.images, self.seed, self.colour, self.augment = images, seed, colour, augment
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int, list[str]]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray, int, list[str]]:
         epoch, image = place
         photo, target, errors = self._readable(image)
+        if photo is None:
+            return None, np.zeros(3, np.float32), target, errors
         top = left = (LARGE - SIZE) // 2
         mirror, shift = False, np.zeros(3)
         random = generator("augmentation", self.seed, epoch, image)
@@ -144,14 +146,14 @@ class Crops(Dataset):
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.array(crop), shift.astype(np.float32), target, errors
 
-    def _readable(self, image: int) -> tuple[Image.Image, int, list[str]]:
+    def _readable(self, image: int) -> tuple[Image.Image | None, int, list[str]]:
         errors: list[str] = []
         for path, target in (*self.images[image:], *self.images[:image]):
             try:
                 return open_image(path), target, errors
             except ImageError as error:
                 errors.append(str(error))
-        raise ImageError(f"not one of {len(self.images)} images can be read; {errors[0]}")
+        return None, 0, [f"not one of {len(self.images)} images can be read; {errors[0]}"]
 
 
 def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:

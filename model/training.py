@@ -191,7 +191,10 @@ class Training:
         self.drawn, self.clock = time.monotonic(), time.perf_counter()
         with self.signals(), self.progress(first) as self.bar:
             for step, (pixels, shifts, target, problems) in enumerate(crops, first):
-                self.report([problem for found in problems for problem in found])
+                said = [problem for found in problems for problem in found]
+                if len(target) < args.batch // ranks.size:  # all images are gone, as with a network's disk
+                    raise UsageError(ranks.name(said[-1]))
+                self.report(said)
                 x = data.to_input(pixels, shifts, self.preprocess, self.device)
                 target = torch.as_tensor(target).to(self.device, non_blocking=True)
                 factor = rate(args.schedule, step, self.steps)

@@ -289,6 +289,25 @@ def test_unreadable_images(here, tmp_path):
     assert err.splitlines() == [f"model.train: error: {broken}: not an image in a format that Pillow reads"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_vanish(here, tmp_path, monkeypatch, workers):
+    """All of them, in the midst of a run, as where they lie on a network's disk: one line, and the checkpoint stays."""
+    images, step = make_folder(tmp_path / "images", 3), training.Learner.step
+
+    def vanish(self, number, *args):
+        for path in images.glob("*/*.png"):
+            path.unlink(missing_ok=True)
+        return step(self, number, *args)
+
+    monkeypatch.setattr(training.Learner, "step", vanish)
+    options = ["--epochs", 9, "--save-every", 1, "--out", tmp_path / "run"]
+    status, _, err = here(images, *SMALL, *options, "--workers", workers)
+    *skipped, line = err.splitlines()
+    assert status == 2 and all(other.endswith("; skipped") for other in skipped)
+    assert line.startswith("model.train: error: not one of 9 images can be read; ") and line.endswith(": no such file")
+    assert weights.load(tmp_path / "run" / "last.safetensors").classes == tuple(COLOURS)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_loss_that_is_no_number(here, folder, tmp_path, every):
     """Or weights that are none, which are not saved: the last good checkpoint stays."""
