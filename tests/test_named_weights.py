@@ -235,6 +235,14 @@ def weights_command(*arguments, **environment):
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
+def test_a_cache_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    """As where HOME is another user's; here by a name that the system refuses for whoever asks."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / ("a" * 300)))
+    assert named.cached("bvlc") is None
+    with pytest.raises(WeightsError, match="bvlc: cannot be downloaded"):
+        weights.load("bvlc")
+
+
 def test_ctrl_c_leaves_nothing(server, cache):
     """In a process of its own, as its download hangs."""
     code = (

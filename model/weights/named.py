@@ -92,7 +92,7 @@ def cached(name: str) -> Path | None:
     """The file of a downloaded name, by its size; None where it is not there."""
     for source in NAMED[name].sources:
         path = cache() / source.file
-        if path.is_file() and source.bytes in (None, path.stat().st_size):
+        if os.path.isfile(path) and source.bytes in (None, path.stat().st_size):
             return path
     return None
 
@@ -120,7 +120,7 @@ def fetch(name: str) -> Path:
     failures = []
     for source in named.sources:
         path = cache() / source.file
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises where the folder may not be looked into
             try:
                 _check(source, path, str(path))
                 return path
