@@ -9,8 +9,9 @@ with s[m] the sum of q[m] and g[m] what the mean or the sum leaves of the loss's
 
     dx[m, c] = g[m] * (s[m] * softmax(x[m])[c] - q[m, c])
 
-The log-sum-exp is found in one sweep, as in kernels/softmax.py; nothing of x's size is stored but dx, which is made
-again from x. Label smoothing as in Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567).
+The log-sum-exp is found in one sweep, as in kernels/softmax.py, and kept in two parts, the largest x and the logarithm
+of the sum after it was taken off: added up, they would lose the second where logits are large. Nothing of x's size is
+stored but dx, which is made again from x. Label smoothing as in Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567).
 """
 
 import torch
@@ -54,7 +55,7 @@ def _cross_entropy_kernel(
     weight_ptr,  # [C]
     losses_ptr,  # [M]
     divisors_ptr,  # [M] float32, what each row adds to the mean's divisor
-    normalisers_ptr,  # [M] float32, the log-sum-exp of each row
+    normalisers_ptr,  # [2, M] float32, the log-sum-exp of each row: its largest logit, and what comes on top
     M,
     ignored,
     smoothing,
@@ -80,7 +81,7 @@ def _cross_entropy_kernel(
         previous = largest
         largest = tl.maximum(previous, tl.max(x, 1))
         total = total * tl.exp(previous - largest) + tl.sum(tl.exp(x - largest[:, None]), 1)
-    normaliser = largest + tl.log(total)
+    above = tl.log(total)
 
     if PROBABILITIES:
         target = offs_m  # not read
@@ -101,13 +102,15 @@ def _cross_entropy_kernel(
         mask = kept[:, None] & (offs_c < C)[None, :]
         q = _targets(target_ptr, weight_ptr, offs_m, offs_c, mask, target, smoothing, C, HAS_WEIGHT, PROBABILITIES)
         x = tl.load(x_ptrs + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
-        loss += tl.sum(tl.where(q == 0.0, 0.0, q * (normaliser[:, None] - x)), 1)  # 0 * inf would be NaN
+        cost = above[:, None] - (x - largest[:, None])
+        loss += tl.sum(tl.where(q == 0.0, 0.0, q * cost), 1)  # 0 * inf would be NaN
     if not PROBABILITIES:
         loss = tl.where(kept & ~known, float("nan"), loss)
 
     tl.store(losses_ptr + offs_m, runtime.cast(loss, losses_ptr.dtype.element_ty), mask=mask_m)
     tl.store(divisors_ptr + offs_m, divisor, mask=mask_m)
-    tl.store(normalisers_ptr + offs_m, normaliser, mask=mask_m)
+    tl.store(normalisers_ptr + offs_m, largest, mask=mask_m)
+    tl.store(normalisers_ptr + M + offs_m, above, mask=mask_m)
 
 
 @triton.jit
@@ -142,7 +145,7 @@ def _cross_entropy_gradient_kernel(
     x_ptr,  # [M, C]
     target_ptr,  # [M] classes, or [M, C] probabilities
     weight_ptr,  # [C]
-    normalisers_ptr,  # [M]
+    normalisers_ptr,  # [2, M]
     divisor_ptr,  # []
     dx_ptr,  # [M, C]
     M,
@@ -165,7 +168,8 @@ def _cross_entropy_gradient_kernel(
             grad /= tl.load(divisor_ptr)
     else:
         grad = tl.load(grad_ptr + offs_m, mask=mask_m, other=0.0).to(tl.float32)
-    normaliser = tl.load(normalisers_ptr + offs_m, mask=mask_m, other=0.0)
+    largest = tl.load(normalisers_ptr + offs_m, mask=mask_m, other=0.0)
+    above = tl.load(normalisers_ptr + M + offs_m, mask=mask_m, other=0.0)
     if PROBABILITIES:
         target = offs_m  # not read
         kept = mask_m
@@ -187,7 +191,7 @@ def _cross_entropy_gradient_kernel(
         q = _targets(target_ptr, weight_ptr, offs_m, offs_c, mask, target, smoothing, C, HAS_WEIGHT, PROBABILITIES)
         offs = (offs_m * C)[:, None] + offs_c[None, :]  # [BLOCK_M, BLOCK_N]
         x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-        dx = grad[:, None] * (total[:, None] * tl.exp(x - normaliser[:, None]) - q)
+        dx = grad[:, None] * (total[:, None] * tl.exp(x - largest[:, None] - above[:, None]) - q)
         dx = runtime.cast(tl.where(mask, dx, 0.0), dx_ptr.dtype.element_ty)  # ignored rows have none, even of a NaN
         tl.store(dx_ptr + offs, dx, mask=mask_m[:, None] & (offs_c < C)[None, :])
 
@@ -200,7 +204,7 @@ def launch_cross_entropy(
     reduction: str,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss or the losses, each row's log-sum-exp, and the mean's divisor (empty of losses alone)."""
+    """The loss or the losses, each row's log-sum-exp in two parts, and the mean's divisor (empty of losses alone)."""
     loss, normalisers, divisor = _cross_entropy_output(input, target, weight, ignore_index, reduction, label_smoothing)
     M, C = input.shape
     # Here and not in the public function, where torch.compile and torch.export would have to know the numbers.
@@ -293,7 +297,7 @@ def _cross_entropy_output(input, target, weight, ignore_index, reduction, label_
     M = input.shape[0]
     empty = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=input.device)
     loss = empty(M, dtype=input.dtype) if reduction == "none" else empty(dtype=input.dtype)
-    return loss, empty(M), empty(0) if reduction == "none" else empty()
+    return loss, empty(2, M), empty(0) if reduction == "none" else empty()
 
 
 def _gradient_output(grad, input, target, weight, normalisers, divisor, ignore_index, reduction, label_smoothing):

@@ -45,6 +45,24 @@ def max_pool2d(input, *args, **kwargs):
     return F.max_pool2d(exact(input), *args, **kwargs)
 
 
+def padded_max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    """:func:`max_pool2d` of an input that is padded before, for its gradient.
+
+    PyTorch's own stores that of a window in the padding alone, possible with dilation, outside of the tensor.
+    """
+    x = exact(input)
+    size = F.max_pool2d(x.detach(), kernel_size, stride, padding, dilation, ceil_mode).shape[-2:]
+    pads = []
+    for axis in (1, 0):  # as F.pad has them, the last first
+        k, s, before, d = (
+            value if isinstance(value, int) else value[axis]
+            for value in (kernel_size, kernel_size if stride is None else stride, padding, dilation)
+        )
+        pads += [before, max((size[axis] - 1) * s + d * (k - 1) + 1 - before - x.shape[axis - 2], 0)]
+    y = F.max_pool2d(F.pad(x, pads, value=float("-inf")), kernel_size, stride, dilation=dilation)
+    return y[..., : size[0], : size[1]]
+
+
 def lrn_max_pool2d(input, size, alpha, beta, k, kernel_size, stride):
     x = exact(input) if input.dim() == 4 else exact(input).unsqueeze(0)  # (C, H, W), as max_pool2d has it
     y = F.max_pool2d(F.local_response_norm(x, size, alpha, beta, k), kernel_size, stride)

@@ -117,6 +117,14 @@ def test_large_logits(dtype, guarded):
     assert_gradients(lambda x: run(x, target, None, {"reduction": "none"}, guarded), exact, [x], guarded)
 
 
+def test_a_common_offset_changes_nothing(guarded):
+    """What the logits have in common may be much larger than the loss, which is as exact as without it."""
+    x, (_, target, _) = torch.randint(-64, 65, (31, 7)) / 16 + 4096.0, tensors((31, 7))  # exact in float32
+    exact = lambda x: F.cross_entropy(x.double(), target, reduction="none")
+    assert_close(run(x, target, None, {"reduction": "none"}, guarded), exact(x), torch.float32)
+    assert_gradients(lambda x: run(x, target, None, {"reduction": "none"}, guarded), exact, [x], guarded)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_nan_and_infinity_as_in_pytorch(value, smoothing, guarded):

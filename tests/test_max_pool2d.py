@@ -128,6 +128,19 @@ def test_window_in_the_padding_alone(guarded):
     assert where.flatten().tolist() == [-1] * 4
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 2, 2), (2, 3, 2, 7), (2, 3, 3, 4)], ids=str)
+def test_gradient_of_windows_in_the_padding_alone(shape, guarded):
+    """There is none; PyTorch stores it at that pixel that is not there, of which a process that tried many died."""
+    arguments = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3, "ceil_mode": True}
+    x = randn(*shape)
+    assert_gradients(
+        lambda x: kernels.max_pool2d(x, **arguments),
+        lambda x: reference.padded_max_pool2d(x, **arguments),
+        [x],
+        guarded,
+    )
+
+
 def check_gradient(guarded, x, indices=False, **arguments):
     def ours(x):
         y = kernels.max_pool2d(x, **arguments, return_indices=indices)
