@@ -22,6 +22,10 @@ class Parser(argparse.ArgumentParser):
 def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     """The exit status of ``command(argv)``: 2 for a :class:`UsageError`, 130 for Ctrl-C, 141 for a closed pipe."""
     try:
+        if sys.stderr is None:  # closed: print would write to stdout
+            sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        if sys.stdout is None:
+            raise UsageError("standard output is closed")
         status = command(argv)
         sys.stdout.flush()
         return status

@@ -70,17 +70,17 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "longer"
 
 
-@pytest.mark.parametrize("name", MODEL)
+@pytest.mark.parametrize("name", [*(f"model.{name}" for name in MODEL), "kernels.trace"])
 def test_closed_streams(name):
     """What is for stderr does not go to stdout instead, and nothing is done of which nobody would hear."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(arguments):
-        command = ["sh", "-c", f"exec {sys.executable} -m model.{name} {arguments}"]
+        command = ["sh", "-c", f"exec {sys.executable} -m {name} {arguments}"]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     done = run("--help >&-")
-    assert (done.returncode, done.stderr) == (2, f"model.{name}: error: standard output is closed\n")
+    assert (done.returncode, done.stderr) == (2, f"{name}: error: standard output is closed\n")
     done = run("--nonsense 2>&-")
     assert (done.returncode, done.stdout) == (2, "")
 
