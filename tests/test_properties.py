@@ -1,7 +1,7 @@
 """Every operator on arguments that nobody chose, against PyTorch: hypothesis draws shapes, strides, dtypes and values.
 
 ``pytest`` draws the same few every time; ``HYPOTHESIS_PROFILE=long pytest tests/test_properties.py`` looks for new ones
-for as long as an hour or so. What it finds becomes a test with a name, in the operator's own file.
+for an hour or so. What it finds becomes a test with a name, in the operator's own file.
 
 The numbers of products and pools are small integers, whose sums are exact in any order: results have to be equal.
 """
