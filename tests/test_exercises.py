@@ -19,6 +19,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 import execute
+from tests.launches import noting
 
 EXERCISES = [
     (name, exercise)
@@ -61,24 +62,17 @@ def test_solution_passes(name, exercise):
 
 def test_solutions_compile(monkeypatch):
     """A notebook interprets its kernels, and the interpreter takes what the compiler does not."""
-    run, launches = interpreter.GridExecutor.__call__, {}
-
-    def record(executor, *args, **constants):
-        tensors = [argument for argument in args if isinstance(argument, torch.Tensor)]
-        if tensors and Path(executor.fn.__code__.co_filename).parent == execute.HERE / "solutions":
-            launches[executor.fn.__name__] = args, constants
-        return run(executor, *args, **constants)
-
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", record)
+    launches: dict = {}
+    own = lambda kernel: Path(kernel.__code__.co_filename).parent == execute.HERE / "solutions"
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", noting(launches, own))
     kernels = {}
     for name, exercise in EXERCISES:
         kernels[exercise] = answer = getattr(load(solutions(name)), exercise)
         checker(name, exercise)(answer)
     tasks = {}
-    for name, (args, constants) in launches.items():
+    for name, launch in launches.items():
         kernels[name].fn.__module__ = "__main__"  # as a notebook's own
-        constants = {argument: value for argument, value in constants.items() if argument in kernels[name].arg_names}
-        tasks[name] = compiler.Launch(kernels[name], args, constants | {"num_warps": 4, "num_stages": 3})
+        tasks[name] = compiler.Launch(kernels[name], *launch)
     assert len(tasks) >= 17
     assert compiler.compile(tasks).keys() == tasks.keys()
 

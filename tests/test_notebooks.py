@@ -14,17 +14,12 @@ NAMES = execute.names()
 
 NOTE = """
 import lesson
-import torch
 from triton.runtime import interpreter
 
-def _noted(executor, *args, run=interpreter.GridExecutor.__call__, **constants):
-    if executor.fn.__module__ == "__main__" and any(isinstance(value, torch.Tensor) for value in args):
-        known = {name: value for name, value in constants.items() if name in executor.arg_names}
-        _launches[executor.fn.__name__] = args, known | {"num_warps": 4, "num_stages": 3}
-    return run(executor, *args, **constants)
+from tests.launches import noting
 
 _launches = {}
-interpreter.GridExecutor.__call__ = _noted
+interpreter.GridExecutor.__call__ = noting(_launches, lambda kernel: kernel.__module__ == "__main__")
 """
 COMPILE = """
 from lesson import compiler
