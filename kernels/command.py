@@ -51,16 +51,22 @@ def _discard() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces ``path``, whole or not at all.
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces ``path``, whole or not at all: written beside it, brought to the disk, then renamed.
 
     Raises:
         UsageError: the disk is full, or whatever else the system says.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
     try:
-        partial.write_text(text, encoding="utf-8")
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the rename itself
+        os.close(folder)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
     finally:

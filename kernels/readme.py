@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from kernels import command
-from kernels.command import Parser, UsageError, write_text
+from kernels.command import Parser, UsageError, write_bytes
 from kernels.roofline import (
     MEASUREMENTS,
     PROVIDERS,
@@ -110,7 +110,7 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
     new = "\n".join([before + BEGIN, "", *(lines or [NOTHING, ""]), END + after])
     if new == text:
         return False
-    write_text(readme, new)
+    write_bytes(readme, new.encode())
     return True
 
 

@@ -6,15 +6,14 @@ a file for ``model.infer --weights``; the run's position is among what the heade
 (One entry, for safetensors writes several in any order, and equal runs are to give equal files.)
 """
 
-import contextlib
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from kernels import command
 from model.command import UsageError
 
 
@@ -30,21 +29,10 @@ def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces ``path``, whole or not at all; raises as :func:`write`."""
-    partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself
-        os.close(folder)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # where it was not renamed
+        command.write_bytes(path, data)
+    except command.UsageError as error:  # the kernels' commands have one of their own
+        raise UsageError(error) from error
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.command import UsageError, write_text
+from kernels.command import UsageError, write_bytes
 
 ROOT = Path(__file__).parent.parent
 MODEL = ("infer", "train", "evaluate", "compress", "weights")  # without PyTorch until there is something to compute
@@ -57,16 +57,16 @@ def test_full_disk(line, unbuffered):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "table.json"
-    write_text(path, "old")
+    write_bytes(path, b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))  # as a disk with room for four more bytes
     try:
         with pytest.raises(UsageError, match=r"table\.json: cannot be written: File too large"):
-            write_text(path, "longer")
+            write_bytes(path, b"longer")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [found.name for found in tmp_path.iterdir()] == ["table.json"] and path.read_text() == "old"
-    write_text(path, "longer")
+    write_bytes(path, b"longer")
     assert path.read_text() == "longer"
 
 

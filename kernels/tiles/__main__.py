@@ -20,7 +20,7 @@ import kernels
 from kernels import command, runtime, tiles
 from kernels.assembly import Task, launches
 from kernels.bench import Gpu, Work, judge_work, precision
-from kernels.command import Parser, write_text
+from kernels.command import Parser, write_bytes
 from kernels.layers import ALEXNET, DTYPES, LAYERS
 from kernels.tiles.choices import Problem, Tile, candidates
 
@@ -72,7 +72,7 @@ def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
     }
     rows = ",\n".join(json.dumps(row) for row in table.pop("tiles"))
     text = json.dumps(table)[:-1] + f', "tiles": [\n{rows}\n]}}\n'
-    write_text(tiles.path(architecture), text)
+    write_bytes(tiles.path(architecture), text.encode())
     tiles.forget()
 
 
