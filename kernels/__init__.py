@@ -1,15 +1,25 @@
-"""AlexNet's operators as Triton kernels, named and called as in ``torch.nn.functional``."""
+"""AlexNet's operators as Triton kernels, named and called as in ``torch.nn.functional``.
 
-from kernels.arguments import ArgumentError
-from kernels.bias_relu import bias_relu
-from kernels.conv2d import conv2d
-from kernels.cross_entropy import cross_entropy
-from kernels.dropout import dropout
-from kernels.linear import linear
-from kernels.local_response_norm import local_response_norm
-from kernels.lrn_max_pool2d import lrn_max_pool2d
-from kernels.max_pool2d import max_pool2d
-from kernels.softmax import softmax
+They are imported when the first of them is asked for: PyTorch takes seconds, which no command's ``--help`` is to wait
+for. (Before :func:`torch.export.load` of a program that calls them: ``from kernels import *``.)
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kernels.arguments import ArgumentError
+    from kernels.bias_relu import bias_relu
+    from kernels.conv2d import conv2d
+    from kernels.cross_entropy import cross_entropy
+    from kernels.dropout import dropout
+    from kernels.linear import linear
+    from kernels.local_response_norm import local_response_norm
+    from kernels.lrn_max_pool2d import lrn_max_pool2d
+    from kernels.max_pool2d import max_pool2d
+    from kernels.softmax import softmax
 
 __all__ = [
     "ArgumentError",
@@ -23,3 +33,29 @@ __all__ = [
     "max_pool2d",
     "softmax",
 ]
+
+
+class _Package(ModuleType):
+    """This package, in which ``conv2d`` is the function, whether or not its file, of the same name, is imported yet.
+
+    See https://docs.python.org/3/reference/datamodel.html#customizing-module-attribute-access.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        for each in __all__:
+            file = "arguments" if each == "ArgumentError" else each
+            setattr(self, each, getattr(import_module(f"{self.__name__}.{file}"), each))
+        return self.__dict__[name]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in __all__ and isinstance(value, ModuleType):  # by Python, once it has imported the file
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

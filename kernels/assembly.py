@@ -5,6 +5,8 @@ AlexNet's layers, noted instead of run; each is compiled with the tile that it w
 others that the tuner tries.
 """
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import re
@@ -14,17 +16,22 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import command, runtime, tiles
+from kernels import command, tiles
 from kernels.command import Parser, UsageError
-from kernels.layers import DTYPES, LAYERS
+from kernels.layers import DTYPES, LAYERS, torch_dtype
 from kernels.tiles import Problem, choices
+
+# PyTorch takes seconds to import: only once the arguments make sense, inside functions.
+if TYPE_CHECKING:
+    import torch
+
+    from kernels import runtime
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -33,13 +40,13 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 _TYPES = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
+    "torch.float16": "*fp16",
+    "torch.bfloat16": "*bf16",
+    "torch.float32": "*fp32",
+    "torch.int64": "*i64",
+    "torch.int32": "*i32",
+    "torch.int8": "*i8",
+    "torch.uint8": "*u8",
 }
 
 
@@ -102,10 +109,14 @@ def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:
 
 
 def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
+    import torch
+
+    from kernels import runtime
+
     layer = LAYERS[task.layer]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if task.dtype == "tf32" else "ieee"
     try:
-        operands = layer.operands(task.batch, DTYPES[task.dtype], "cpu")  # never filled
+        operands = layer.operands(task.batch, torch_dtype(task.dtype), "cpu")  # never filled
     except RuntimeError as error:
         raise UsageError(f"--batch {task.batch}: {task.layer}'s tensors do not fit in the memory here") from error
     for operand in layer.trained(operands) if task.backward else []:
@@ -121,6 +132,8 @@ def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
 
 def compile_launch(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, architecture: str) -> Assembly:
     """Compiles a launch as Triton would on that GPU, and counts what came out."""
+    import torch
+
     kernel = launch.kernel
     given = dict(zip(kernel.arg_names, launch.args, strict=False)) | launch.constants
     signature, constants, attributes = {}, {}, {}
@@ -140,10 +153,10 @@ def compile_launch(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, archi
 
 
 def _type(value: torch.Tensor | int | float) -> str:
-    if isinstance(value, torch.Tensor):
-        return _TYPES[value.dtype]
     if isinstance(value, float):
         return "fp32"
+    if not isinstance(value, int):
+        return _TYPES[str(value.dtype)]
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 

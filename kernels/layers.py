@@ -3,18 +3,29 @@
 Shapes are those of BVLC's deploy.prototxt (https://github.com/BVLC/caffe/tree/master/models/bvlc_alexnet).
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 import kernels
 from kernels import cost
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32}
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "tf32": "float32"}
+DTYPES = tuple(_DTYPES)
 """What the commands call the dtypes; ``tf32`` is float32, multiplied as TF32."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that the commands call ``name``."""
+    import torch
+
+    return getattr(torch, _DTYPES[name])
 
 
 class Layer(NamedTuple):
@@ -37,6 +48,8 @@ class Layer(NamedTuple):
 
     def operands(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> list[torch.Tensor]:
         """Input and parameters in the memory order that the kernels read, not yet filled."""
+        import torch
+
         return [
             torch.empty(
                 shape,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from kernels import command
 from kernels.command import Parser, UsageError
+from kernels.layers import ALEXNET, DTYPES
 
 MEASUREMENTS = Path(__file__).parent.parent / "notebooks" / "measurements"
 PROVIDERS = {"triton": "ours (Triton)", "torch": "PyTorch", "compile": "torch.compile"}
@@ -231,8 +232,6 @@ def plot_roofline(
             there = [row for row in both if row]
             points[name] = (there[0].flops / there[0].bytes, {row.provider: speed(row) for row in there})
     else:
-        from kernels.layers import ALEXNET
-
         for layer in ALEXNET:
             cost = layer.cost(batch, 4 if dtype in ("fp32", "tf32") else 2, backward=pass_ == "backward")
             points[layer.name] = (cost.flops / cost.bytes, {"model": cost.flops / limits.floor_ms(*cost[2:]) * 1e-9})
@@ -389,8 +388,6 @@ def _roof(text: str) -> float:
 
 
 def run(argv: list[str] | None) -> int:
-    from kernels.layers import DTYPES
-
     parser = Parser(
         prog="python -m kernels.roofline", description="Draws a measured table, or a model, under the roofline."
     )
@@ -398,7 +395,7 @@ def run(argv: list[str] | None) -> int:
     add("table", nargs="?", metavar="CSV", help="a measured table; none: the model alone, under the roofs given here")
     add("--bandwidth", type=_roof, metavar="TB/S", help="the roof to assume without a table, read plus written")
     add("--rate", type=_roof, metavar="TFLOP/S", help="likewise, of matrix products")
-    add("--dtype", choices=tuple(DTYPES), default="fp16", help="likewise, of the tensors (fp16)")
+    add("--dtype", choices=DTYPES, default="fp16", help="likewise, of the tensors (fp16)")
     add("--batch", type=int, default=128, metavar="N", help="likewise, images (128)")
     add("--out", type=Path, default=Path("."), metavar="DIR", help="where the PNGs go (here)")
     args = parser.parse_args(argv)

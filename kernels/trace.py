@@ -6,21 +6,31 @@ interpreter makes them. What is touched of Triton's insides is in this file alon
 its builder's loads and stores, and the array behind a tensor.
 """
 
+from __future__ import annotations
+
 import contextlib
 import linecache
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from kernels import command, runtime, tiles
-from kernels.command import Parser, UsageError
+from kernels import command, tiles
+from kernels.command import Parser, UsageError, interrupts_exit
 from kernels.layers import LAYERS
+
+if TYPE_CHECKING:
+    import torch
+
+# PyTorch takes seconds to import, which the command does once its arguments make sense. For whoever imports this module
+# it is decided at once how kernels run, before they decorate one of their own.
+if __name__ != "__main__":
+    import_module("kernels.runtime")
 
 
 class Access(NamedTuple):
@@ -75,6 +85,8 @@ def trace(call: Callable[[], object], kernel: str, program: Sequence[int] = (0, 
     Raises:
         TraceError: no such kernel was launched, the program is outside its grid, or kernels are compiled here.
     """
+    from kernels import runtime
+
     if not runtime.INTERPRETED:
         raise TraceError("only interpreted kernels can be traced: set TRITON_INTERPRET=1")
     x, y, z = (*program, 0, 0)[:3]
@@ -166,6 +178,8 @@ class _Recorder:
         self.launched.append(executor.fn.__name__)
         if executor.fn.__name__ != self.kernel or self.trace is not None:
             return run(executor, *args, **kwargs)
+        import torch
+
         arguments = dict(zip(executor.arg_names, args, strict=False)) | {
             name: value for name, value in kwargs.items() if name in executor.arg_names
         }
@@ -288,6 +302,10 @@ def run(argv: list[str] | None) -> int:
     if len(options.program) > 3:
         parser.error(f"argument --program: takes up to three ids, got {len(options.program)}")
 
+    with interrupts_exit():
+        import torch
+
+        from kernels import runtime
     torch.manual_seed(0)
     layer = LAYERS[name]
     operands = layer.random_operands(1, torch.float32, "cpu")

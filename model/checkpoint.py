@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from kernels import command
-from model.command import UsageError
+from kernels.command import UsageError, write_bytes
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
@@ -25,14 +24,6 @@ def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     """
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(packed, {"meta": json.dumps(meta)}))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces ``path``, whole or not at all; raises as :func:`write`."""
-    try:
-        command.write_bytes(path, data)
-    except command.UsageError as error:  # the kernels' commands have one of their own
-        raise UsageError(error) from error
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

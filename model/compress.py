@@ -19,8 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model import command, train
-from model.command import Parser, UsageError, choose_device, interrupts_exit
+from kernels import command
+from kernels.command import Parser, UsageError, interrupts_exit, write_bytes
+from model import train
+from model.command import choose_device, leave
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
         device = choose_device(training.device)
         from dataclasses import replace
 
-        from model import checkpoint, weights
+        from model import weights
         from model.weights import deep_compression
         from model.weights.common import describe
 
@@ -272,7 +274,7 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
         few, codebook = quantise(now.layers[layer][0].numpy())
         parts.append(deep_compression.encode(few, now.layers[layer][1].numpy(), codebook))
     meta = describe(now.classes, now.lrn, now.preprocess)
-    checkpoint.write_bytes(args.out, deep_compression.join(parts, meta))
+    write_bytes(args.out, deep_compression.join(parts, meta))
     say("quantised", weights.load(args.out))
     for layer, (entries, data) in zip(weights.LAYERS, parts, strict=True):
         kept, total = int(masks[layer].sum()), masks[layer].numel()
@@ -294,4 +296,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command.leave(main())
+    leave(main())

@@ -22,7 +22,8 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from model.command import UsageError, start_worker
+from kernels.command import UsageError
+from model.command import start_worker
 from model.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
 

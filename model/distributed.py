@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from model.command import UsageError
+from kernels.command import UsageError
 
 
 class Ranks:

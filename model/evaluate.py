@@ -16,8 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from model import command, wordnet
-from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit, partial_for
+from kernels import command
+from kernels.command import Parser, UsageError, interrupts_exit
+from model import wordnet
+from model.command import choose_device, device_name, leave, partial_for, put
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -173,7 +175,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
 
         import kernels
         from kernels import pytorch
-        from kernels.layers import DTYPES
+        from kernels.layers import torch_dtype
         from model import data, weights
         from model.alexnet import AlexNet
         from model.distributed import Ranks
@@ -192,7 +194,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
 
     folder, loaded, net, rows = ranks.agree(prepare)
     images = [(path, rows[index]) for path, index in folder.images]
-    dtype = DTYPES[args.dtype]
+    dtype = torch_dtype(args.dtype)
     net.to(device, dtype)
     crops = loaded.preprocess.ten_crops if args.ten_crop else loaded.preprocess
     counts = count(
@@ -249,7 +251,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         print(*lines, sep="\n")
     if partial:
         drawn = [row for row in rows if shares[row] is not None]
-        command.put(lambda out: draw(counts, drawn, loaded.classes, title, out), partial, args.plot)
+        put(lambda out: draw(counts, drawn, loaded.classes, title, out), partial, args.plot)
     return 2 if counts.unreadable else 0
 
 
@@ -266,4 +268,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command.leave(main())
+    leave(main())

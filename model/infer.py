@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model import command
-from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit, one_line, partial_for
+from kernels import command
+from kernels.command import Parser, UsageError, interrupts_exit, one_line
+from model.command import choose_device, device_name, partial_for, put, start_worker
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def batches(photos: Photos, size: int) -> Iterator[list]:
         batch_size=size,
         num_workers=2 if several else 0,
         collate_fn=list,
-        worker_init_fn=command.start_worker,
+        worker_init_fn=start_worker,
     )
     return tqdm(loader, unit="batch", leave=False, disable=None) if several else iter(loader)
 
@@ -367,7 +368,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         if loaded.name == weights.DEFAULT:
             print(imagenet_hint(len(loaded.classes)))
     if partial:
-        command.put(lambda out: draw(out, photos[0], predictions, features["conv1"], summary), partial, args.plot)
+        put(lambda out: draw(out, photos[0], predictions, features["conv1"], summary), partial, args.plot)
     return done == len(photos)
 
 

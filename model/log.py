@@ -6,8 +6,7 @@ import io
 import os
 from pathlib import Path
 
-from model import checkpoint
-from model.command import UsageError
+from kernels.command import UsageError, write_bytes
 
 FIELDS = (
     "step",
@@ -47,7 +46,7 @@ class Log:
         writer = csv.writer(text)
         writer.writerow(FIELDS)
         writer.writerows(map(_text, self.rows))
-        checkpoint.write_bytes(path, text.getvalue().encode())
+        write_bytes(path, text.getvalue().encode())
         self.file = path.open("a", newline="")
         self.writer = csv.writer(self.file)
 
@@ -117,4 +116,4 @@ def draw(rows: list[dict], per_epoch: int, out: Path) -> None:
     png = io.BytesIO()
     figure.savefig(png, dpi=110)
     plt.close(figure)
-    checkpoint.write_bytes(out, png.getvalue())
+    write_bytes(out, png.getvalue())

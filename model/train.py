@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model import command
-from model.command import Parser, UsageError, choose_device, device_name, interrupts_exit
+from kernels import command
+from kernels.command import Parser, UsageError, interrupts_exit
+from model.command import choose_device, device_name, leave
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import
     import torch
@@ -125,4 +126,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command.leave(main())
+    leave(main())

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 import kernels
 from kernels import pytorch
-from kernels.layers import DTYPES
+from kernels.command import UsageError, one_line
+from kernels.layers import torch_dtype
 from model import checkpoint, data, evaluate, weights
 from model.alexnet import LRN, AlexNet
-from model.command import UsageError, device_name, one_line
+from model.command import device_name
 from model.distributed import Ranks
 from model.learner import RATES, Learner, make_optimizer, rate
 from model.log import Log, draw
@@ -46,7 +47,7 @@ class Training:
             ranks.stop(f"{self.last} is not there for every rank: --out must be a folder that all machines share")
         tensors = ranks.agree(self.prepare)
         optimizer = make_optimizer(self.net, args.optimizer, self.rate)
-        self.learner = Learner(self.net, optimizer, DTYPES[args.dtype], args.seed, ranks.rank, ranks.size)
+        self.learner = Learner(self.net, optimizer, torch_dtype(args.dtype), args.seed, ranks.rank, ranks.size)
         if tensors:
             self.learner.restore(tensors, self.position["scaler"])
         self.log = ranks.agree(lambda: self.open_log() if ranks.first else None)

@@ -165,7 +165,7 @@ def compute(rank: int, image: str | None) -> int:
         photo = image or infer.default_photo()
         loaded = weights.load()
         x = loaded.preprocess(open_image(photo))[None]
-    except (infer.UsageError, ImageError, weights.WeightsError) as error:
+    except (ImageError, weights.WeightsError) as error:
         raise command.UsageError(error) from error
     device = runtime.default_device()
     backend = "gloo"

@@ -7,7 +7,7 @@ set with all the folders says itself which is which; for a part of it somebody m
 import re
 from collections.abc import Sequence
 
-from model.command import UsageError
+from kernels.command import UsageError
 
 
 def indices(folders: Sequence[str]) -> list[int] | None:

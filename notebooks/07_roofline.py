@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import bench, cost, roofline, runtime
+from kernels import cost, roofline, runtime, timing
 from kernels.cost import Cost
 from kernels.layers import ALEXNET, LAYERS
 from kernels.trace import trace
@@ -109,12 +109,12 @@ for dtype, intensity in bend.items():
 # ## Roofs are measured
 #
 # What a maker states is reached by nothing: clocks go down when all of a chip works, memory has to be refreshed. A
-# kernel at 80 % of the stated limit may be at the end of what can be done. So `kernels/bench.py` measures the roofs on
+# kernel at 80 % of the stated limit may be at the end of what can be done. So `kernels/timing.py` measures the roofs on
 # the device itself, in the same run as the kernels: a copy of far more than a cache holds, and a large matrix product.
 
 # %%
-source.show(bench.roof_copy)
-source.show(bench.roof_matmul)
+source.show(timing.roof_copy)
+source.show(timing.roof_matmul)
 
 # %%
 limits = machine.limits("fp16")

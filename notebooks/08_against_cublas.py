@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import bench, pytorch, roofline, runtime
+from kernels import pytorch, roofline, runtime, timing
 from kernels.layers import ALEXNET
 from kernels.trace import trace
 
@@ -49,8 +49,8 @@ assert careless and not careful
 # with NaN before a run, compares every element with float64, and takes NaN for an infinite error:
 
 # %%
-source.show(bench.Gap.add)
-gap = bench.Gap()
+source.show(timing.Gap.add)
+gap = timing.Gap()
 gap.add(broken, expected)
 assert gap.share == float("inf")
 
@@ -78,12 +78,12 @@ rounded = {
 errors = {}
 for dtype, cut in rounded.items():
     errors[dtype] = ((cut(a) @ cut(b) - exact).abs().max() / exact.abs().max()).item()
-    assert errors[dtype] < bench.BOUNDS[dtype]
+    assert errors[dtype] < timing.BOUNDS[dtype]
 
 figure, (left, right) = style.figure(1, 2, height=2.6)
 figure.suptitle("One product, its numbers rounded in four ways", x=0.01, ha="left")
 left.barh(list(errors), list(errors.values()), color=style.BLUE, label="error")
-left.plot([bench.BOUNDS[dtype] for dtype in errors], range(4), "D", color=style.ORANGE, label="what a kernel may have")
+left.plot([timing.BOUNDS[dtype] for dtype in errors], range(4), "D", color=style.ORANGE, label="what a kernel may have")
 left.set(xscale="log", xlim=(1e-8, 1), xlabel="max|out - ref| / max|ref|")
 left.legend(fontsize=8)
 rates = [machine.H100[dtype].rate * 1e-12 for dtype in errors]
@@ -128,7 +128,7 @@ assert p20 <= p50 <= p80
 # same. And against the others at their best: PyTorch in both memory orders, and `torch.compile` with all its tuning.
 
 # %%
-source.show(bench.Gpu.time)
+source.show(timing.Gpu.time)
 
 # %% [markdown]
 # ## Before the race: what does each side have to move?
@@ -317,7 +317,7 @@ rivals.published()
 
 # %%
 print("published by KernelBench's authors, github.com/ScalingIntelligence/KernelBench, results/timing")
-for problem in bench.KERNELBENCH:
+for problem in timing.KERNELBENCH:
     least = problem.work.cost(problem.batch, 4)
     floor = machine.H100["tf32"].floor_ms(least.flops, least.bytes)
     tflops = least.flops / problem.compile_ms * 1e-9
@@ -325,7 +325,7 @@ for problem in bench.KERNELBENCH:
         f"{problem.work.name}, batch {problem.batch}: eager {problem.eager_ms} ms, compiled {problem.compile_ms} ms"
         f" = {tflops:.0f} TFLOP/s; all in TF32, under NVIDIA's limits, at least {floor:.2f} ms"
     )
-conv1 = bench.KERNELBENCH[0]
+conv1 = timing.KERNELBENCH[0]
 least = conv1.work.cost(conv1.batch, 4)
 assert round(least.flops / conv1.compile_ms * 1e-9) == 31
 assert round(conv1.compile_ms / machine.H100["tf32"].floor_ms(least.flops, least.bytes)) == 13

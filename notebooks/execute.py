@@ -16,8 +16,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-from model import command
-from model.command import Parser, UsageError
+from kernels import command
+from kernels.command import Parser, UsageError
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"

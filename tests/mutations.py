@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from model import command
-from model.command import Parser
+from kernels import command
+from kernels.command import Parser
 from tests import results
 
 ROOT = Path(__file__).parent.parent

@@ -34,8 +34,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model import command
-from model.command import Parser, UsageError, device_name
+from kernels import command
+from kernels.command import Parser, UsageError
+from model.command import device_name
 from tests import results
 
 ROOT = Path(__file__).parent.parent

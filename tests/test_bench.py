@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import bench, roofline, runtime
+from kernels import bench, roofline, runtime, timing
 from kernels.command import UsageError
 from kernels.layers import LAYERS
 
@@ -33,7 +33,7 @@ def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
-class FakeGpu(bench.Interpreter):
+class FakeGpu(timing.Interpreter):
     """The interpreter, passed off as a GPU to everything but the clock: a timing is 1 ms, 2 ms, 3 ms, ..."""
 
     interpreted = False
@@ -53,17 +53,17 @@ class FakeGpu(bench.Interpreter):
 def fake(monkeypatch):
     """A GPU that is none, and a compiler that does nothing."""
     device = FakeGpu()
-    monkeypatch.setattr(bench, "here", lambda: device)
-    monkeypatch.setattr(bench, "compiled", lambda function: function)
+    monkeypatch.setattr(timing, "here", lambda: device)
+    monkeypatch.setattr(timing, "compiled", lambda function: function)
     return device
 
 
 @pytest.fixture
 def interpreter(monkeypatch):
     """The interpreter, whether or not there is a GPU, with small roofs."""
-    device = bench.Interpreter()
+    device = timing.Interpreter()
     device.copy_size, device.matmul_size = 1024, 64
-    monkeypatch.setattr(bench, "here", lambda: device)
+    monkeypatch.setattr(timing, "here", lambda: device)
     return device
 
 
@@ -147,7 +147,7 @@ def test_refuses_a_table_that_is_no_text(interpreter, tmp_path, capsys):
 
 
 def test_a_disk_without_room_for_the_table(tmp_path):
-    table = bench.Table(tmp_path / "table.csv")
+    table = timing.Table(tmp_path / "table.csv")
     table.file.close()
     table.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     table.writer = csv.writer(table.file)
@@ -224,17 +224,17 @@ def test_a_crash_does_not_stop_the_rest(fake, monkeypatch, tmp_path, capsys):
     ],
 )
 def test_deviation_sees_every_element_and_no_other_difference(name, shapes):
-    work = bench.Work(name, (LAYERS[name]._replace(**shapes),))
-    operands = work.random_operands(bench.CHUNK + 3, torch.float32, torch.device("cpu"))
+    work = timing.Work(name, (LAYERS[name]._replace(**shapes),))
+    operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
     right = work.theirs(*operands)
-    assert bench.deviation(work, operands, [right]) <= 1e-5
+    assert timing.deviation(work, operands, [right]) <= 1e-5
     last = (-1,) * right.dim()
     for value in (math.nan, math.inf, 1e3):
         wrong = right.clone()
         wrong[last] = value
-        assert bench.deviation(work, operands, [wrong]) > 1e-2
-    assert bench.deviation(work, operands, [right[:-1]]) == math.inf
-    assert bench.deviation(work, operands, [right[:, :-1]]) == math.inf
+        assert timing.deviation(work, operands, [wrong]) > 1e-2
+    assert timing.deviation(work, operands, [right[:-1]]) == math.inf
+    assert timing.deviation(work, operands, [right[:, :-1]]) == math.inf
 
 
 BACKWARD = [
@@ -253,20 +253,20 @@ BACKWARD = [
 
 @pytest.mark.parametrize(("name", "shapes"), BACKWARD)
 def test_deviation_sees_every_element_of_every_gradient(name, shapes):
-    work = bench.Work(name, (LAYERS[name]._replace(**shapes),), "backward")
-    operands = work.random_operands(bench.CHUNK + 3, torch.float32, torch.device("cpu"))
+    work = timing.Work(name, (LAYERS[name]._replace(**shapes),), "backward")
+    operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
     started = work.start(work.theirs, None, operands)
     right = started.run()
     assert len(right) == 1 + len(work.layers[0].parameters) - work.layers[0].first
     assert all(torch.equal(a, b) for a, b in zip(right, started.run(), strict=True)), "not twice the same"
-    assert bench.deviation(work, operands, right, started.output) <= 1e-5
+    assert timing.deviation(work, operands, right, started.output) <= 1e-5
     for position, gradient in enumerate(right):
         for value in (math.nan, math.inf, 1e4):
             wrong = [gradient.clone() for gradient in right]
             wrong[position][(-1,) * gradient.dim()] = value
-            assert bench.deviation(work, operands, wrong, started.output) > 1e-2
+            assert timing.deviation(work, operands, wrong, started.output) > 1e-2
         wrong = [*right[:position], gradient[..., :-1], *right[position + 1 :]]
-        assert bench.deviation(work, operands, wrong, started.output) == math.inf
+        assert timing.deviation(work, operands, wrong, started.output) == math.inf
 
 
 def small_network() -> tuple:
@@ -280,25 +280,25 @@ def small_network() -> tuple:
 
 
 def test_a_step_gives_every_parameters_gradient_and_changes_none():
-    work = bench.Work("alexnet", small_network(), "step")
-    operands = work.random_operands(bench.CHUNK + 3, torch.float32, torch.device("cpu"))
+    work = timing.Work("alexnet", small_network(), "step")
+    operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
     before = [operand.clone() for operand in operands]
     started = work.start(work.theirs, torch.nn.functional.cross_entropy, operands)
     right = started.run()
     assert [gradient.shape for gradient in right] == [operand.shape for operand in operands[1:-1]]
     assert all(torch.equal(a, b) for a, b in zip(right, started.run(), strict=True)), "not twice the same"
     assert all(torch.equal(a, b) for a, b in zip(operands, before, strict=True))
-    assert bench.deviation(work, operands, right) <= 1e-4
+    assert timing.deviation(work, operands, right) <= 1e-4
     for position in range(len(right)):
         wrong = [gradient * (1.1 if position == other else 1.0) for other, gradient in enumerate(right)]
-        assert bench.deviation(work, operands, wrong) == pytest.approx(0.1, rel=0.01)
-    assert bench.deviation(work, operands, [right[0] * math.nan, *right[1:]]) == math.inf
+        assert timing.deviation(work, operands, wrong) == pytest.approx(0.1, rel=0.01)
+    assert timing.deviation(work, operands, [right[0] * math.nan, *right[1:]]) == math.inf
 
 
 @needs_interpreter
 def test_backward_and_step_on_the_kernels(fake, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "STEP", bench.Work("alexnet", small_network(), "step"))
-    monkeypatch.setattr(bench, "NETWORK", bench.Work("alexnet", small_network()))
+    monkeypatch.setattr(timing, "STEP", timing.Work("alexnet", small_network(), "step"))
+    monkeypatch.setattr(timing, "NETWORK", timing.Work("alexnet", small_network()))
     arguments = ["max_pool2d", "softmax", "--network", "--pass", "forward", "backward", "--batch", "2"]
     assert bench.main([*arguments, "--dtype", "fp32", "--plot", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
@@ -313,10 +313,10 @@ def test_backward_and_step_on_the_kernels(fake, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.6, 1.0])
 def test_deviation_of_dropout_counts_what_is_kept(kept):
-    work = bench.Work("drop6", (LAYERS["drop6"],))
+    work = timing.Work("drop6", (LAYERS["drop6"],))
     operands = work.random_operands(16, torch.float32, torch.device("cpu"))
     x = operands[0]
-    assert bench.deviation(work, operands, [torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)]) == math.inf
+    assert timing.deviation(work, operands, [torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)]) == math.inf
 
 
 def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
@@ -381,15 +381,15 @@ def test_the_network_costs_what_its_layers_cost():
     floors = {1: 42e-3, 128: 314e-3, 1024: 2.327}  # ms at 800 TFLOP/s and 3 TB/s, each layer at its own floor
     limits = roofline.Roofs(3e12, 800e12)
     for batch, floor in floors.items():
-        layers = [limits.floor_ms(*layer.cost(batch, 2)[2:]) for layer in bench.NETWORK.layers]
+        layers = [limits.floor_ms(*layer.cost(batch, 2)[2:]) for layer in timing.NETWORK.layers]
         assert sum(layers) == pytest.approx(floor, rel=0.02)
-        whole = bench.NETWORK.cost(batch, 2)
+        whole = timing.NETWORK.cost(batch, 2)
         assert limits.floor_ms(whole.flops, whole.bytes) <= sum(layers)
-    assert bench.NETWORK.cost(4, 2).output == (4, 1000)
+    assert timing.NETWORK.cost(4, 2).output == (4, 1000)
 
 
 def test_kernelbenchs_problems_have_the_shapes_that_they_name():
-    conv, network = (item.work for item in bench.KERNELBENCH)
+    conv, network = (item.work for item in timing.KERNELBENCH)
     assert conv.cost(256, 4).output == (256, 96, 55, 55)
     x = torch.empty(2, 3, 224, 224, device="meta")
     parameters = [torch.empty(shape, device="meta") for layer in network.layers for shape in layer.parameters]
@@ -404,12 +404,12 @@ def test_kernelbenchs_problems_have_the_shapes_that_they_name():
 
 @needs_interpreter
 def test_the_network_matches_float64():
-    small = [layer for layer in bench.NETWORK.layers if layer.name in ("conv5", "pool5", "fc8")]
+    small = [layer for layer in timing.NETWORK.layers if layer.name in ("conv5", "pool5", "fc8")]
     small[2] = small[2]._replace(input=(9216,), parameters=((10, 9216), (10,)))
-    work = bench.Work("end of alexnet", tuple(small))
+    work = timing.Work("end of alexnet", tuple(small))
     operands = work.random_operands(2, torch.float32, torch.device("cpu"))
-    assert bench.deviation(work, operands, [work.ours(*operands)]) <= 1e-5
-    assert bench.deviation(work, operands, [work.theirs(*(tensor.contiguous() for tensor in operands))]) <= 1e-5
+    assert timing.deviation(work, operands, [work.ours(*operands)]) <= 1e-5
+    assert timing.deviation(work, operands, [work.theirs(*(tensor.contiguous() for tensor in operands))]) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16"])
@@ -418,7 +418,7 @@ def test_one_precision_under_all_of_its_names(dtype):
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.fp32_precision
     tf32 = dtype == "tf32"
-    with bench.precision(dtype):
+    with timing.precision(dtype):
         for name in (matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.fp32_precision):
             assert name == ("tf32" if tf32 else "ieee")
         assert matmul.allow_tf32 is cudnn.allow_tf32 is tf32
@@ -432,18 +432,18 @@ def test_commit(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", missing)
     monkeypatch.delenv("GIT_COMMIT", raising=False)
-    assert bench.commit() == "unknown"
+    assert timing.commit() == "unknown"
     monkeypatch.setenv("GIT_COMMIT", "abc1234")
-    assert bench.commit() == "abc1234"
+    assert timing.commit() == "abc1234"
 
 
 @pytest.mark.skipif(runtime.INTERPRETED, reason="needs a GPU")
 def test_a_graphs_output_is_full_of_nan_before_the_replay_that_is_checked():
-    device = bench.Gpu()
+    device = timing.Gpu()
     x = torch.randn(1024, device=device.device)
-    run, (output,), _ = device.prepare(lambda: bench.Started(lambda: (x + 1,), None))
+    run, (output,), _ = device.prepare(lambda: timing.Started(lambda: (x + 1,), None))
     assert torch.equal(output, x + 1)
-    run, (output,), _ = device.prepare(lambda: bench.Started(lambda: (torch.empty_like(x),), None))  # writes nothing
+    run, (output,), _ = device.prepare(lambda: timing.Started(lambda: (torch.empty_like(x),), None))  # writes nothing
     assert output.isnan().all()
     p20, p50, p80 = device.time(run)
     assert 0 < p20 <= p50 <= p80

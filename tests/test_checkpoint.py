@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kernels.command import UsageError
 from model import checkpoint
-from model.command import UsageError
 
 META = {"classes": ["a"], "training": {"step": 3}}
 

@@ -17,8 +17,9 @@ import skimage
 import torch
 from PIL import Image
 
-from model import command, weights
-from model.command import UsageError
+from kernels import command
+from kernels.command import UsageError
+from model import weights
 from model.data import read_folder
 from model.infer import draw, find_photos, imagenet_hint, main, photo_table
 from model.preprocess import open_image

@@ -12,26 +12,27 @@ import pytest
 from kernels.command import UsageError, write_bytes
 
 ROOT = Path(__file__).parent.parent
-MODEL = ("infer", "train", "evaluate", "compress", "weights")  # without PyTorch until there is something to compute
-OTHERS = ("kernels.assembly", "kernels.bench", "kernels.readme", "kernels.roofline", "kernels.tiles", "kernels.trace")
+KERNELS = ("assembly", "bench", "readme", "roofline", "tiles", "trace")
+MODEL = ("compress", "evaluate", "infer", "train", "weights")  # two_gpus is torchrun's, which is PyTorch
+COMMANDS = (*(f"kernels.{name}" for name in KERNELS), *(f"model.{name}" for name in MODEL))
 
 
-@pytest.mark.parametrize("name", MODEL)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_needs_no_pytorch(name, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")  # the current folder comes first
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(*arguments):
-        command = [sys.executable, "-m", f"model.{name}", *arguments]
+        command = [sys.executable, "-m", name, *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
 
     helped = run("--help")
     assert (helped.returncode, helped.stderr) == (0, "")
-    assert helped.stdout.startswith(f"usage: python -m model.{name}")
+    assert helped.stdout.startswith(f"usage: python -m {name}")
     refused = run("--nonsense")
     assert (refused.returncode, refused.stdout) == (2, "")
     lines = refused.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"model.{name}: error: ")
+    assert len(lines) == 1 and lines[0].startswith(f"{name}: error: ")
 
 
 def test_the_decoy_is_found(tmp_path):
@@ -70,7 +71,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "longer"
 
 
-@pytest.mark.parametrize("name", [*(f"model.{name}" for name in MODEL), "kernels.trace"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_closed_streams(name):
     """What is for stderr does not go to stdout instead, and nothing is done of which nobody would hear."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -110,10 +111,9 @@ def test_a_worker_whose_reader_hangs_up(who):
     assert who == "other" or not done.stderr
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "tests.mutations", "tests.stress", "execute"])
+@pytest.mark.parametrize("name", ["tests.mutations", "tests.stress", "execute"])
 def test_help_and_nonsense(name, capsys):
-    module = importlib.import_module(name)
-    main = (importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module).main
+    main = importlib.import_module(name).main
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     out, err = capsys.readouterr()

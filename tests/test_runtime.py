@@ -59,6 +59,56 @@ def test_interpreted_without_a_gpu_whatever_was_imported_first(first):
     assert python(f"{first}\n{CHECK}", TRITON_INTERPRET=None) == "interpreted cpu interpreter"
 
 
+FIRST = """
+import importlib, os, sys
+import torch
+
+found = 0
+for file in {files}:
+    child = os.fork()
+    if child == 0:
+        names = vars(importlib.import_module("kernels." + file))
+        from triton.runtime.interpreter import InterpretedFunction
+        from triton.runtime.jit import KernelInterface
+        decorated = [value for value in names.values() if isinstance(value, KernelInterface)]
+        os._exit(9 if not all(isinstance(value, InterpretedFunction) for value in decorated) else len(decorated) > 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 1), file
+    found += status
+print(found)
+"""
+
+
+def test_interpreted_whichever_file_is_imported_first():
+    files = sorted(path.stem for path in Path(kernels.__file__).parent.glob("[a-z]*.py"))
+    decorating = sum("\n@triton.jit" in (ROOT / "kernels" / f"{file}.py").read_text() for file in files)
+    assert int(python(FIRST.format(files=files), TRITON_INTERPRET=None)) >= decorating > 10
+
+
+PACKAGE = """
+import sys, types
+import kernels
+assert "torch" not in sys.modules
+import kernels.conv2d
+assert isinstance(kernels.conv2d, types.FunctionType)  # not its file
+from kernels import linear
+assert linear is kernels.linear is sys.modules["kernels.linear"].linear
+assert set(kernels.__all__) <= set(dir(kernels))
+from kernels import *
+assert conv2d is kernels.conv2d and issubclass(ArgumentError, ValueError)
+from kernels import runtime
+assert isinstance(runtime, types.ModuleType)
+try:
+    kernels.conv3d
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_the_package_is_its_operators():
+    assert python(PACKAGE) == "module 'kernels' has no attribute 'conv3d'"
+
+
 def test_users_choice_to_interpret_is_kept():
     assert python(CHECK, TRITON_INTERPRET="1") == "interpreted cpu interpreter"
 

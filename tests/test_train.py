@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from kernels.command import UsageError
 from model import checkpoint, train, training, weights
-from model.command import UsageError
 from model.log import Log, draw
 from model.preprocess import FOLDER, RESIZE, Preprocess
 from model.weights.common import describe

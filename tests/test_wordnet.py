@@ -5,8 +5,8 @@ import types
 
 import pytest
 
+from kernels.command import UsageError
 from model import wordnet
-from model.command import UsageError
 from model.evaluate import match
 
 IDS = [f"n{number:08}" for number in range(1_440_764, 1_440_764 + 7_000, 7)]

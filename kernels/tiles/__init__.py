@@ -4,18 +4,21 @@ A table, ``<architecture>.json`` beside this file, is made on that GPU by ``pyth
 for each problem that was tuned.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from kernels import runtime
 from kernels.tiles import choices
 from kernels.tiles.choices import Problem, Tile
+
+if TYPE_CHECKING:
+    import torch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 """What the kernels are compiled for in the tests: A100, H100 and H200, B200, MI300X."""
@@ -27,6 +30,8 @@ _noted: list[tuple[Problem, Tile]] | None = None  # set inside noting()
 
 def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Tile:
     """The tile for one launch of ``operator`` on ``tensor``'s device, for its dtype."""
+    from kernels import runtime  # imports PyTorch, which the operator has done by now, but not who asks for help
+
     dtype = str(tensor.dtype).removeprefix("torch.")
     if operator in choices.MATRIX and runtime.dot_precision(tensor.dtype) == "tf32":
         dtype = "tf32"

@@ -5,24 +5,28 @@ must not win. What is timed is the whole operator: a split convolution launches 
 only their sum counts. That is why ``triton.autotune``, which times one kernel by itself, is not used.
 """
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
-import torch
-import triton
 from tqdm import tqdm
 
 import kernels
-from kernels import command, runtime, tiles
+from kernels import command, tiles
 from kernels.assembly import Task, launches
-from kernels.bench import Gpu, Work, judge_work, precision
-from kernels.command import Parser, write_bytes
-from kernels.layers import ALEXNET, DTYPES, LAYERS
+from kernels.command import Parser, interrupts_exit, write_bytes
+from kernels.layers import ALEXNET, DTYPES, LAYERS, torch_dtype
 from kernels.tiles.choices import Problem, Tile, candidates
+
+# PyTorch takes seconds to import: only once the arguments make sense, inside functions.
+if TYPE_CHECKING:
+    from kernels.timing import Gpu
 
 
 def compile_ahead(task: Task) -> None:
@@ -34,9 +38,12 @@ def compile_ahead(task: Task) -> None:
 
 def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
     """Adds to ``done`` the fastest tile of each problem that the task poses, one after another."""
+    from kernels import runtime
+    from kernels.timing import Work, judge_work
+
     layer = LAYERS[task.layer]
     work = Work(layer.name, (layer,), "backward" if task.backward else "forward")
-    operands = work.random_operands(task.batch, DTYPES[task.dtype], gpu.device)
+    operands = work.random_operands(task.batch, torch_dtype(task.dtype), gpu.device)
     started = lambda: work.start(work.ours, kernels.cross_entropy, operands)
     with tiles.noting() as noted:
         started().run()
@@ -61,6 +68,9 @@ def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
 
 def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
     """Writes the table, whole or not at all."""
+    import torch
+    import triton
+
     table = {
         "device": device,
         "torch": torch.__version__,
@@ -95,6 +105,10 @@ def run(argv: list[str] | None) -> int:
             parser.error(f"argument OPERATOR: must be among {', '.join(operators)}; got {operator}")
     if min(options.batch) < 1:
         parser.error(f"argument --batch: must be at least 1, got {min(options.batch)}")
+    with interrupts_exit():
+        from kernels import runtime
+        from kernels.timing import Gpu, precision
+
     if runtime.INTERPRETED:
         parser.error("no GPU is here to tune for; without one the tiles are the defaults of kernels/tiles/choices.py")
 

@@ -5,8 +5,8 @@ import math
 import sys
 from pathlib import Path
 
-from model import command
-from model.command import Parser, UsageError, interrupts_exit
+from kernels import command
+from kernels.command import Parser, UsageError, interrupts_exit
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
