@@ -16,6 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+import model as model  # the kernels beside it, wherever Hugging Face's package of that name is installed, too
 from kernels import command
 from kernels.command import Parser, UsageError
 

@@ -40,6 +40,13 @@ def test_model_brings_ours(theirs, tmp_path):
     assert helped.returncode == 0 and helped.stdout.startswith("usage: python -m model.infer")
 
 
+def test_notebooks_bring_ours(theirs):
+    found = python(theirs, ROOT / "notebooks", "-c", f"from lesson import style\n{SHOW}")
+    assert (found.stdout, found.stderr) == (f"{ROOT / 'kernels' / '__init__.py'}\n", "")
+    helped = python(theirs, ROOT / "notebooks", "execute.py", "--help")
+    assert helped.returncode == 0 and helped.stdout.startswith("usage: python notebooks/execute.py")
+
+
 def test_not_both_in_one_process(theirs, tmp_path):
     found = python(theirs, tmp_path, "-c", "import kernels, model.layers")
     assert found.returncode == 1

@@ -26,4 +26,5 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import model as model  # the kernels beside it, wherever Hugging Face's package of that name is installed, too
 from kernels import runtime as runtime  # before anybody imports triton
