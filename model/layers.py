@@ -4,6 +4,7 @@ Parameters, names and initialisation are those of ``torch.nn``; only ``forward``
 its cost for an input of a given shape. ``operators`` is the module whose functions a layer calls.
 """
 
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -17,6 +18,13 @@ class Layer(nn.Module):
     """What the layers have in common: ``operators``."""
 
     operators: ModuleType = kernels
+
+    def __getstate__(self) -> dict:
+        """For :func:`copy.deepcopy` and :func:`torch.save`: no module can be copied, but its name can."""
+        return {**super().__getstate__(), "operators": self.operators.__name__}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__({**state, "operators": import_module(state["operators"])})
 
 
 class Conv2d(Layer, nn.Conv2d):

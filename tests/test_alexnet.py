@@ -1,5 +1,6 @@
 """The network against plain PyTorch in float64, on the bundled weights and a photo."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import skimage
 import torch
 
-from kernels import ArgumentError
+import kernels
+from kernels import ArgumentError, pytorch
 from kernels.runtime import default_device
 from model import weights
 from model.alexnet import AlexNet
+from model.layers import Layer
 from model.preprocess import open_image
+from tests.narrow import Narrow
 from tests.reference_alexnet import reference_alexnet, relative_error
 
 CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
@@ -147,3 +151,14 @@ def test_missing_and_misshapen_layers(loaded):
         AlexNet.from_weights(dataclasses.replace(loaded, layers=layers))
     with pytest.raises(weights.WeightsError, match="lrn must be one of bvlc, tensorflow, paper, got 'other'"):
         AlexNet.from_weights(dataclasses.replace(loaded, lrn="other"))
+
+
+@pytest.mark.parametrize("operators", [kernels, pytorch], ids=lambda module: module.__name__)
+def test_copied_and_saved_with_its_operators(operators, tmp_path):
+    net = Narrow(3, keep_prob=1.0).use(operators).to(default_device())
+    torch.save(net, tmp_path / "net.pt")
+    x = torch.randn(2, net.fc8.in_features, device=default_device())
+    for other in (copy.deepcopy(net), torch.load(tmp_path / "net.pt", weights_only=False)):
+        assert all(layer.operators is operators for layer in other.children() if isinstance(layer, Layer))
+        assert other.fc8.weight is not net.fc8.weight
+        assert torch.equal(other.fc8(x), net.fc8(x))
