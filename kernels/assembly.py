@@ -7,6 +7,7 @@ others that the tuner tries.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -95,6 +96,16 @@ def assemble(tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Assembly]]]:
 
 def _assemble(task: Task) -> list[Assembly]:
     return [compile_launch(launch, tile, chosen, task.architecture) for launch, tile, chosen in launches(task)]
+
+
+def compile_ahead(task: Task) -> None:
+    """Puts a task's kernels into the cache of the Triton here; what fails to compile fails again when it is run.
+
+    For processes of the tuner's, and not in its own file: other processes do not import a package's ``__main__``.
+    """
+    for launch, _, _ in launches(task):
+        with contextlib.suppress(Exception):
+            launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
 
 
 def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:

@@ -1,6 +1,10 @@
 """Tiles: every one that can be chosen gives right results, and the choice is the one that was asked for."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ from kernels.layers import ALEXNET, UNFUSED
 from kernels.tiles import Problem, __main__, choices
 from tests import reference
 from tests.reference import assert_close, randn
+
+ROOT = Path(__file__).parents[1]
 
 # Operators as their kernels call them: a call small enough for the smallest tile, awkward enough for the largest.
 CALLS = {
@@ -142,6 +148,37 @@ def test_a_table_is_written_and_looked_up(folder):
         assert tiles.lookup("conv2d", x.half(), 1000, 20, 27) != tile
     with tiles.target("sm_80"):
         assert tiles.lookup("conv2d", x, 1000, 20, 27) != tile
+
+
+STAND_IN = """
+import pathlib, triton
+from kernels import runtime, tiles, timing
+
+class Gpu(timing.Interpreter):
+    interpreted, name = False, "a GPU"
+
+folder, launch = pathlib.Path(__file__).parent, runtime.launch
+timing.Gpu, timing.deviation = Gpu, lambda *_: 0.0
+runtime.architecture = lambda *_: "sm_90"
+runtime.runs_on = lambda *_: True
+runtime.launch = lambda *args, **constants: runtime.recorded() and launch(*args, **constants)
+tiles.path = lambda architecture: folder / f"{architecture}.json"
+triton.JITFunction.warmup = lambda *_, **constants: (folder / f"{constants['num_warps']} warps").touch()
+"""
+
+
+def test_tuning_with_all_but_a_gpu(tmp_path):
+    """The command, as it is typed, with processes of its own that compile ahead."""
+    (tmp_path / "sitecustomize.py").write_text(STAND_IN)  # every Python begins with it
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "kernels.tiles", "softmax", "--batch", "3"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+    (problem,) = json.loads((tmp_path / "sm_90.json").read_text())["tiles"]
+    assert (problem["operator"], problem["dtype"], problem["M"], problem["N"]) == ("softmax", "float16", 3, 1000)
+    tried = choices.candidates("sm_90", Problem(*(problem[field] for field in Problem._fields)))
+    assert problem["tile"] in tried
+    assert {path.name for path in tmp_path.glob("* warps")} == {f"{tile['num_warps']} warps" for tile in tried}
 
 
 def test_the_nearest_problem_counts(folder):

@@ -7,7 +7,6 @@ only their sum counts. That is why ``triton.autotune``, which times one kernel b
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import multiprocessing
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 import kernels
 from kernels import command, tiles
-from kernels.assembly import Task, launches
+from kernels.assembly import Task, compile_ahead
 from kernels.command import Parser, interrupts_exit, write_bytes
 from kernels.layers import ALEXNET, DTYPES, LAYERS, torch_dtype
 from kernels.tiles.choices import Problem, Tile, candidates
@@ -27,13 +26,6 @@ from kernels.tiles.choices import Problem, Tile, candidates
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
     from kernels.timing import Gpu
-
-
-def compile_ahead(task: Task) -> None:
-    """Puts a layer's kernels, with every tile, into Triton's cache; what fails to compile fails again when tuned."""
-    for launch, _, _ in launches(task):
-        with contextlib.suppress(Exception):
-            launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
 
 
 def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
