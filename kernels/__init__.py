@@ -1,7 +1,8 @@
 """AlexNet's operators as Triton kernels, named and called as in ``torch.nn.functional``.
 
 They are imported when the first of them is asked for: PyTorch takes seconds, which no command's ``--help`` is to wait
-for. (Before :func:`torch.export.load` of a program that calls them: ``from kernels import *``.)
+for. Two things need them before: a kernel of your own, to be interpreted where these are, is decorated after ``from
+kernels import runtime``; and :func:`torch.export.load` knows their names after ``from kernels import *``.
 """
 
 import sys
@@ -46,16 +47,20 @@ class _Package(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         for each in __all__:
             file = "arguments" if each == "ArgumentError" else each
-            setattr(self, each, getattr(import_module(f"{self.__name__}.{file}"), each))
+            operator = getattr(import_module(f"{self.__name__}.{file}"), each)
+            self.__dict__.setdefault(each, operator)  # not in the place of what somebody has put there
         return self.__dict__[name]
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in __all__ and isinstance(value, ModuleType):  # by Python, once it has imported the file
-            value = getattr(value, name)
+            value = self.__dict__.get(name, getattr(value, name))
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+        return list(__all__)
+
+    def __reduce__(self) -> tuple:  # for cloudpickle, which knows modules by their exact type
+        return import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Package

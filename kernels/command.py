@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -72,7 +73,7 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
 def output() -> Iterator[None]:
     """Around what goes to stdout: when the block ends it is all out, in whole lines, since Ctrl-C waits for that."""
     interrupted = []
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual = _interrupts_raise()
     if usual:
         signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
         # Nor may it cut a write to a pipe short: with PYTHONUNBUFFERED, Python drops the rest (python/cpython#85393).
@@ -88,6 +89,12 @@ def output() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def _interrupts_raise() -> bool:
+    """Whether Ctrl-C raises KeyboardInterrupt here, which can be changed: Python handles signals in the main thread."""
+    here = threading.current_thread() is threading.main_thread()
+    return here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def _discard(stream: TextIO) -> None:
     """Sends nowhere what is still to be written, which Python tries on its way out."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -96,7 +103,7 @@ def _discard(stream: TextIO) -> None:
 @contextlib.contextmanager
 def interrupts_exit() -> Iterator[None]:
     """Ctrl-C ends the process at once: PyTorch's C++ aborts, in many words, if importing raises KeyboardInterrupt."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual = _interrupts_raise()
     if usual:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:

@@ -24,7 +24,7 @@ class Layer(nn.Module):
         return {**super().__getstate__(), "operators": self.operators.__name__}
 
     def __setstate__(self, state: dict) -> None:
-        super().__setstate__({**state, "operators": import_module(state["operators"])})
+        super().__setstate__({**state, "operators": import_module(state.get("operators", "kernels"))})
 
 
 class Conv2d(Layer, nn.Conv2d):

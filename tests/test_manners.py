@@ -5,10 +5,12 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from kernels import roofline, trace
 from kernels.command import UsageError, write_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +43,14 @@ def test_the_decoy_is_found(tmp_path):
     command = [sys.executable, "-c", "import model.alexnet"]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
     assert done.stderr == b"imported torch\n"
+
+
+def test_in_a_thread(tmp_path):
+    """Where Python does not let anybody change what Ctrl-C does."""
+    arguments = ["--bandwidth", "1", "--rate", "1", "--out", str(tmp_path)]
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(roofline.main, arguments).result() == 0
+        assert pool.submit(trace.main, ["softmax", "--program", "9"]).result() == 2
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])

@@ -86,14 +86,18 @@ def test_interpreted_whichever_file_is_imported_first():
 
 
 PACKAGE = """
-import sys, types
+import copy, pickle, sys, types
 import kernels
 assert "torch" not in sys.modules
+kernels.softmax = mine = object()  # stays there
 import kernels.conv2d
 assert isinstance(kernels.conv2d, types.FunctionType)  # not its file
 from kernels import linear
 assert linear is kernels.linear is sys.modules["kernels.linear"].linear
-assert set(kernels.__all__) <= set(dir(kernels))
+import kernels.softmax
+assert kernels.softmax is mine
+assert dir(kernels) == kernels.__all__
+assert copy.deepcopy(kernels) is pickle.loads(pickle.dumps(kernels)) is kernels
 from kernels import *
 assert conv2d is kernels.conv2d and issubclass(ArgumentError, ValueError)
 from kernels import runtime
