@@ -221,9 +221,10 @@ class Gpu:
         memory = torch.cuda.get_device_properties(self.device).total_memory
         self.copy_size = min(2**30, memory // 32)  # floats in the roof's copy: far more than a cache holds
 
-    def prepare(self, start: Callable[[], Started]) -> tuple[Run, list[torch.Tensor], Started]:
+    def prepare(self, start: Callable[[], Started], trains: bool) -> tuple[Run, list[torch.Tensor], Started]:
         """What to time, captured in a graph, and the outputs of one replay of it."""
-        with fold_once() as folded:  # filters fold when a network is loaded, not at each pass
+        # Filters fold when a network is loaded, not at each pass; where it trains, at each step.
+        with contextlib.nullcontext() if trains else fold_once() as folded:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # a backward pass runs on the stream of its forward pass
@@ -232,7 +233,8 @@ class Gpu:
                     started.run()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+            # The outer one goes back to the stream here where a capture fails, which torch.cuda.graph does not.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=stream):
                 outputs = list(started.run())
 
         def replay(_=folded) -> None:  # which the graph reads
@@ -263,7 +265,7 @@ class Interpreter:
     copy_size = 2**24
     matmul_size = 512
 
-    def prepare(self, start: Callable[[], Started]) -> tuple[Run, list[torch.Tensor], Started]:
+    def prepare(self, start: Callable[[], Started], trains: bool) -> tuple[Run, list[torch.Tensor], Started]:
         """What to time, and the outputs of one run of it."""
         started = start()
         return started.run, list(started.run()), started
@@ -445,10 +447,11 @@ def judge(
     start: Callable[[], Started],
     deviate: Callable[[list[torch.Tensor], torch.Tensor | None], float],
     bound: float,
+    trains: bool = False,
 ) -> Result:
     """Runs, compares, and times what compares well; what fails is reported and the rest goes on."""
     try:
-        run, outputs, started = device.prepare(start)
+        run, outputs, started = device.prepare(start, trains)
         error = deviate(outputs, started.output)
         if not error <= bound:
             return Result(variant, None, error, f"WRONG: error {error:.1e}, allowed {bound:.1e}")
@@ -478,7 +481,8 @@ def judge_work(
     """One provider's result for some work; ``operands`` are in the memory order that it takes."""
     start = lambda: work.start(forward, loss, operands)
     deviate = lambda outputs, output: deviation(work, operands, outputs, output)
-    return judge(device, variant, start, deviate, (STEP_BOUNDS if work.pass_ == "step" else BOUNDS)[dtype])
+    step = work.pass_ == "step"
+    return judge(device, variant, start, deviate, (STEP_BOUNDS if step else BOUNDS)[dtype], trains=step)
 
 
 def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

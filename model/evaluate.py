@@ -172,6 +172,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     """Evaluates and prints. ``partial`` is where to draw."""
     with interrupts_exit():
         device = choose_device(args.device)
+        import torch
 
         import kernels
         from kernels import pytorch
@@ -197,22 +198,25 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     dtype = torch_dtype(args.dtype)
     net.to(device, dtype)
     crops = loaded.preprocess.ten_crops if args.ten_crop else loaded.preprocess
-    counts = count(
-        lambda x: net(x.to(dtype)),
-        data.Photos(images, crops, 10 if args.ten_crop else 1),
-        len(loaded.classes),
-        batch=args.batch,
-        workers=args.workers,
-        device=device,
-        ranks=ranks,
-        operators=operators,
-        show=ranks.first,
-    )
+    try:
+        counts = count(
+            lambda x: net(x.to(dtype)),
+            data.Photos(images, crops, 10 if args.ten_crop else 1),
+            len(loaded.classes),
+            batch=args.batch,
+            workers=args.workers,
+            device=device,
+            ranks=ranks,
+            operators=operators,
+            show=ranks.first,
+        )
+    except torch.OutOfMemoryError as error:
+        raise UsageError(f"--batch {args.batch} does not fit in the memory of {device_name(device)}") from error
     ranks.leave()
     if not ranks.first:
         return 0
-    for error in counts.unreadable:
-        command.complain("model.evaluate", error)
+    for problem in counts.unreadable:
+        command.complain("model.evaluate", problem)
     if not counts.images:
         raise UsageError(f"{folder.path}: no image can be read")
     if not math.isfinite(counts.loss):

@@ -14,7 +14,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -301,11 +301,11 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         print(f"no photo given: taking scikit-image's chelsea, a cat ({photos[0]})", file=sys.stderr)
     # Hooks run once, when a graph is captured: not where layers are timed or drawn.
     graph = runtime.mode() == "compiled" and len(photos) > args.batch and not (args.layers or args.plot)
-    forward = net.capture(args.batch) if graph else net
     features: dict[str, np.ndarray] = {}
     if args.plot:
         net.conv1.register_forward_hook(lambda _, __, output: features.update(conv1=output[0].float().cpu().numpy()))
 
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None if graph else net
     done, seconds, table = 0, 0.0, ""
     where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
     limits = roofs_for(where["device"], args.dtype) if args.layers and runtime.mode() == "compiled" else None
@@ -320,6 +320,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         x = torch.from_numpy(np.stack([item for _, item in batch]))
         x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
         try:
+            forward = forward or net.capture(args.batch)
             with torch.inference_mode():
                 if stopwatch and not table and not runtime.INTERPRETED:
                     net(x)  # compiles the kernels, which is not a layer's time

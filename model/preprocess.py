@@ -184,7 +184,7 @@ class Preprocess:
 
     def _normalise(self, rgb: torch.Tensor) -> torch.Tensor:
         x = rgb.flip(0) if self.order == "BGR" else rgb
-        mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.mean, self.std))
+        mean, std = (torch.tensor(numbers, device=rgb.device).view(3, 1, 1) for numbers in (self.mean, self.std))
         return ((x - mean) / std).contiguous()
 
 

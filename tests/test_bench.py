@@ -199,6 +199,7 @@ def test_a_wrong_kernel_has_no_time(fake, monkeypatch, tmp_path, capsys, value):
     assert {row.provider for row in rows if row.layer == "prob"} == {"torch", "compile"}
 
 
+@needs_interpreter
 def test_a_crash_does_not_stop_the_rest(fake, monkeypatch, tmp_path, capsys):
     def crash(*_, **__):
         raise RuntimeError("no kernel image\nis available")
@@ -319,6 +320,7 @@ def test_deviation_of_dropout_counts_what_is_kept(kept):
     assert timing.deviation(work, operands, [torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)]) == math.inf
 
 
+@needs_interpreter
 def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
     """Every line but those of CUDA itself: roofs, three providers, two layouts, the table, the ratio, the plots."""
     arguments = ["max_pool2d", "softmax", "--batch", "2", "1", "--dtype", "fp32", "tf32", "--plot"]
@@ -426,6 +428,15 @@ def test_one_precision_under_all_of_its_names(dtype):
     assert (matmul.fp32_precision == "tf32") == (before == "tf32")
 
 
+@pytest.mark.parametrize(("pass_", "trains"), [("forward", False), ("backward", False), ("step", True)])
+def test_filters_are_folded_at_each_step_of_training(pass_, trains):
+    device = Mock()
+    device.prepare.side_effect = RuntimeError("enough")
+    work = timing.Work("fc8", (LAYERS["fc8"],), pass_)
+    timing.judge_work(device, "triton", work, "fp32", work.ours, kernels.cross_entropy, [])
+    assert device.prepare.call_args.args[1] is trains
+
+
 def test_commit(monkeypatch):
     def missing(*_, **__):
         raise FileNotFoundError("git")
@@ -441,9 +452,10 @@ def test_commit(monkeypatch):
 def test_a_graphs_output_is_full_of_nan_before_the_replay_that_is_checked():
     device = timing.Gpu()
     x = torch.randn(1024, device=device.device)
-    run, (output,), _ = device.prepare(lambda: timing.Started(lambda: (x + 1,), None))
+    run, (output,), _ = device.prepare(lambda: timing.Started(lambda: (x + 1,), None), False)
     assert torch.equal(output, x + 1)
-    run, (output,), _ = device.prepare(lambda: timing.Started(lambda: (torch.empty_like(x),), None))  # writes nothing
+    nothing = lambda: (torch.empty_like(x),)
+    run, (output,), _ = device.prepare(lambda: timing.Started(nothing, None), False)
     assert output.isnan().all()
     p20, p50, p80 = device.time(run)
     assert 0 < p20 <= p50 <= p80

@@ -214,10 +214,10 @@ def test_refused_as_in_pytorch(arguments, words):
 
 
 @pytest.mark.parametrize("bias", [T(2, 2, 5), T(1, 2, 5), T(5, dtype=torch.float16), T(5).double()], ids=str)
-def test_bias_that_would_change_the_result_is_refused(bias):
+def test_bias_that_would_change_the_result_is_refused(bias, device):
     """PyTorch would give another shape or dtype than the input's."""
     with pytest.raises(kernels.ArgumentError, match="bias_relu: bias "):
-        kernels.bias_relu(T(2, 5), bias)
+        kernels.bias_relu(T(2, 5).to(device), bias.to(device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.complex64], ids=name)

@@ -219,6 +219,6 @@ def test_other_dtypes_are_refused(dtype):
 
 
 @pytest.mark.parametrize("relu", [1, None, "yes"])
-def test_relu_is_a_bool(relu):
+def test_relu_is_a_bool(relu, device):
     with pytest.raises(TypeError, match=f"conv2d: relu must be True or False, got {relu!r}"):
-        kernels.conv2d(T(2, 4, 7, 7), T(6, 4, 3, 3), relu=relu)
+        kernels.conv2d(T(2, 4, 7, 7).to(device), T(6, 4, 3, 3).to(device), relu=relu)

@@ -171,9 +171,9 @@ def test_refused_as_in_pytorch(arguments, words):
 
 
 @pytest.mark.parametrize("seed, error", [(-1, ValueError), (2**63, ValueError), (0.5, TypeError), ("1", TypeError)])
-def test_seeds_that_are_refused(seed, error):
+def test_seeds_that_are_refused(seed, error, device):
     with pytest.raises(error, match=f"dropout: seed must be.*got {seed!r}"):
-        kernels.dropout(T(3), seed=seed)
+        kernels.dropout(T(3).to(device), seed=seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.complex64], ids=name)

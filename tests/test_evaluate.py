@@ -127,6 +127,16 @@ def test_bad_input(here, folder, tmp_path, monkeypatch, arguments, message):
     assert len(err.splitlines()) == (2 if arguments == ["broken"] else 1)
 
 
+def test_no_memory(here, folder, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluate, "count", full)
+    status, out, err = here(folder, "--batch", 4096)
+    assert (status, out) == (2, "")
+    assert err.startswith("model.evaluate: error: --batch 4096 does not fit in the memory of ")
+
+
 def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
     """Finite, but not what they make of a photo: NaN is no JSON, and no class is the likeliest."""
     loaded = weights.load()

@@ -19,7 +19,10 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 import execute
+from kernels import runtime
 from tests.launches import noting
+
+pytestmark = pytest.mark.skipif(not runtime.INTERPRETED, reason="notebooks interpret kernels, wrong ones above all")
 
 EXERCISES = [
     (name, exercise)

@@ -255,19 +255,24 @@ class TestMachine:
         machine.describe()
         assert "nothing has been measured" in capsys.readouterr().out
 
-    def test_live(self, measured, monkeypatch):
+    @pytest.mark.parametrize("status", [0, 1, 2], ids=["all", "all but some", "none"])
+    def test_live(self, measured, monkeypatch, status):
         """With a GPU, kernels.bench measures, in a process that compiles."""
         monkeypatch.setattr(machine, "gpu", lambda: "My GPU")
         asked = {}
 
-        def run(command, *, check, cwd, env):
+        def run(command, *, cwd, env):
             asked.update(command=command, env=env)
             folder = command[command.index("--out") + 1]
             (roofline.Path(folder) / "my-gpu.csv").write_text(TABLE.replace("Some GPU", "My GPU"))
+            return subprocess.CompletedProcess(command, status)
 
         monkeypatch.setattr(subprocess, "run", run)
-        found = machine.measure("conv2d", batch=128)
-        assert {row.gpu for row in found} == {"My GPU"}
+        if status == 2:
+            with pytest.raises(subprocess.CalledProcessError):
+                machine.measure("conv2d", batch=128)
+        else:
+            assert {row.gpu for row in machine.measure("conv2d", batch=128)} == {"My GPU"}
         assert asked["command"][1:4] == ["-m", "kernels.bench", "conv2d"]
         assert asked["env"]["TRITON_INTERPRET"] == "0"
 

@@ -278,10 +278,10 @@ def test_refused_as_in_pytorch(arguments, words):
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (3, 1)], ids=str)
-def test_bias_that_varies_by_row_is_refused(shape):
+def test_bias_that_varies_by_row_is_refused(shape, device):
     """PyTorch takes it, as an accident of broadcasting; here it would cost every launch a second index."""
     with pytest.raises(kernels.ArgumentError, match="linear: bias must be"):
-        kernels.linear(T(3, 5), T(7, 5), T(*shape))
+        kernels.linear(*(x.to(device) for x in (T(3, 5), T(7, 5), T(*shape))))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.complex64], ids=name)
@@ -291,6 +291,6 @@ def test_other_dtypes_are_refused(dtype):
 
 
 @pytest.mark.parametrize("relu", [1, None, "yes"])
-def test_relu_is_a_bool(relu):
+def test_relu_is_a_bool(relu, device):
     with pytest.raises(TypeError, match=f"linear: relu must be True or False, got {relu!r}"):
-        kernels.linear(T(3, 5), T(7, 5), relu=relu)
+        kernels.linear(T(3, 5).to(device), T(7, 5).to(device), relu=relu)

@@ -60,17 +60,22 @@ def gradient(operator, position, device, *shapes, **arguments):
 
 
 def every_tile() -> list[tuple[str, dict]]:
-    """What the defaults and the tuner may choose for AlexNet's layers anywhere, and what the tables have."""
+    """What the defaults and the tuner may choose for AlexNet's layers anywhere, and what the tables have.
+
+    On a GPU its own, of float32, which these operands are: others may not fit. The tuner checks whatever it times.
+    """
     found = {}
-    for architecture in tiles.ARCHITECTURES:
-        for dtype in choices.ITEMSIZE:
+    here = [runtime.architecture()]
+    for architecture in tiles.ARCHITECTURES if runtime.INTERPRETED else here:
+        for dtype in choices.ITEMSIZE if runtime.INTERPRETED else ["float32"]:
             for M, N, K in ((169, 384, 2304), (93312, 96, 432), (16, 4096, 9216), (128, 1000, 4096), (1, 1000, 4096)):
                 for operator in CALLS:
                     problem = Problem(operator, dtype, M, N, K)
                     for tile in choices.candidates(architecture, problem):
                         found[operator, json.dumps(tile)] = tile
-        for problem, tile in tiles.table(architecture).items():
-            found[problem.operator, json.dumps(tile)] = tile
+            for problem, tile in tiles.table(architecture).items():
+                if problem.dtype == dtype:
+                    found[problem.operator, json.dumps(tile)] = tile
     # The interpreter does not know warps and stages: tiles that differ in those only are one there.
     kept = {}
     for (operator, _), tile in found.items():

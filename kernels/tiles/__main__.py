@@ -8,6 +8,7 @@ only their sum counts. That is why ``triton.autotune``, which times one kernel b
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import multiprocessing
 import sys
@@ -107,25 +108,22 @@ def run(argv: list[str] | None) -> int:
     gpu = Gpu()
     architecture = runtime.architecture(gpu.device)
     layers = [x for x in LAYERS.values() if x.operator in options.operators] if options.operators else ALEXNET
-    tasks = [
-        Task(layer.name, architecture, dtype, batch, options.backward)
-        for dtype in options.dtype
-        for batch in options.batch
-        for layer in layers
-    ]
-    # On all cores first: compiling a tile takes longer than timing it.
-    ahead = [task._replace(every_tile=True) for task in tasks]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(compile_ahead, ahead), "compiling", total=len(ahead)):
-            pass
     tuned = dict(tiles.table(architecture))
-    for task in tqdm(tasks, "tuning"):
-        done: dict[Problem, Tile] = {}
-        with precision(task.dtype):
-            tune(gpu, task, done)
-        tuned |= done
-        write(architecture, gpu.name, tuned)
-        gpu.release()
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for dtype, batch in itertools.product(options.dtype, options.batch):
+            what = f"{dtype}, batch {batch}"
+            tasks = [Task(layer.name, architecture, dtype, batch, options.backward) for layer in layers]
+            # On all cores first: compiling a tile takes longer than timing it.
+            ahead = [task._replace(every_tile=True) for task in tasks]
+            for _ in tqdm(pool.map(compile_ahead, ahead), f"compiling {what}", total=len(ahead)):
+                pass
+            for task in tqdm(tasks, f"tuning {what}"):
+                done: dict[Problem, Tile] = {}
+                with precision(dtype):
+                    tune(gpu, task, done)
+                tuned |= done
+                write(architecture, gpu.name, tuned)
+                gpu.release()
     return 0
 
 
