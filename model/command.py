@@ -67,6 +67,17 @@ def device_name(device: "torch.device") -> str:
 
 
 @contextlib.contextmanager
+def batch_fits(batch: int, device: "torch.device", name: Callable[[str], str] = str) -> Iterator[None]:
+    """Memory that is too small for ``batch`` images, inside, as a usage error; ``name`` says whose."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError(name(f"--batch {batch} does not fit in the memory of {device_name(device)}")) from error
+
+
+@contextlib.contextmanager
 def partial_for(plot: str) -> Iterator[Path]:
     """A file beside ``plot``, to be renamed to it once whole; tried now, so as to fail before anything is computed."""
     partial = Path(plot).with_name(f".{Path(plot).stem}.{os.getpid()}.png")

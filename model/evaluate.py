@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kernels import command
 from kernels.command import Parser, UsageError, interrupts_exit
 from model import wordnet
-from model.command import choose_device, device_name, leave, partial_for, put
+from model.command import batch_fits, choose_device, device_name, leave, partial_for, put
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -172,7 +172,6 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     """Evaluates and prints. ``partial`` is where to draw."""
     with interrupts_exit():
         device = choose_device(args.device)
-        import torch
 
         import kernels
         from kernels import pytorch
@@ -198,7 +197,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     dtype = torch_dtype(args.dtype)
     net.to(device, dtype)
     crops = loaded.preprocess.ten_crops if args.ten_crop else loaded.preprocess
-    try:
+    with batch_fits(args.batch, device):
         counts = count(
             lambda x: net(x.to(dtype)),
             data.Photos(images, crops, 10 if args.ten_crop else 1),
@@ -210,8 +209,6 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
             operators=operators,
             show=ranks.first,
         )
-    except torch.OutOfMemoryError as error:
-        raise UsageError(f"--batch {args.batch} does not fit in the memory of {device_name(device)}") from error
     ranks.leave()
     if not ranks.first:
         return 0

@@ -14,13 +14,13 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernels import command
 from kernels.command import Parser, UsageError, interrupts_exit, one_line
-from model.command import choose_device, device_name, partial_for, put, start_worker
+from model.command import batch_fits, choose_device, device_name, partial_for, put, start_worker
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -301,11 +301,12 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         print(f"no photo given: taking scikit-image's chelsea, a cat ({photos[0]})", file=sys.stderr)
     # Hooks run once, when a graph is captured: not where layers are timed or drawn.
     graph = runtime.mode() == "compiled" and len(photos) > args.batch and not (args.layers or args.plot)
+    with batch_fits(args.batch, device):
+        forward = net.capture(args.batch) if graph else net
     features: dict[str, np.ndarray] = {}
     if args.plot:
         net.conv1.register_forward_hook(lambda _, __, output: features.update(conv1=output[0].float().cpu().numpy()))
 
-    forward: Callable[[torch.Tensor], torch.Tensor] | None = None if graph else net
     done, seconds, table = 0, 0.0, ""
     where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
     limits = roofs_for(where["device"], args.dtype) if args.layers and runtime.mode() == "compiled" else None
@@ -319,18 +320,14 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
             continue
         x = torch.from_numpy(np.stack([item for _, item in batch]))
         x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
-        try:
-            forward = forward or net.capture(args.batch)
-            with torch.inference_mode():
-                if stopwatch and not table and not runtime.INTERPRETED:
-                    net(x)  # compiles the kernels, which is not a layer's time
-                synchronise(device)
-                started = time.perf_counter()
-                probabilities = kernels.softmax(forward(x).float())
-                synchronise(device)
-                seconds += time.perf_counter() - started
-        except torch.OutOfMemoryError as error:
-            raise UsageError(f"--batch {args.batch} does not fit in the memory of {where['device']}") from error
+        with batch_fits(args.batch, device), torch.inference_mode():
+            if stopwatch and not table and not runtime.INTERPRETED:
+                net(x)  # compiles the kernels, which is not a layer's time
+            synchronise(device)
+            started = time.perf_counter()
+            probabilities = kernels.softmax(forward(x).float())
+            synchronise(device)
+            seconds += time.perf_counter() - started
         finite = probabilities.isfinite().all(1).tolist()
         if not all(finite):
             path, _ = batch[finite.index(False)]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from kernels import command
 from kernels.command import Parser, UsageError, interrupts_exit
-from model.command import choose_device, device_name, leave
+from model.command import batch_fits, choose_device, leave
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import
     import torch
@@ -88,13 +88,9 @@ def problems_named(
     args: argparse.Namespace, device: "torch.device", name: Callable[[str], str] = str
 ) -> Iterator[None]:
     """Memory that is too small and files that the system refuses, inside, as usage errors; ``name`` says whose."""
-    import torch
-
     try:
-        yield
-    except torch.OutOfMemoryError as error:
-        fits = f"--batch {args.batch} does not fit in the memory of {device_name(device)}"
-        raise UsageError(name(fits)) from error
+        with batch_fits(args.batch, device, name):
+            yield
     except OSError as error:
         raise UsageError(name(f"{error.filename or args.out}: {error.strerror or error}")) from error
 
