@@ -7,11 +7,12 @@ import torch
 from torch.autograd import forward_ad
 
 from kernels import runtime
+from kernels.errors import AlexNetError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class ArgumentError(ValueError, RuntimeError):
+class ArgumentError(AlexNetError, ValueError, RuntimeError):
     """An argument that the operator does not take.
 
     A ``ValueError``, as Python has it, and a ``RuntimeError``, which is what ``torch.nn.functional`` raises.

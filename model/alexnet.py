@@ -15,7 +15,7 @@ from torch import nn
 
 from kernels import ArgumentError
 from model import weights
-from model.captured import Captured
+from model.cuda_graph import Captured
 from model.layers import Conv2d, Dropout, Layer, Linear, LRNMaxPool2d, MaxPool2d
 
 
@@ -153,7 +153,7 @@ class AlexNet(nn.Module):
         return self.fc8(x)  #  N x num_classes
 
     def use(self, operators: ModuleType) -> "AlexNet":
-        """Runs on another module's operators, such as :mod:`kernels.pytorch`'s, to compare the kernels with."""
+        """Runs on another module's operators, such as :mod:`kernels.tools.torch_ops`'s, to compare the kernels with."""
         for layer in self.children():
             if isinstance(layer, Layer):
                 layer.operators = operators

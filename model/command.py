@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kernels.command import UsageError
+from kernels.errors import AlexNetError
 
 if TYPE_CHECKING:
     import torch
@@ -44,12 +44,12 @@ def choose_device(name: str) -> "torch.device":
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no GPU here that PyTorch can use")
+        raise AlexNetError("--device cuda: no GPU here that PyTorch can use")
     from kernels import runtime
 
     device = runtime.default_device() if name == "auto" else torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it to interpret them")
+        raise AlexNetError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it to interpret")
     return device
 
 
@@ -74,7 +74,7 @@ def batch_fits(batch: int, device: "torch.device", name: Callable[[str], str] = 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UsageError(name(f"--batch {batch} does not fit in the memory of {device_name(device)}")) from error
+        raise AlexNetError(name(f"--batch {batch} does not fit in the memory of {device_name(device)}")) from error
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def partial_for(plot: str) -> Iterator[Path]:
         partial.open("xb").close()
         partial.unlink()
     except OSError as error:
-        raise UsageError(f"--plot {plot}: cannot be written: {error.strerror}") from error
+        raise AlexNetError(f"--plot {plot}: cannot be written: {error.strerror}") from error
     try:
         yield partial
     finally:
@@ -98,11 +98,11 @@ def put(draw: Callable[[Path], None], partial: Path, plot: str) -> None:
     """Draws in ``partial``, which becomes ``plot`` once it is whole.
 
     Raises:
-        UsageError: it cannot be written.
+        AlexNetError: it cannot be written.
     """
     try:
         draw(partial)
         os.replace(partial, plot)
     except OSError as error:
-        raise UsageError(f"--plot {plot}: cannot be written: {error.strerror or error}") from error
+        raise AlexNetError(f"--plot {plot}: cannot be written: {error.strerror or error}") from error
     print(f"drawn in {plot}", file=sys.stderr)

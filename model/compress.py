@@ -1,4 +1,4 @@
-"""``python -m model.compress CHECKPOINT OUT``: weights in a thirtieth of their bytes, by Deep Compression.
+"""``alexnet compress CHECKPOINT OUT``: weights in a thirtieth of their bytes, by Deep Compression.
 
 Han, Mao and Dally 2016 (https://arxiv.org/abs/1510.00149) showed on AlexNet that few of its weights matter, and that
 those need few different values:
@@ -19,8 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernels import command
-from kernels.command import Parser, UsageError, interrupts_exit, write_bytes
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, interrupts_exit, write_bytes
 from model import train
 from model.command import choose_device, leave
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from model.data import Folder
+    from model.photos.data import Folder
     from model.weights import Weights
 
 DENSITY = {
@@ -53,7 +54,7 @@ RETRAINING = ["--lr", "0.001", "--schedule", "cosine", "--keep-prob", "0.85"]
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Namespace]:
     """This command's arguments, and those of the retraining."""
     parser = Parser(
-        prog="python -m model.compress",
+        prog="alexnet compress",
         description="Prunes, retrains and quantises weights by Deep Compression: 8 MB for ten classes.",
         epilog="Any other option is the retraining's, as model.train has it: --lr, --batch, --augment, --operators ...",
         allow_abbrev=False,
@@ -67,18 +68,18 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, argparse.Namespac
     add("--resume", action="store_true", help="go on with the retraining in OUT.training, if there is one")
     args, rest = parser.parse_known_args(argv)
     if args.epochs < 0:
-        raise UsageError(f"--epochs must be at least 0, got {args.epochs}")
+        raise AlexNetError(f"--epochs must be at least 0, got {args.epochs}")
     args.density = DENSITY | dict(map(_share, args.density))
     run = Path(f"{args.out}.training")
     given = [str(args.data), "--out", str(run), "--epochs", str(max(args.epochs, 1)), *RETRAINING, *rest]
     training = train.parse([*given, *["--resume"] * args.resume])
     if rest and args.data is None:
-        raise UsageError(f"{rest[0]} is for retraining, which takes --data DIR")
+        raise AlexNetError(f"{rest[0]} is for retraining, which takes --data DIR")
     for option in ("weights", "skip_layer", "freeze"):
         if getattr(training, option):
-            raise UsageError(f"--{option.replace('_', '-')} is model.train's alone: CHECKPOINT is retrained, and whole")
+            raise AlexNetError(f"--{option.replace('_', '-')} is for alexnet train: CHECKPOINT is retrained, and whole")
     if training.out != run:
-        raise UsageError("--out is model.train's alone: the retraining is kept in OUT.training until OUT is written")
+        raise AlexNetError("--out is for alexnet train: the retraining is kept in OUT.training until OUT is written")
     training.weights, training.density = args.checkpoint, args.density
     return args, training
 
@@ -88,7 +89,7 @@ def _share(text: str) -> tuple[str, float]:
     with contextlib.suppress(ValueError):
         if layer in DENSITY and 0.0 < float(share) <= 1.0:
             return layer, float(share)
-    raise UsageError(f"--density must be layers among {', '.join(DENSITY)} and shares up to 1: fc6=0.09, got {text!r}")
+    raise AlexNetError(f"--density takes layers among {', '.join(DENSITY)} and shares up to 1: fc6=0.09, got {text!r}")
 
 
 def prune(weight: "torch.Tensor", density: float) -> "torch.Tensor":
@@ -144,8 +145,8 @@ def retrain(args: argparse.Namespace, device: "torch.device", pruned: "Weights",
 
     import torch
 
-    from model.distributed import Ranks
-    from model.training import Training
+    from model.training.distributed import Ranks
+    from model.training.trainer import Training
 
     class Retraining(Training):
         """A training that begins with the pruned weights and leaves at zero what is zero."""
@@ -182,12 +183,13 @@ def retrain(args: argparse.Namespace, device: "torch.device", pruned: "Weights",
 def accuracy(loaded: "Weights", validation: "Folder", args: argparse.Namespace, device: "torch.device") -> str:
     """Top-1 and loss on the validation images, as a line's end."""
     import kernels
-    from kernels import pytorch
-    from model import data, evaluate
+    from kernels.tools import torch_ops
+    from model import evaluate
     from model.alexnet import AlexNet
-    from model.distributed import Ranks
+    from model.photos import data
+    from model.training.distributed import Ranks
 
-    operators = pytorch if args.operators == "torch" else kernels
+    operators = torch_ops if args.operators == "torch" else kernels
     counts = evaluate.count(
         AlexNet.from_weights(loaded).use(operators).to(device),
         data.Photos(validation.images, loaded.preprocess),
@@ -200,38 +202,40 @@ def accuracy(loaded: "Weights", validation: "Folder", args: argparse.Namespace, 
         show=True,
     )
     if not counts.images:
-        raise UsageError(f"{validation.path}: no image can be read")
+        raise AlexNetError(f"{validation.path}: no image can be read")
     return f"; accuracy {counts.top1:.2%}, loss {counts.loss:.4f}, of {counts.images} images"
 
 
 def check(loaded: "Weights", args: argparse.Namespace) -> "Folder | None":
     """Checks that weights, images and OUT are such as to come to an end; the images to validate with."""
-    from model import data
+    from model.photos import data
     from model.weights.deep_compression import shapes
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("runs in one process, not in torchrun's many")
+        raise AlexNetError("runs in one process, not in torchrun's many")
     try:
         if args.out.exists() and not args.out.is_file():  # /dev/null, say, would be replaced
             kind = "a folder" if args.out.is_dir() else "not a file"
-            raise UsageError(f"{args.out}: cannot be written: is {kind}")
+            raise AlexNetError(f"{args.out}: cannot be written: is {kind}")
         tempfile.TemporaryFile(dir=args.out.parent).close()
     except OSError as error:
-        raise UsageError(f"{args.out}: cannot be written: {error.strerror}") from error
+        raise AlexNetError(f"{args.out}: cannot be written: {error.strerror}") from error
     if loaded.lrn is None:
-        raise UsageError(f"{loaded.name}: torchvision's network has other layers than Deep Compression's format takes")
+        raise AlexNetError(
+            f"{loaded.name}: Deep Compression's format does not have the layers of torchvision's network"
+        )
     if not loaded.classes:
-        raise UsageError(f"{loaded.name}: has no fc8, and so no classes")
+        raise AlexNetError(f"{loaded.name}: has no fc8, and so no classes")
     for layer, shape in shapes(len(loaded.classes)).items():
         if layer not in loaded.layers or tuple(loaded.layers[layer][0].shape) != shape:
-            raise UsageError(f"{loaded.name}: must have {layer} with a weight of {shape}")
+            raise AlexNetError(f"{loaded.name}: must have {layer} with a weight of {shape}")
     if args.data is None:
         return None
     images, validation = data.read(args.data)
     if images.classes != loaded.classes:
         odd = sorted(set(images.classes) ^ set(loaded.classes))
         what = f"only one of them has {odd[0]!r}" if odd else "theirs are not in the order of their names"
-        raise UsageError(f"{args.data} must have the classes of {loaded.name}: {what}")
+        raise AlexNetError(f"{args.data} must have the classes of {loaded.name}: {what}")
     return validation
 
 
@@ -248,7 +252,7 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
     try:
         loaded = weights.load(args.checkpoint)
     except weights.WeightsError as error:
-        raise UsageError(error) from error
+        raise AlexNetError(error) from error
     validation = check(loaded, args)
 
     def say(what: str, now: weights.Weights) -> None:
@@ -292,7 +296,7 @@ def run(args: argparse.Namespace, training: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return command.run("model.compress", lambda argv: run(*parse(argv)), argv)
+    return command.run("alexnet compress", lambda argv: run(*parse(argv)), argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m model.evaluate DATA_DIR``: how often the network is right about a folder of images by class.
+"""``alexnet evaluate DATA_DIR``: how often the network is right about a folder of images by class.
 
 Top-1 and top-5, each class's share, and which classes are taken for which. With ``--ten-crop`` as the paper tested:
 softmax averaged over four corners, the centre, and their mirror images. ``torchrun --nproc-per-node N -m
@@ -16,21 +16,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from kernels import command
-from kernels.command import Parser, UsageError, interrupts_exit
-from model import wordnet
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, interrupts_exit
 from model.command import batch_fits, choose_device, device_name, leave, partial_for, put
+from model.photos import wordnet
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
     import torch
 
-    from model.data import Photos
-    from model.distributed import Ranks
+    from model.photos.data import Photos
+    from model.training.distributed import Ranks
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m model.evaluate", description="Top-1 and top-5 accuracy on a folder of images.")
+    parser = Parser(prog="alexnet evaluate", description="Top-1 and top-5 accuracy on a folder of images.")
     add = parser.add_argument
     add("data", metavar="DATA_DIR", type=Path, help="a folder with a sub-folder per class, or with such a folder val/")
     add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), bvlc ... or a file: best.safetensors")
@@ -45,9 +46,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name, least in (("batch", 1), ("workers", 0)):
         if getattr(args, name) < least:
-            raise UsageError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+            raise AlexNetError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
-        raise UsageError(f"--plot must name a .png file, got {args.plot!r}")
+        raise AlexNetError(f"--plot must name a .png file, got {args.plot!r}")
     return args
 
 
@@ -96,7 +97,7 @@ def count(
     import torch
     from tqdm import tqdm
 
-    from model.data import loader
+    from model.photos.data import loader
 
     mine = range(ranks.rank, len(photos), ranks.size)
     batches = [mine[start : start + batch] for start in range(0, len(mine), batch)]
@@ -128,7 +129,7 @@ def match(folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list
     """The weights' class of each folder, told by its name; of ImageNet's 1000, also by a WordNet ID as n01440764.
 
     Raises:
-        UsageError: a folder whose name is no class of the weights.
+        AlexNetError: a folder whose name is no class of the weights.
     """
     unknown = [folder for folder in folders if folder not in classes]
     places = wordnet.indices(folders) if unknown and len(classes) == 1000 else None
@@ -137,7 +138,7 @@ def match(folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list
     if unknown:
         shown = ", ".join(map(repr, unknown[:3])) + ", ..." * (len(unknown) > 3)
         known = ", ".join(map(repr, classes[:5])) + ", ..." * (len(classes) > 5)
-        raise UsageError(f"{name} has no class {shown}: a folder must have a class's name, such as {known}")
+        raise AlexNetError(f"{name} has no class {shown}: a folder must have a class's name, such as {known}")
     return [classes.index(folder) for folder in folders]
 
 
@@ -174,14 +175,15 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         device = choose_device(args.device)
 
         import kernels
-        from kernels import pytorch
-        from kernels.layers import torch_dtype
-        from model import data, weights
+        from kernels.tools import torch_ops
+        from kernels.tools.workloads import torch_dtype
+        from model import weights
         from model.alexnet import AlexNet
-        from model.distributed import Ranks
+        from model.photos import data
+        from model.training.distributed import Ranks
 
     ranks = Ranks(device)
-    operators = pytorch if args.operators == "torch" else kernels
+    operators = torch_ops if args.operators == "torch" else kernels
 
     def prepare():
         folder = data.read_folder(args.data / "val" if os.path.isdir(args.data / "val") else args.data)
@@ -189,7 +191,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
             loaded = weights.load(weights.DEFAULT if args.weights is None else args.weights)
             net = AlexNet.from_weights(loaded).use(operators)
         except weights.WeightsError as error:
-            raise UsageError(error) from error
+            raise AlexNetError(error) from error
         return folder, loaded, net, match(folder.classes, loaded.classes, loaded.name)
 
     folder, loaded, net, rows = ranks.agree(prepare)
@@ -213,11 +215,11 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     if not ranks.first:
         return 0
     for problem in counts.unreadable:
-        command.complain("model.evaluate", problem)
+        command.complain("alexnet evaluate", problem)
     if not counts.images:
-        raise UsageError(f"{folder.path}: no image can be read")
+        raise AlexNetError(f"{folder.path}: no image can be read")
     if not math.isfinite(counts.loss):
-        raise UsageError(f"{folder.path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
+        raise AlexNetError(f"{folder.path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
     shares = counts.per_class()
     title = command.one_line(f"{loaded.name}, {counts.images} images of {folder.path}: top-1 {counts.top1:.2%}")
     if args.json:
@@ -265,7 +267,7 @@ def evaluate(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return command.run("model.evaluate", evaluate, argv)
+    return command.run("alexnet evaluate", evaluate, argv)
 
 
 if __name__ == "__main__":

@@ -18,21 +18,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernels import command
-from kernels.command import Parser, UsageError, interrupts_exit, one_line
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, interrupts_exit, one_line
 from model.command import batch_fits, choose_device, device_name, partial_for, put, start_worker
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
     import torch
 
-    from kernels.roofline import Roofs
+    from kernels.tools.roofline import Roofs
     from model.alexnet import AlexNet, LayerSummary
     from model.weights import Weights
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m model.infer", description="Classifies photos with AlexNet on the Triton kernels.")
+    parser = Parser(prog="alexnet infer", description="Classifies photos with AlexNet on the Triton kernels.")
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="photos, or folders of them; none: a cat from scikit-image")
     add(
@@ -49,11 +50,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--plot", metavar="OUT.png", help="draws the photo, its top classes and conv1's feature maps")
     args = parser.parse_args(argv)
     if args.top is not None and args.top < 1:
-        raise UsageError(f"--top must be at least 1, got {args.top}")
+        raise AlexNetError(f"--top must be at least 1, got {args.top}")
     if args.batch < 1:
-        raise UsageError(f"--batch must be at least 1, got {args.batch}")
+        raise AlexNetError(f"--batch must be at least 1, got {args.batch}")
     if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
-        raise UsageError(f"--plot must name a .png file, got {args.plot!r}")
+        raise AlexNetError(f"--plot must name a .png file, got {args.plot!r}")
     return args
 
 
@@ -63,13 +64,13 @@ def default_photo() -> Path:
     folders = package.submodule_search_locations if package else None
     photo = Path(folders[0], "data", "chelsea.png") if folders else None
     if photo is None or not photo.is_file():
-        raise UsageError("no photo given, and scikit-image, whose cat stands in for one, is not installed")
+        raise AlexNetError("no photo given, and scikit-image, whose cat stands in for one, is not installed")
     return photo
 
 
 def complain(message: object) -> None:
     """One line on stderr."""
-    command.complain("model.infer", message)
+    command.complain("alexnet infer", message)
 
 
 def find_photos(arguments: list[str]) -> tuple[list[Path], bool]:
@@ -117,7 +118,7 @@ class Photos:
         return len(self.paths)
 
     def __getitem__(self, index: int):
-        from model.preprocess import ImageError, open_image
+        from model.photos.preprocess import ImageError, open_image
 
         try:
             # As an array: tensors would travel through /dev/shm, of which containers have little.
@@ -222,7 +223,7 @@ def draw(out: Path, path: Path, predictions: list[dict], maps, caption: str) -> 
     import numpy as np
     from matplotlib import pyplot as plt
 
-    from model.preprocess import open_image
+    from model.photos.preprocess import open_image
 
     figure = plt.figure(figsize=(15, 7.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 2), height_ratios=(1.3, 1))
@@ -282,7 +283,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
 
         import kernels
         from kernels import runtime
-        from kernels.roofline import roofs_for
+        from kernels.tools.roofline import roofs_for
         from model import weights
         from model.alexnet import AlexNet
 
@@ -290,10 +291,10 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         loaded: Weights = weights.load(weights.DEFAULT if args.weights is None else args.weights)
         net = AlexNet.from_weights(loaded)
     except weights.WeightsError as error:
-        raise UsageError(error) from error
+        raise AlexNetError(error) from error
     top = min(5, len(loaded.classes)) if args.top is None else args.top
     if top > len(loaded.classes):
-        raise UsageError(f"--top must be at most the {len(loaded.classes)} classes of {loaded.name}, got {top}")
+        raise AlexNetError(f"--top must be at most the {len(loaded.classes)} classes of {loaded.name}, got {top}")
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
     net.to(device, dtype)
     stopwatch = Stopwatch(net, device) if args.layers else None
@@ -331,7 +332,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         finite = probabilities.isfinite().all(1).tolist()
         if not all(finite):
             path, _ = batch[finite.index(False)]
-            raise UsageError(f"{path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
+            raise AlexNetError(f"{path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
         done += len(batch)
         layers = {}
         if stopwatch:
@@ -375,7 +376,7 @@ def classify(argv: list[str] | None) -> int:
     args = parse(argv)
     photos, complete = find_photos(args.images) if args.images else ([default_photo()], True)
     if args.plot and (len(args.images) > 1 or len(photos) > 1):
-        raise UsageError(f"--plot takes one photo, got {max(len(args.images), len(photos))}")
+        raise AlexNetError(f"--plot takes one photo, got {max(len(args.images), len(photos))}")
     if not photos:
         return 2
     with partial_for(args.plot) if args.plot else contextlib.nullcontext() as partial:
@@ -384,7 +385,7 @@ def classify(argv: list[str] | None) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return command.run("model.infer", classify, argv)
+    return command.run("alexnet infer", classify, argv)
 
 
 if __name__ == "__main__":

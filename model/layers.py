@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import kernels
-from kernels import cost
+from kernels.tools import cost
 
 
 class Layer(nn.Module):

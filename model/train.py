@@ -1,4 +1,4 @@
-"""``python -m model.train DATA_DIR``: trains the network on a folder of images, from scratch or from weights.
+"""``alexnet train DATA_DIR``: trains the network on a folder of images, from scratch or from weights.
 
 ``torchrun --nproc-per-node N -m model.train ...`` shares each batch among N processes, on one machine or many.
 
@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernels import command
-from kernels.command import Parser, UsageError, interrupts_exit
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, interrupts_exit
 from model.command import batch_fits, choose_device, leave
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m model.train", description="Trains AlexNet on a folder of images.")
+    parser = Parser(prog="alexnet train", description="Trains AlexNet on a folder of images.")
     add = parser.add_argument
     add(
         "data",
@@ -73,13 +74,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name, least in (("epochs", 1), ("batch", 1), ("seed", 0), ("workers", 0), ("save_every", 1)):
         if getattr(args, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+            raise AlexNetError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     if not 0.0 <= args.keep_prob <= 1.0:
-        raise UsageError(f"--keep-prob must be from 0 to 1, got {args.keep_prob}")
+        raise AlexNetError(f"--keep-prob must be from 0 to 1, got {args.keep_prob}")
     if args.lr is not None and not 0.0 < args.lr < float("inf"):
-        raise UsageError(f"--lr must be positive, got {args.lr}")
+        raise AlexNetError(f"--lr must be positive, got {args.lr}")
     if args.skip_layer and not args.weights:
-        raise UsageError("--skip-layer leaves out layers of --weights, which is not given")
+        raise AlexNetError("--skip-layer leaves out layers of --weights, which is not given")
     return args
 
 
@@ -92,15 +93,15 @@ def problems_named(
         with batch_fits(args.batch, device, name):
             yield
     except OSError as error:
-        raise UsageError(name(f"{error.filename or args.out}: {error.strerror or error}")) from error
+        raise AlexNetError(name(f"{error.filename or args.out}: {error.strerror or error}")) from error
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the end or until told to stop; the exit status."""
     with interrupts_exit():
         device = choose_device(args.device)
-        from model.distributed import Ranks
-        from model.training import Training
+        from model.training.distributed import Ranks
+        from model.training.trainer import Training
 
     ranks = Ranks(device)
     try:
@@ -108,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
             status = Training(args, device, ranks).run()
     except RuntimeError as error:
         if ranks.lost(error):
-            raise UsageError(ranks.name("another rank has ended, and this one with it")) from error
+            raise AlexNetError(ranks.name("another rank has ended, and this one with it")) from error
         if ranks.size > 1:  # the traceback does not tell which of many processes it is from
-            command.complain("model.train", ranks.name(error))
+            command.complain("alexnet train", ranks.name(error))
         raise
     ranks.leave()
     return status
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return command.run("model.train", lambda argv: run(parse(argv)), argv)
+    return command.run("alexnet train", lambda argv: run(parse(argv)), argv)
 
 
 if __name__ == "__main__":

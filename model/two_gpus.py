@@ -19,11 +19,13 @@ import torch
 from torch import distributed, nn
 
 import kernels
-from kernels import command, runtime
+from kernels import runtime
+from kernels.errors import AlexNetError
+from kernels.tools import command
 from model import infer, weights
 from model.alexnet import LRN, AlexNet, Formula
 from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
-from model.preprocess import ImageError, open_image
+from model.photos.preprocess import ImageError, open_image
 
 COMMAND = "torchrun --nproc-per-node 2 -m model.two_gpus"
 BOUND = 2e-5  # of the largest logit: float32 sums in another order, through eight layers
@@ -54,7 +56,7 @@ class Other:
         try:
             distributed.all_gather(both, sent)
         except RuntimeError as error:
-            raise command.UsageError(f"process {self.rank} lost the other one: {first_line(error)}") from error
+            raise AlexNetError(f"process {self.rank} lost the other one: {first_line(error)}") from error
         theirs = both[1 - self.rank]
         self.bytes += theirs.nbytes
         return theirs.to(mine.device)
@@ -166,7 +168,7 @@ def compute(rank: int, image: str | None) -> int:
         loaded = weights.load()
         x = loaded.preprocess(open_image(photo))[None]
     except (ImageError, weights.WeightsError) as error:
-        raise command.UsageError(error) from error
+        raise AlexNetError(error) from error
     device = runtime.default_device()
     backend = "gloo"
     if device.type == "cuda":
@@ -177,7 +179,7 @@ def compute(rank: int, image: str | None) -> int:
     try:
         distributed.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise command.UsageError(f"process {rank} did not find the other one: {first_line(error)}") from error
+        raise AlexNetError(f"process {rank} did not find the other one: {first_line(error)}") from error
 
     half = Half.from_weights(loaded, rank).to(device)
     x = x.to(device)
@@ -196,7 +198,7 @@ def compute(rank: int, image: str | None) -> int:
     print(f"\nlargest difference from one process's logits: {largest:.1e}, {relative:.1e} of the largest logit")
     print(f"prediction: {loaded.classes[int(best)]}, {probability.item():.1%}")
     if not relative < BOUND:  # NaN too
-        print(f"model.two_gpus: error: the logits differ by more than {BOUND:.0e}", file=sys.stderr)
+        print(f"alexnet two-gpus: error: the logits differ by more than {BOUND:.0e}", file=sys.stderr)
         return 1
     return 0
 
@@ -208,13 +210,13 @@ def main(argv: list[str] | None) -> int:
     try:
         args: argparse.Namespace = parser.parse_args(argv)
         if processes != 2:
-            raise command.UsageError(f"takes 2 processes, got {processes}: {COMMAND} {args.image or '[IMAGE]'}")
+            raise AlexNetError(f"takes 2 processes, got {processes}: {COMMAND} {args.image or '[IMAGE]'}")
         return compute(rank, args.image)
-    except command.UsageError:
+    except AlexNetError:
         if rank:  # torchrun ends all processes when one fails, and rank 0 mostly has the same to say
             time.sleep(FLOOR)
         raise
 
 
 if __name__ == "__main__":
-    sys.exit(command.run("model.two_gpus", main, None))
+    sys.exit(command.run("alexnet two-gpus", main, None))

@@ -20,9 +20,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import cost, runtime, softmax
-from kernels.softmax import _softmax_kernel
-from kernels.trace import trace
+from kernels import runtime, softmax
+from kernels.ops.softmax import _softmax_kernel
+from kernels.tools import cost
+from kernels.tools.trace import trace
 
 style.use()
 torch.manual_seed(0)
@@ -126,8 +127,8 @@ print(half.tolist())
 # %% [markdown]
 # ## Step through it
 #
-# `kernels.trace` runs a single program in the interpreter and notes each line that sets, loads or stores something.
-# Here is program 2, whose last two lanes are masked. Compare its offsets with the picture above.
+# `kernels.tools.trace` runs a single program in the interpreter and notes each line that sets, loads or stores
+# something. Here is program 2, whose last two lanes are masked. Compare its offsets with the picture above.
 
 # %%
 launch = lambda: scale_kernel[(programs,)](ten, half, 0.5, n, BLOCK=BLOCK)

@@ -18,11 +18,12 @@ import triton
 import triton.language as tl
 from PIL import Image
 
-from kernels import conv2d, cost, runtime, tiles
-from kernels.conv2d import _conv2d_kernel
-from kernels.layers import ALEXNET
-from kernels.space_to_depth import fold_input, fold_weight
-from kernels.trace import trace
+from kernels import conv2d, runtime, tiles
+from kernels.ops.conv2d import _conv2d_kernel
+from kernels.ops.space_to_depth import fold_input, fold_weight
+from kernels.tools import cost
+from kernels.tools.trace import trace
+from kernels.tools.workloads import ALEXNET
 from model import weights
 
 style.use()
@@ -45,7 +46,7 @@ maps.windows((31, 31), kernel=11, stride=4, outputs=[(0, 0), (0, 1), (2, 3)])
 
 # %%
 model = weights.load(weights.DEFAULT)
-x = model.preprocess(Image.fromarray(photo.whole()))[None].contiguous(memory_format=torch.channels_last)
+x = model.photos.preprocess(Image.fromarray(photo.whole()))[None].contiguous(memory_format=torch.channels_last)
 w, bias = model.layers["conv1"]
 y = conv2d(x, w, bias, stride=4)
 

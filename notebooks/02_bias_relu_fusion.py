@@ -18,10 +18,11 @@ import triton
 import triton.language as tl
 from matplotlib.colors import ListedColormap
 
-from kernels import bias_relu, conv2d, cost, runtime, tiles
-from kernels.bias_relu import _bias_relu_kernel
-from kernels.conv2d import _conv2d_kernel
-from kernels.trace import trace
+from kernels import bias_relu, conv2d, runtime, tiles
+from kernels.ops.bias_relu import _bias_relu_kernel
+from kernels.ops.conv2d import _conv2d_kernel
+from kernels.tools import cost
+from kernels.tools.trace import trace
 
 style.use()
 torch.manual_seed(0)

@@ -21,9 +21,9 @@ import triton.language as tl
 from matplotlib.patches import Rectangle
 
 from kernels import conv2d, local_response_norm, runtime, tiles
-from kernels.layers import LAYERS
-from kernels.local_response_norm import _local_response_norm_kernel, _sums, divisor, normalise
-from kernels.trace import trace
+from kernels.ops.local_response_norm import _local_response_norm_kernel, _sums, divisor, normalise
+from kernels.tools.trace import trace
+from kernels.tools.workloads import LAYERS
 from model.alexnet import LRN
 
 style.use()
@@ -335,7 +335,7 @@ axes.invert_yaxis()
 assert len(composed) == 7 and round(sum(one.bytes for one in composed) / x.nbytes, 1) == 15.1
 
 # %% [markdown]
-# In fp16 an element is 4 bytes of traffic and, as `kernels/cost.py` counts, 14 FLOPs: 3.5 FLOPs a byte. Bound by
+# In fp16 an element is 4 bytes of traffic and, as `kernels/tools/cost.py` counts, 14 FLOPs: 3.5 FLOPs a byte. Bound by
 # memory, whatever the formula. So the way to make it cheaper is, once more, not to write and read the map at all;
 # notebook 04 does it.
 

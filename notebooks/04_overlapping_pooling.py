@@ -19,11 +19,12 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from kernels import conv2d, cost, lrn_max_pool2d, max_pool2d, runtime, tiles
-from kernels.layers import LAYERS
-from kernels.lrn_max_pool2d import _lrn_max_pool2d_kernel
-from kernels.max_pool2d import _max_pool2d_kernel
-from kernels.trace import trace
+from kernels import conv2d, lrn_max_pool2d, max_pool2d, runtime, tiles
+from kernels.ops.lrn_max_pool2d import _lrn_max_pool2d_kernel
+from kernels.ops.max_pool2d import _max_pool2d_kernel
+from kernels.tools import cost
+from kernels.tools.trace import trace
+from kernels.tools.workloads import LAYERS
 from model.alexnet import LRN
 
 style.use()

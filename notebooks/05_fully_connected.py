@@ -6,7 +6,7 @@
 #
 # - write such a layer as a product of matrices, first with a program an output, then in tiles,
 # - count what a tile reads, and see why a large one reads less,
-# - step through a program of `kernels/linear.py`,
+# - step through a program of `kernels/ops/linear.py`,
 # - see the same layer bound by memory for one photo, and by arithmetic for many.
 
 # %%
@@ -19,14 +19,15 @@ import triton
 import triton.language as tl
 
 import kernels
-from kernels import cost, pytorch, runtime, tiles
-from kernels.layers import LAYERS
-from kernels.linear import _linear_kernel, _linear_row_kernel
-from kernels.trace import trace
+from kernels import runtime, tiles
+from kernels.ops.linear import _linear_kernel, _linear_row_kernel
+from kernels.tools import cost, torch_ops
+from kernels.tools.trace import trace
+from kernels.tools.workloads import LAYERS
 from model import weights
 from model.alexnet import AlexNet
 from model.infer import default_photo
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 
 style.use()
 torch.manual_seed(0)
@@ -46,7 +47,7 @@ image = trained.preprocess(open_image(default_photo()))[None].to(device, memory_
 
 maps5 = image
 with torch.no_grad():
-    for name, layer in net.use(pytorch).named_children():
+    for name, layer in net.use(torch_ops).named_children():
         maps5 = layer(maps5)
         if name == "pool5":
             break
@@ -281,8 +282,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Its cost
 #
-# `kernels/cost.py` counts: two FLOPs a multiply-accumulate; each input, the weights among them, read once, and each
-# output written once.
+# `kernels/tools/cost.py` counts: two FLOPs a multiply-accumulate; each input, the weights among them, read once, and
+# each output written once.
 
 # %%
 source.show(cost.linear)

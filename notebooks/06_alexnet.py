@@ -17,14 +17,15 @@ import numpy as np
 import torch
 
 import kernels
-from kernels import pytorch, runtime
-from kernels.layers import ALEXNET
-from kernels.softmax import _softmax_kernel
-from kernels.trace import trace
+from kernels import runtime
+from kernels.ops.softmax import _softmax_kernel
+from kernels.tools import torch_ops
+from kernels.tools.trace import trace
+from kernels.tools.workloads import ALEXNET
 from model import weights
 from model.alexnet import AlexNet
 from model.infer import default_photo
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 
 style.use()
 torch.manual_seed(0)
@@ -180,7 +181,7 @@ assert [kept[name].shape[-1] for name in walk] == sizes[1:]
 # Are they right? PyTorch's operators in float64 say so, layer by layer.
 
 # %%
-reference = AlexNet.from_weights(trained).to(device).use(pytorch).double()
+reference = AlexNet.from_weights(trained).to(device).use(torch_ops).double()
 exact, worst = x.double(), {}
 with torch.inference_mode():
     for name, layer in reference.named_children():
@@ -300,7 +301,7 @@ print(f"likeliest: {names[0]}, {likeliest.values[0].item():.0%}")
 
 # %% [markdown]
 # It is a cat. Whether the network says so depends on its weights: on how many photos, and how sharp ones, they were
-# trained on. `python -m model.weights list` names those that can be downloaded, and `weights.load("bvlc")` above gets
+# trained on. `alexnet weights list` names those that can be downloaded, and `weights.load("bvlc")` above gets
 # BVLC's, with the 1000 classes of ImageNet.
 #
 # ## Step through the last kernel

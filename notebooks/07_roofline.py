@@ -18,10 +18,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import cost, roofline, runtime, timing
-from kernels.cost import Cost
-from kernels.layers import ALEXNET, LAYERS
-from kernels.trace import trace
+from kernels import runtime
+from kernels.tools import cost, roofline
+from kernels.tools.bench import timing
+from kernels.tools.cost import Cost
+from kernels.tools.trace import trace
+from kernels.tools.workloads import ALEXNET, LAYERS
 
 style.use()
 torch.manual_seed(0)
@@ -109,8 +111,9 @@ for dtype, intensity in bend.items():
 # ## Roofs are measured
 #
 # What a maker states is reached by nothing: clocks go down when all of a chip works, memory has to be refreshed. A
-# kernel at 80 % of the stated limit may be at the end of what can be done. So `kernels/timing.py` measures the roofs on
-# the device itself, in the same run as the kernels: a copy of far more than a cache holds, and a large matrix product.
+# kernel at 80 % of the stated limit may be at the end of what can be done. So `kernels/tools/bench/timing.py` measures
+# the roofs on the device itself, in the same run as the kernels: a copy of far more than a cache holds, and a large
+# matrix product.
 
 # %%
 source.show(timing.roof_copy)
@@ -182,7 +185,7 @@ if measured:
     for name, row in table.items():
         print(f"{name:6} {row.p50_ms:8.4f} {roofline.share(row, roofs):16.0%}")
 else:
-    print("Nothing has been measured yet: python -m kernels.bench, on a GPU, adds the table that fills this in.")
+    print("Nothing has been measured yet: alexnet bench, on a GPU, adds the table that fills this in.")
 
 # %% [markdown]
 # A photo alone is another picture. Weights are read for it alone, so that everything but conv2 is memory's, the fully
@@ -273,7 +276,7 @@ right.invert_yaxis()
 
 # %% [markdown]
 # conv1 leaves a quarter of each tile unused, conv4 a quarter of all. That is why tiles are chosen for each layer
-# (`python -m kernels.tiles`), and why conv4 has narrower ones in the README's table.
+# (`alexnet tune`), and why conv4 has narrower ones in the README's table.
 #
 # ## Exercises
 #

@@ -18,9 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import pytorch, roofline, runtime, timing
-from kernels.layers import ALEXNET
-from kernels.trace import trace
+from kernels import runtime
+from kernels.tools import roofline, torch_ops
+from kernels.tools.bench import timing
+from kernels.tools.trace import trace
+from kernels.tools.workloads import ALEXNET
 
 style.use()
 torch.manual_seed(0)
@@ -149,7 +151,7 @@ eager = {}
 print(f"{BATCH} photos, fp16\n{'layer':6} {'ours, MB':>9} {'PyTorch, MB':>12} {'times':>6}  operators of PyTorch")
 for layer in ALEXNET:
     operands = layer.operands(BATCH, torch.float16, "meta")
-    call = functools.partial(getattr(pytorch, layer.operator), *operands, **layer.arguments)
+    call = functools.partial(getattr(torch_ops, layer.operator), *operands, **layer.arguments)
     eager[layer.name] = passes.of_pytorch(call)
     ours, theirs = layer.cost(BATCH, itemsize=2).bytes, sum(each.bytes for each in eager[layer.name])
     counts = Counter(each.kernel for each in eager[layer.name])
@@ -163,7 +165,7 @@ for layer in ALEXNET:
 # convolution without it and adds it afterwards. That happens inside `convolution`, so it is not counted here.) Local
 # response normalisation is no operator of its own in PyTorch but seven, with the whole feature map through memory at
 # each, and pooling is the eighth; it also writes the places of the maxima, 8 bytes each, in case that somebody wants
-# gradients. In `kernels/lrn_max_pool2d.py` all of it is one pass.
+# gradients. In `kernels/ops/lrn_max_pool2d.py` all of it is one pass.
 #
 # (Some of this may be found in the L2 cache. But conv1's output for 128 photos is 74 MB, and an H100's L2 holds 50.)
 #
@@ -265,7 +267,7 @@ assert (found.values("pid_m")[0], found.values("pid_n")[0]) == (80 % 8, 80 // 8)
 #
 # ## What was measured
 #
-# `python -m kernels.bench --network` writes the table. On a machine with a GPU this cell measures, without one it reads
+# `alexnet bench --network` writes the table. On a machine with a GPU this cell measures, without one it reads
 # the table of another.
 
 # %%
@@ -332,9 +334,9 @@ assert round(conv1.compile_ms / machine.H100["tf32"].floor_ms(least.flops, least
 
 # %% [markdown]
 # conv1 is at 31 TFLOP/s in that table, and its floor is 13 times less. Three channels are an awkward product: runs of
-# three numbers are neither loaded nor multiplied well. So `kernels/conv2d.py` folds blocks of 4 x 4 pixels into
+# three numbers are neither loaded nor multiplied well. So `kernels/ops/conv2d.py` folds blocks of 4 x 4 pixels into
 # channels first, as notebook [01](01_convolution_as_gemm.ipynb) tells. If anywhere in a convolution, there is room to
-# win here. `python -m kernels.bench --preset kernelbench` runs the same problems on our kernels.
+# win here. `alexnet bench --preset kernelbench` runs the same problems on our kernels.
 #
 # ## Exercises
 #

@@ -23,18 +23,19 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 import kernels
-from kernels import pytorch, runtime, tiles
-from kernels.bias_relu import _bias_relu_gradient_kernel
-from kernels.conv2d_backward import _conv2d_weight_gradient_kernel
-from kernels.dropout import _dropout_kernel
-from kernels.layers import ALEXNET, LAYERS
-from kernels.local_response_norm import normalise_gradient
-from kernels.max_pool2d import gather
-from kernels.trace import trace
+from kernels import runtime, tiles
+from kernels.ops.bias_relu import _bias_relu_gradient_kernel
+from kernels.ops.conv2d_backward import _conv2d_weight_gradient_kernel
+from kernels.ops.dropout import _dropout_kernel
+from kernels.ops.local_response_norm import normalise_gradient
+from kernels.ops.max_pool2d import gather
+from kernels.tools import torch_ops
+from kernels.tools.trace import trace
+from kernels.tools.workloads import ALEXNET, LAYERS
 from model import weights
 from model.alexnet import AlexNet
 from model.infer import default_photo
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 from model.two_gpus import table
 
 style.use()
@@ -415,7 +416,7 @@ for number, row in enumerate(axes.T):
 
 # %% tags=["varies"]
 loaded = weights.load("cifar10")
-net = AlexNet.from_weights(loaded).use(pytorch)
+net = AlexNet.from_weights(loaded).use(torch_ops)
 batch = torch.stack([loaded.preprocess(image) for images in crops for image in images])
 caught = {}
 net.fc7.register_forward_hook(lambda _, __, output: caught.update(fc7=output))
@@ -467,7 +468,7 @@ _ = right_.legend(loc="lower right")
 # sub-folder a class, the same is one command:
 #
 # ```
-# python -m model.train photos/ --weights bvlc_alexnet.npy --skip-layer fc8 --freeze conv1 conv2 conv3 --out run
+# alexnet train photos/ --weights bvlc_alexnet.npy --skip-layer fc8 --freeze conv1 conv2 conv3 --out run
 # ```
 #
 # ## What two GPUs had to do with groups
@@ -595,5 +596,5 @@ nb09.weight_gradient(weight_gradient)
 # %% [markdown]
 # ## The end, and a beginning
 #
-# You have seen every operator of AlexNet, forwards and backwards. `python -m model.train` puts them together;
+# You have seen every operator of AlexNet, forwards and backwards. `alexnet train` puts them together;
 # `kernels/` has all of them, a file each.

@@ -17,8 +17,9 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import model as model  # the kernels beside it, wherever Hugging Face's package of that name is installed, too
-from kernels import command
-from kernels.command import Parser, UsageError
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -87,7 +88,7 @@ def run(argv: list[str] | None) -> int:
     wanted = [name for name in names() if not given or name.startswith(tuple(given))]
     for start in given:
         if not any(name.startswith(start) for name in wanted):
-            raise UsageError(f"no notebook begins with {start}; there are {', '.join(names())}")
+            raise AlexNetError(f"no notebook begins with {start}; there are {', '.join(names())}")
     for name in wanted:
         started = time.perf_counter()
         notebook = read(name)

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 
 import kernels
 from kernels import runtime
-from kernels.layers import ALEXNET
+from kernels.tools.workloads import ALEXNET
 from model import weights
 from model.alexnet import AlexNet
 from model.infer import default_photo
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 
 PICTURE = Path(__file__).parent / "images" / "alexnet.png"
 

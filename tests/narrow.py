@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-import model.checkpoint
-import model.learner
-import model.log
-import model.training
+import model.training.checkpoint
+import model.training.log
+import model.training.step
+import model.training.trainer
 from model import train
 from model.alexnet import LRN, AlexNet
 from model.layers import Conv2d, Dropout, Linear, LRNMaxPool2d, MaxPool2d
@@ -77,7 +77,12 @@ def trap(event: str, number: int) -> None:
     put there. ``term``: as ``step``, but with SIGTERM, upon which the run is to save and end by itself.
     """
     left = number
-    step, replace, add, save = model.learner.Learner.step, os.replace, model.log.Log.add, model.checkpoint.save
+    step, replace, add, save = (
+        model.training.step.Learner.step,
+        os.replace,
+        model.training.log.Log.add,
+        model.training.checkpoint.save,
+    )
 
     def at(now: str, end: int = signal.SIGKILL) -> None:
         nonlocal left
@@ -112,8 +117,8 @@ def trap(event: str, number: int) -> None:
         at("row")
         add(log, row)
 
-    model.learner.Learner.step, model.checkpoint.save = trapped_step, trapped_save
-    model.log.Log.add, os.replace = trapped_add, trapped_replace
+    model.training.step.Learner.step, model.training.checkpoint.save = trapped_step, trapped_save
+    model.training.log.Log.add, os.replace = trapped_add, trapped_replace
 
 
 def start(function: Callable, *arguments) -> multiprocessing.Process:
@@ -147,5 +152,5 @@ def _main(arguments: list[str], output: Path, trapped: tuple[str, int] | None, e
     sys.stdout = sys.stderr = output.open("w", buffering=1)
     if trapped:
         trap(*trapped)
-    model.training.AlexNet = Narrow
+    model.training.trainer.AlexNet = Narrow
     raise SystemExit(train.main([*arguments, "--operators", "torch", "--device", "cpu"]))

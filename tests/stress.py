@@ -34,8 +34,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kernels import command
-from kernels.command import Parser, UsageError
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser
 from model.command import device_name
 from tests import results
 
@@ -327,7 +328,7 @@ def check_named(name: str, errors: list[str], bad: list[Path], some: bool = Fals
 def check_count(errors: list[str], bad: int, photos: int) -> list[str]:
     """model.infer's last line counts the bad ones; returns the lines before."""
     *named, last = errors
-    assert last == f"model.infer: error: {bad:,} of {photos:,} photos cannot be read", last
+    assert last == f"alexnet infer: error: {bad:,} of {photos:,} photos cannot be read", last
     return named
 
 
@@ -541,7 +542,7 @@ def run(argv: list[str] | None) -> int:
     )
     photos = parser.parse_args(argv).photos
     if photos < 60:
-        raise UsageError(f"--photos must be at least 60, got {photos}")
+        raise AlexNetError(f"--photos must be at least 60, got {photos}")
     started, failed = time.monotonic(), 0
     lines = [f"{'case':34}{'photos':>8}{'s':>7}{'MiB':>7}{'worker':>8}  result"]
     print(lines[0])

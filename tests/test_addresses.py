@@ -12,8 +12,8 @@ import triton.language as tl
 
 import kernels
 from kernels import runtime
-from kernels.linear import launch_linear_input_gradient
-from kernels.space_to_depth import launch_space_to_depth
+from kernels.ops.linear import launch_linear_input_gradient
+from kernels.ops.space_to_depth import launch_space_to_depth
 from tests import reference
 from tests.reference import assert_close
 

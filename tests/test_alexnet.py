@@ -9,12 +9,13 @@ import skimage
 import torch
 
 import kernels
-from kernels import ArgumentError, pytorch
+from kernels import ArgumentError
 from kernels.runtime import default_device
+from kernels.tools import torch_ops
 from model import weights
 from model.alexnet import AlexNet
 from model.layers import Layer
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 from tests.narrow import Narrow
 from tests.reference_alexnet import reference_alexnet, relative_error
 
@@ -153,7 +154,7 @@ def test_missing_and_misshapen_layers(loaded):
         AlexNet.from_weights(dataclasses.replace(loaded, lrn="other"))
 
 
-@pytest.mark.parametrize("operators", [kernels, pytorch], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("operators", [kernels, torch_ops], ids=lambda module: module.__name__)
 def test_copied_and_saved_with_its_operators(operators, tmp_path):
     net = Narrow(3, keep_prob=1.0).use(operators).to(default_device())
     torch.save(net, tmp_path / "net.pt")

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from kernels import tiles
-from kernels.assembly import Assembly, Task, assemble, main
-from kernels.layers import DTYPES, LAYERS
 from kernels.tiles.choices import SHARED_MEMORY
+from kernels.tools.assembly import Assembly, Task, assemble, main
+from kernels.tools.workloads import DTYPES, LAYERS
 
 PRODUCTS = ("_conv2d_kernel", "_conv2d_input_gradient_kernel", "_conv2d_weight_gradient_kernel", "_linear_kernel")
 
@@ -60,8 +60,9 @@ def test_a_single_output_of_shares_compiles():
     """The compiler is told a number of 1 as a constant, which has no methods."""
     code = """
 import torch
-from kernels import assembly, runtime, tiles
-from kernels.split_k import launch_add_shares
+from kernels.tools import assembly
+from kernels import runtime, tiles
+from kernels.ops.split_k import launch_add_shares
 with tiles.target("sm_90"), runtime.recording() as launches:
     launch_add_shares(torch.empty(8, 1, 1, 1, 1), torch.empty(1, 1, 1, 1))
 assembly.compile_launch(launches[0], {}, True, "sm_90")
@@ -91,8 +92,8 @@ class H100:
     get_active_torch_device = lambda self: torch.device("cpu")
 
 driver.set_active(H100())
-from kernels.assembly import Task, launches
-from kernels.layers import LAYERS
+from kernels.tools.assembly import Task, launches
+from kernels.tools.workloads import LAYERS
 for task in [Task(layer, "sm_90", batch=batch) for batch in (1, 128) for layer in LAYERS]:
     for launch, tile, _ in launches(task):
         compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
@@ -154,7 +155,7 @@ def test_every_tile_compiles(architecture):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "kernels.assembly", *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "model.cli", "assembly", *arguments], capture_output=True, text=True)
 
 
 def test_command_prints_a_table():

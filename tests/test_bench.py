@@ -1,4 +1,4 @@
-"""``python -m kernels.bench``: what it checks, what it writes, what it refuses. Nothing here looks at how fast."""
+"""``alexnet bench``: what it checks, what it writes, what it refuses. Nothing here looks at how fast."""
 
 import csv
 import errno
@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import kernels
-from kernels import bench, roofline, runtime, timing
-from kernels.command import UsageError
-from kernels.layers import LAYERS
+from kernels import runtime
+from kernels.errors import AlexNetError
+from kernels.tools import roofline
+from kernels.tools.bench import cli, timing
+from kernels.tools.workloads import LAYERS
 
 REPOSITORY = Path(kernels.__file__).parent.parent
 COLUMNS = "date,commit,gpu,torch,triton,operator,layer,pass,dtype,batch,provider,p20_ms,p50_ms,p80_ms,flops,bytes,error"
@@ -24,7 +26,7 @@ COLUMNS = "date,commit,gpu,torch,triton,operator,layer,pass,dtype,batch,provider
 def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
     """The command as a user types it, in an empty folder."""
     return subprocess.run(
-        [sys.executable, "-m", "kernels.bench", *map(str, arguments)],
+        [sys.executable, "-m", "model.cli", "bench", *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -129,18 +131,18 @@ def test_out_and_plot(tmp_path):
     ids=lambda value: value[0].strip("-") if value[0].startswith("-") else None,
 )
 def test_refuses(interpreter, capsys, arguments, words):
-    assert bench.main(arguments) == 2
+    assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert err.startswith("kernels.bench: error: ")
+    assert err.startswith("alexnet bench: error: ")
     for word in words:
         assert word in err
 
 
 def test_refuses_a_table_that_is_no_text(interpreter, tmp_path, capsys):
     (tmp_path / "interpreter.csv").write_bytes(b"\x89PNG\xff\n")
-    assert bench.main(["softmax", "--out", str(tmp_path)]) == 2
+    assert cli.main(["softmax", "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "is not such a table" in err and len(err.splitlines()) == 1
     assert (tmp_path / "interpreter.csv").read_bytes() == b"\x89PNG\xff\n"
@@ -151,13 +153,13 @@ def test_a_disk_without_room_for_the_table(tmp_path):
     table.file.close()
     table.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     table.writer = csv.writer(table.file)
-    with pytest.raises(UsageError, match=r"--out: cannot write .*table\.csv: No space left on device"):
+    with pytest.raises(AlexNetError, match=r"--out: cannot write .*table\.csv: No space left on device"):
         table.append([])
 
 
 def test_a_batch_that_fits_in_no_memory(interpreter, capsys):
-    assert bench.main(["dropout", "--batch", "999999999999"]) == 1
-    said = "kernels.bench: drop6, batch 999999999999, fp32: making its tensors FAILED: RuntimeError: "
+    assert cli.main(["dropout", "--batch", "999999999999"]) == 1
+    said = "alexnet bench: drop6, batch 999999999999, fp32: making its tensors FAILED: RuntimeError: "
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(said)]
     assert "allocate" in line
 
@@ -170,7 +172,7 @@ def test_refuses_as_a_command(tmp_path):
 
 def test_refuses_another_table(interpreter, tmp_path, capsys):
     (tmp_path / "interpreter.csv").write_text("a,b\n1,2\n")
-    assert bench.main(["softmax", "--out", str(tmp_path)]) == 2
+    assert cli.main(["softmax", "--out", str(tmp_path)]) == 2
     assert "'a,b'" in capsys.readouterr().err
     assert (tmp_path / "interpreter.csv").read_text() == "a,b\n1,2\n"
 
@@ -189,7 +191,7 @@ def spoil(index: tuple, value: float):
 @pytest.mark.parametrize("value", [0.5, math.nan, math.inf])
 def test_a_wrong_kernel_has_no_time(fake, monkeypatch, tmp_path, capsys, value):
     monkeypatch.setattr(kernels, "softmax", spoil((-1, 7), value))
-    status = bench.main(["softmax", "--batch", "70", "--dtype", "fp16", "--out", str(tmp_path)])
+    status = cli.main(["softmax", "--batch", "70", "--dtype", "fp16", "--out", str(tmp_path)])
     out, err = capsys.readouterr()
     assert status == 1
     line = next(line for line in out.splitlines() if line.startswith("prob"))
@@ -205,7 +207,7 @@ def test_a_crash_does_not_stop_the_rest(fake, monkeypatch, tmp_path, capsys):
         raise RuntimeError("no kernel image\nis available")
 
     monkeypatch.setattr(kernels, "softmax", crash)
-    assert bench.main(["softmax", "max_pool2d", "--batch", "1", "--dtype", "fp32", "--out", str(tmp_path)]) == 1
+    assert cli.main(["softmax", "max_pool2d", "--batch", "1", "--dtype", "fp32", "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "prob, batch 1, fp32: triton FAILED: RuntimeError: no kernel image" in err
     assert [line.split()[4] for line in out.splitlines() if line.startswith("prob")] == ["FAILED"]
@@ -301,7 +303,7 @@ def test_backward_and_step_on_the_kernels(fake, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(timing, "STEP", timing.Work("alexnet", small_network(), "step"))
     monkeypatch.setattr(timing, "NETWORK", timing.Work("alexnet", small_network()))
     arguments = ["max_pool2d", "softmax", "--network", "--pass", "forward", "backward", "--batch", "2"]
-    assert bench.main([*arguments, "--dtype", "fp32", "--plot", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
+    assert cli.main([*arguments, "--dtype", "fp32", "--plot", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
     rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
     timed = {(row.layer, row.pass_, row.provider) for row in rows if row.operator not in roofline.ROOFS}
     passes = [(layer, name) for layer in ("pool5", "prob") for name in ("forward", "backward")]
@@ -324,7 +326,7 @@ def test_deviation_of_dropout_counts_what_is_kept(kept):
 def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
     """Every line but those of CUDA itself: roofs, three providers, two layouts, the table, the ratio, the plots."""
     arguments = ["max_pool2d", "softmax", "--batch", "2", "1", "--dtype", "fp32", "tf32", "--plot"]
-    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     out, _ = capsys.readouterr()
     assert out.startswith("Fake GPU 80GB, torch ")
     rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
@@ -353,7 +355,7 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
         "fake-gpu-80gb-roofline-tf32.png",
     ]
     # Again: rows are appended under one header, and the later ones count.
-    assert bench.main([*arguments[:2], "--batch", "2", "--dtype", "fp32", "--out", str(tmp_path)]) == 0
+    assert cli.main([*arguments[:2], "--batch", "2", "--dtype", "fp32", "--out", str(tmp_path)]) == 0
     lines = (tmp_path / "fake-gpu-80gb.csv").read_text().splitlines()
     assert lines.count(COLUMNS) == 1
     assert len(lines) == 1 + 28 + 8
@@ -362,9 +364,9 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
 
 def test_what_is_timed_by_default(fake):
     def chosen(*arguments):
-        args = bench.parse(list(arguments))
-        bench.complete(args, fake.interpreted)
-        return [(work.name, batch) for work, batch in bench.works(args)], args.dtype, args.providers
+        args = cli.parse(list(arguments))
+        cli.complete(args, fake.interpreted)
+        return [(work.name, batch) for work, batch in cli.works(args)], args.dtype, args.providers
 
     forward = ["conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"]
     everybody = ["triton", "torch", "compile"]

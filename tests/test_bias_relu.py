@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import kernels
-from kernels.bias_relu import epilogue_gradient
-from kernels.layers import ALEXNET
+from kernels.ops.bias_relu import epilogue_gradient
+from kernels.tools.workloads import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn
 

@@ -9,9 +9,9 @@ import torch
 
 import kernels
 from kernels import runtime
-from kernels.space_to_depth import fold_once
+from kernels.ops.space_to_depth import fold_once
 from model.alexnet import AlexNet
-from model.captured import Captured
+from model.cuda_graph import Captured
 
 needs_gpu = pytest.mark.skipif(runtime.INTERPRETED, reason="a CUDA graph takes a GPU")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kernels.command import UsageError
-from model import checkpoint
+from kernels.errors import AlexNetError
+from model.training import checkpoint
 
 META = {"classes": ["a"], "training": {"step": 3}}
 
@@ -38,7 +38,7 @@ def test_what_cannot_be_written_leaves_the_old(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UsageError, match=r"a\.safetensors: cannot be written: No space left on device"):
+    with pytest.raises(AlexNetError, match=r"a\.safetensors: cannot be written: No space left on device"):
         checkpoint.write(path, {"a": torch.ones(3)}, META)
     assert not checkpoint.read(path)[0]["a"].any()
 
@@ -46,9 +46,9 @@ def test_what_cannot_be_written_leaves_the_old(tmp_path, monkeypatch):
 def test_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"junk")
-    with pytest.raises(UsageError, match=r"a\.safetensors: cannot be read: "):
+    with pytest.raises(AlexNetError, match=r"a\.safetensors: cannot be read: "):
         checkpoint.read(path)
     for metadata in (None, {"meta": json.dumps({"classes": ["a"]})}):
         save_file({"a": torch.zeros(3)}, path, metadata)
-        with pytest.raises(UsageError, match="holds no training run to resume; --weights starts a new one from it"):
+        with pytest.raises(AlexNetError, match="holds no training run to resume; --weights starts a new one from it"):
             checkpoint.read(path)

@@ -9,10 +9,11 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 import model.alexnet
-from kernels import pytorch
-from model import checkpoint, compress, training, weights
+from kernels.tools import torch_ops
+from model import compress, weights
 from model.alexnet import AlexNet
-from model.preprocess import FOLDER, Preprocess
+from model.photos.preprocess import FOLDER, Preprocess
+from model.training import checkpoint, trainer
 from model.weights import Weights, deep_compression
 from model.weights.common import describe
 from tests.narrow import COLOURS, Narrow, make_folder
@@ -37,7 +38,7 @@ def narrow(monkeypatch, one_thread):
     """The thin network in the real one's place, in files too; its layers at random."""
     net = Narrow(3)
     shapes = {name: tuple(net.get_submodule(name).weight.shape) for name in weights.LAYERS}
-    monkeypatch.setattr(training, "AlexNet", Narrow)
+    monkeypatch.setattr(trainer, "AlexNet", Narrow)
     monkeypatch.setattr(model.alexnet, "AlexNet", Narrow)
     monkeypatch.setattr(deep_compression, "shapes", lambda classes: shapes)
     return net
@@ -136,14 +137,14 @@ def test_command(here, start, folder, tmp_path):
     out = tmp_path / "small.net"
     arguments = [start, out, "--data", folder, "--epochs", 2, "--batch", 4, "--workers", 0, "--operators", "torch"]
     arguments += ["--device", "cpu", "--density", "fc6=0.5", "fc8=1"]
-    finish = training.Training.write
+    finish = trainer.Training.write
 
     def interrupted(self, rows, epoch_ends):
         finish(self, rows, epoch_ends)
         self.stopping |= rows[-1]["step"] == 4
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Training, "write", interrupted)
+        patch.setattr(trainer.Training, "write", interrupted)
         status, printed, err = here(*arguments)
     assert status == 130 and "stopped after step 4 of 6" in printed and not out.exists(), err
     status, _, err = here(*arguments[:-1], "fc8=0.5", "--resume")
@@ -181,7 +182,7 @@ def test_a_dense_network_of_true_size(here, tmp_path):
     for name, (weight, bias) in layers.items():
         pruned = weight.mul_(compress.prune(weight, compress.DENSITY[name])).numpy()
         few[name] = torch.from_numpy(compress.quantise(pruned)[0]), bias
-    nets = [AlexNet.from_weights(of).use(pytorch) for of in (loaded, dataclasses.replace(loaded, layers=few))]
+    nets = [AlexNet.from_weights(of).use(torch_ops) for of in (loaded, dataclasses.replace(loaded, layers=few))]
     x = torch.randn(1, 3, 227, 227)
     with torch.inference_mode():
         assert torch.equal(nets[0](x), nets[1](x)) and nets[0](x).std() > 0.0
@@ -213,7 +214,7 @@ def test_bad_arguments(here, start, folder, tmp_path, options, words):
     before = sorted(tmp_path.iterdir())
     status, out, err = here(start, tmp_path / "a.net", *[places.get(option, option) for option in options])
     assert status == 2 and not out and len(err.splitlines()) == 1
-    assert err.startswith("model.compress: error: ") and words in err
+    assert err.startswith("alexnet compress: error: ") and words in err
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.layers import ALEXNET
+from kernels.tools.workloads import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
 

@@ -7,8 +7,8 @@ import torch
 
 import kernels
 from kernels import runtime, tiles
-from kernels.conv2d_backward import conv2d_input_gradient, conv2d_weight_gradient
-from kernels.space_to_depth import folds
+from kernels.ops.conv2d_backward import conv2d_input_gradient, conv2d_weight_gradient
+from kernels.ops.space_to_depth import folds
 from tests import reference
 from tests.reference import LAYOUTS, assert_close, assert_gradients, name, randn
 from tests.test_conv2d import CASES as FORWARD_CASES

@@ -1,4 +1,4 @@
-"""kernels.cost: AlexNet's published numbers, and the formulas on cases small enough to count by hand."""
+"""kernels.tools.cost: AlexNet's published numbers, and the formulas on cases small enough to count by hand."""
 
 import itertools
 import math
@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from kernels import cost, layers
-from kernels.layers import ALEXNET
+from kernels.tools import cost, workloads
+from kernels.tools.workloads import ALEXNET
 from tests import reference
 
 # BVLC's deploy.prototxt: output of one image, parameters, multiply-accumulates.
@@ -115,7 +115,7 @@ def test_cross_entropy():
 
 @pytest.mark.parametrize("layer", [*LAYERS, "relu1", "norm1", "drop6", "prob"])
 def test_gradients_have_the_inputs_shape_and_a_product_is_two_more(layer):
-    layer = layers.LAYERS[layer]
+    layer = workloads.LAYERS[layer]
     forward, backward = layer.cost(2), layer.cost(2, backward=True)
     assert backward.output == (2, *layer.input)
     assert backward.macs == forward.macs * (1 if layer.first else 2)

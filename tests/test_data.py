@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from model import data
-from model.preprocess import FOLDER, Preprocess, open_image
+from model.photos import data
+from model.photos.preprocess import FOLDER, Preprocess, open_image
 from tests.narrow import COLOURS, make_folder
 
 

@@ -10,9 +10,9 @@ import kernels
 from kernels import runtime
 
 MODULES = [
-    *(f"kernels.{name}" for name in kernels.__all__ if name != "ArgumentError"),
+    *(f"kernels.ops.{name}" for name in kernels.__all__ if name != "ArgumentError"),
     "model.alexnet",
-    "model.preprocess",
+    "model.photos.preprocess",
 ]
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import kernels
 from kernels import tiles
-from kernels.layers import ALEXNET
+from kernels.tools.workloads import ALEXNET
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, exact, name, randn
 
 

@@ -1,4 +1,4 @@
-"""``python -m model.evaluate``: its numbers against those counted by hand, and what cannot be done."""
+"""``alexnet evaluate``: its numbers against those counted by hand, and what cannot be done."""
 
 import json
 import os
@@ -11,12 +11,12 @@ import skimage
 import torch
 from PIL import Image
 
-from kernels import pytorch
+from kernels.tools import torch_ops
 from model import evaluate, weights
 from model.alexnet import AlexNet
-from model.data import Photos
-from model.distributed import Ranks
-from model.preprocess import open_image
+from model.photos.data import Photos
+from model.photos.preprocess import open_image
+from model.training.distributed import Ranks
 from tests.narrow import PROCESSES, start
 
 DATA = Path(skimage.__file__).parent / "data"
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 def probabilities(folder):
     """By folder: softmax for each photo, of the central crop and averaged over ten."""
     loaded = weights.load()
-    net = AlexNet.from_weights(loaded).use(pytorch)
+    net = AlexNet.from_weights(loaded).use(torch_ops)
     found = {"centre": [], "ten": []}
     with torch.inference_mode():
         for target, name in enumerate(loaded.classes):
@@ -95,7 +95,7 @@ def test_table_and_unreadable_images(here, folder, tmp_path):
     (tmp_path / "val/ship/broken.png").write_bytes(b"no image")
     status, out, err = here(tmp_path, "--batch", 1, "--workers", 0)
     assert status == 2 and len(err.splitlines()) == 1
-    assert err.startswith(f"model.evaluate: error: {tmp_path}/val/ship/broken.png: not an image in a format")
+    assert err.startswith(f"alexnet evaluate: error: {tmp_path}/val/ship/broken.png: not an image in a format")
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == list(PHOTOS) and lines[2].endswith("of 1")
     assert lines[-1].startswith(f"cifar10, 6 images of {tmp_path}/val: top-1 ")
@@ -123,7 +123,7 @@ def test_bad_input(here, folder, tmp_path, monkeypatch, arguments, message):
         Path(path, "0.png").write_bytes(b"no image")
     status, out, err = here(*arguments)
     assert (status, out) == (2, "")
-    assert err.startswith(f"model.evaluate: error: {message}"), err
+    assert err.startswith(f"alexnet evaluate: error: {message}"), err
     assert len(err.splitlines()) == (2 if arguments == ["broken"] else 1)
 
 
@@ -134,7 +134,7 @@ def test_no_memory(here, folder, monkeypatch):
     monkeypatch.setattr(evaluate, "count", full)
     status, out, err = here(folder, "--batch", 4096)
     assert (status, out) == (2, "")
-    assert err.startswith("model.evaluate: error: --batch 4096 does not fit in the memory of ")
+    assert err.startswith("alexnet evaluate: error: --batch 4096 does not fit in the memory of ")
 
 
 def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "load", lambda _: replace(loaded, layers=huge))
     status, out, err = here(folder, "--json", "--workers", 0, "--plot", tmp_path / "a.png")
     assert (status, out) == (2, "")
-    assert err == f"model.evaluate: error: {folder}: cifar10 overflows in fp32; its probabilities are no numbers\n"
+    assert err == f"alexnet evaluate: error: {folder}: cifar10 overflows in fp32; its probabilities are no numbers\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -180,7 +180,7 @@ def counted(rank, size, port, results):
         workers=0,
         device=torch.device("cpu"),
         ranks=ranks,
-        operators=pytorch,
+        operators=torch_ops,
     )
     results.put((rank, counts.confusion.tolist(), round(counts.loss, 9), counts.top5, counts.unreadable))
     ranks.leave()

@@ -12,7 +12,7 @@ import torchvision
 
 from model import weights
 from model.alexnet import AlexNet, TorchvisionAlexNet
-from model.preprocess import BVLC, TORCHVISION
+from model.photos.preprocess import BVLC, TORCHVISION
 from model.weights import WeightsError, caffemodel, deep_compression, npy, pth, safetensors
 from model.weights import onnx as onnx_format
 from model.weights.common import describe

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 import kernels
-from kernels import pytorch, runtime
+from kernels import runtime
+from kernels.tools import torch_ops
 from model import weights
 from model.alexnet import AlexNet
 from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 from tests.reference_alexnet import reference_gradients, relative_error
 
 CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
-OPERATORS = pytest.mark.parametrize("operators", [pytorch, kernels], ids=["pytorch", "kernels"])
+OPERATORS = pytest.mark.parametrize("operators", [torch_ops, kernels], ids=["pytorch", "kernels"])
 
 
 class Case(NamedTuple):

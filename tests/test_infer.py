@@ -17,14 +17,15 @@ import skimage
 import torch
 from PIL import Image
 
-from kernels import command, runtime
-from kernels.command import UsageError
-from kernels.roofline import roofs_for
+from kernels import runtime
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.roofline import roofs_for
 from model import weights
 from model.alexnet import AlexNet
-from model.data import read_folder
 from model.infer import draw, find_photos, imagenet_hint, main, photo_table
-from model.preprocess import open_image
+from model.photos.data import read_folder
+from model.photos.preprocess import open_image
 from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
 
@@ -103,10 +104,10 @@ def test_folder_with_a_broken_file(tmp_path, expected):
     shutil.copy(DATA / "chelsea.png", cat)
     status, out, err = infer(tmp_path, "photos", "nowhere.jpg", cat, "--json", "--layers", "--batch", 2, "--top", 10)
     assert status == 2
-    assert len(err) == 3 and all(line.startswith("model.infer: error: ") for line in err), err
+    assert len(err) == 3 and all(line.startswith("alexnet infer: error: ") for line in err), err
     assert any("nowhere.jpg: no such file" in line for line in err)
     assert any("photos/a.png: cannot be read as an image: " in line for line in err)
-    assert err[-1] == "model.infer: error: 1 of 4 photos cannot be read"
+    assert err[-1] == "alexnet infer: error: 1 of 4 photos cannot be read"
     records = [json.loads(line) for line in out]
     assert [record["image"] for record in records] == ["photos/b.JPG", "photos/below/c.png", str(cat)]
     for record in records:
@@ -160,7 +161,7 @@ def test_one_line_for_bad_input(tmp_path, arguments, message):
     before = sorted(tmp_path.iterdir())
     status, out, err = infer(tmp_path, *arguments)
     assert (status, out, len(err)) == (2, [], 1), (status, out, err)
-    assert err[0].startswith(f"model.infer: error: {message}")
+    assert err[0].startswith(f"alexnet infer: error: {message}")
     assert sorted(tmp_path.iterdir()) == before, "left a file behind"
 
 
@@ -171,7 +172,7 @@ def test_weights_that_do_not_fit(tmp_path):
     np.savez(tmp_path / "a.npz", meta=meta, **{"fc8.bias": np.zeros(3)})
     status, out, err = infer(tmp_path, "--weights", "a.npz")
     assert (status, out, len(err)) == (2, [], 1)
-    assert err[0].startswith("model.infer: error: a.npz: must hold conv1, ")
+    assert err[0].startswith("alexnet infer: error: a.npz: must hold conv1, ")
 
 
 def test_weights_that_overflow(monkeypatch, capsys):
@@ -184,7 +185,7 @@ def test_weights_that_overflow(monkeypatch, capsys):
         status = main([cat, *options])
         out, err = capsys.readouterr()
         assert (status, out) == (2, "")
-        assert err == f"model.infer: error: {cat}: cifar10 overflows in fp32; its probabilities are no numbers\n"
+        assert err == f"alexnet infer: error: {cat}: cifar10 overflows in fp32; its probabilities are no numbers\n"
 
 
 def test_no_memory_for_a_graph(monkeypatch, capsys):
@@ -196,7 +197,7 @@ def test_no_memory_for_a_graph(monkeypatch, capsys):
     cat = str(DATA / "chelsea.png")
     assert main([cat, cat, "--batch", "1"]) == 2
     out, err = capsys.readouterr()
-    assert not out and err.splitlines()[-1].startswith("model.infer: error: --batch 1 does not fit in the memory of ")
+    assert not out and err.splitlines()[-1].startswith("alexnet infer: error: --batch 1 does not fit in the memory of ")
 
 
 def test_labels_do_not_command_the_terminal():
@@ -230,7 +231,7 @@ def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
 def test_stdout_may_be_no_file():
     """A notebook's own is none, nor is one that a test redirects."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert command.run("model.infer", lambda _: print("a cat") or 0, None) == 0
+        assert command.run("alexnet infer", lambda _: print("a cat") or 0, None) == 0
     assert out.getvalue() == "a cat\n"
 
 
@@ -248,6 +249,6 @@ def test_folder_that_cannot_be_read(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert find_photos([str(tmp_path)]) == ([tmp_path / "b/0.png"], False)
-    assert capsys.readouterr().err == f"model.infer: error: {tmp_path}/a: cannot be read: Permission denied\n"
-    with pytest.raises(UsageError, match="a: cannot be read: Permission denied"):
+    assert capsys.readouterr().err == f"alexnet infer: error: {tmp_path}/a: cannot be read: Permission denied\n"
+    with pytest.raises(AlexNetError, match="a: cannot be read: Permission denied"):
         read_folder(tmp_path)

@@ -7,12 +7,12 @@ import skimage
 import torch
 
 import kernels
-from kernels import pytorch
 from kernels.runtime import default_device
+from kernels.tools import torch_ops
 from model import weights
 from model.alexnet import AlexNet
-from model.learner import Learner, make_optimizer
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
+from model.training.step import Learner, make_optimizer
 
 DATA = Path(skimage.__file__).parent / "data"
 
@@ -25,7 +25,7 @@ def test_steps_as_pytorch():
     x = x.to(default_device()).contiguous(memory_format=torch.channels_last)
     target = torch.tensor([3, 0], device=default_device())
     losses, gradients = [], []
-    for operators in (pytorch, kernels):
+    for operators in (torch_ops, kernels):
         net = AlexNet.from_weights(weights.load(), keep_prob=1.0).use(operators).to(default_device())
         learner = Learner(net, make_optimizer(net, "sgd", 1e-5))
         losses.append([learner.step(0, x, target, 1.0)[0].item()])

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from kernels import pytorch
-from model.learner import Learner, make_optimizer, rate
+from kernels.tools import torch_ops
+from model.training.step import Learner, make_optimizer, rate
 from tests.narrow import Narrow
 
 
 def narrow(seed=0):
     torch.manual_seed(seed)
-    net = Narrow(3, keep_prob=1.0).use(pytorch)
+    net = Narrow(3, keep_prob=1.0).use(torch_ops)
     net.initialise()
     return net
 

@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from matplotlib import pyplot as plt
 
-from kernels import cost, roofline, runtime, softmax
-from kernels.roofline import COLUMNS, Roofs
-from kernels.softmax import _softmax_kernel
-from kernels.trace import Access, trace
+from kernels import runtime, softmax
+from kernels.ops.softmax import _softmax_kernel
+from kernels.tools import cost, roofline
+from kernels.tools.roofline import COLUMNS, Roofs
+from kernels.tools.trace import Access, trace
 
 interpreted = pytest.mark.skipif(not runtime.INTERPRETED, reason="only interpreted kernels can be traced")
 
@@ -130,7 +131,7 @@ class TestSource:
         source.show(_softmax_kernel, "mask_m =", "mask_m =")
         assert (
             shown[0].data
-            == "`_softmax_kernel` in `kernels/softmax.py`:\n\n```python\nmask_m = (offs_m < M)[:, None]\n```"
+            == "`_softmax_kernel` in `kernels/ops/softmax.py`:\n\n```python\nmask_m = (offs_m < M)[:, None]\n```"
         )
 
 
@@ -257,7 +258,7 @@ class TestMachine:
 
     @pytest.mark.parametrize("status", [0, 1, 2], ids=["all", "all but some", "none"])
     def test_live(self, measured, monkeypatch, status):
-        """With a GPU, kernels.bench measures, in a process that compiles."""
+        """With a GPU, kernels.tools.bench.cli measures, in a process that compiles."""
         monkeypatch.setattr(machine, "gpu", lambda: "My GPU")
         asked = {}
 
@@ -273,7 +274,7 @@ class TestMachine:
                 machine.measure("conv2d", batch=128)
         else:
             assert {row.gpu for row in machine.measure("conv2d", batch=128)} == {"My GPU"}
-        assert asked["command"][1:4] == ["-m", "kernels.bench", "conv2d"]
+        assert asked["command"][1:5] == ["-m", "model.cli", "bench", "conv2d"]
         assert asked["env"]["TRITON_INTERPRET"] == "0"
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import kernels
 from kernels import runtime, tiles
-from kernels.layers import ALEXNET
+from kernels.tools.workloads import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, assert_close, assert_gradients, assert_refused, name, randn
 

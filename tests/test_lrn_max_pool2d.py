@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import pytorch, runtime, tiles
-from kernels.layers import ALEXNET
+from kernels import runtime, tiles
+from kernels.tools import torch_ops
+from kernels.tools.workloads import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn
 
@@ -320,12 +321,12 @@ def test_plain_pytorch_on_a_cpu(size):
     """The sums by a convolution, which training without a GPU waits for, are PyTorch's own; also where it rounds."""
     x = torch.randn(2, 7, 6, 5, dtype=torch.float64, requires_grad=True)
     results = [
-        pytorch.lrn_max_pool2d(x, size, *STRONG, 3, 2),
+        torch_ops.lrn_max_pool2d(x, size, *STRONG, 3, 2),
         F.max_pool2d(F.local_response_norm(x, size, *STRONG), 3, 2),
     ]
     gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in results]
     assert torch.allclose(*results, rtol=1e-13, atol=0)
     assert torch.allclose(*gradients, rtol=1e-12, atol=1e-14)
     with torch.autocast("cpu", torch.bfloat16):
-        y = pytorch.lrn_max_pool2d(x.float(), size, *STRONG, 3, 2)
+        y = torch_ops.lrn_max_pool2d(x.float(), size, *STRONG, 3, 2)
     assert y.dtype == torch.float32 and torch.allclose(y.double(), results[1], rtol=1e-5, atol=0)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kernels import roofline, trace
-from kernels.command import UsageError, write_bytes
+from kernels.errors import AlexNetError
+from kernels.tools import roofline, trace
+from kernels.tools.command import write_bytes
+from model import cli
 
 ROOT = Path(__file__).parent.parent
-KERNELS = ("assembly", "bench", "readme", "roofline", "tiles", "trace")
-MODEL = ("compress", "evaluate", "infer", "train", "weights")  # two_gpus is torchrun's, which is PyTorch
-COMMANDS = (*(f"kernels.{name}" for name in KERNELS), *(f"model.{name}" for name in MODEL))
+COMMANDS = [name for name in cli.COMMANDS if name != "two-gpus"]  # torchrun starts it, which is PyTorch
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -25,16 +25,16 @@ def test_help_needs_no_pytorch(name, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(*arguments):
-        command = [sys.executable, "-m", name, *arguments]
+        command = [sys.executable, "-m", "model.cli", name, *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
 
     helped = run("--help")
     assert (helped.returncode, helped.stderr) == (0, "")
-    assert helped.stdout.startswith(f"usage: python -m {name}")
+    assert helped.stdout.startswith(f"usage: alexnet {name}")
     refused = run("--nonsense")
     assert (refused.returncode, refused.stdout) == (2, "")
     lines = refused.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"{name}: error: ")
+    assert len(lines) == 1 and lines[0].startswith(f"alexnet {name}: error: ")
 
 
 def test_the_decoy_is_found(tmp_path):
@@ -54,15 +54,19 @@ def test_in_a_thread(tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-@pytest.mark.parametrize("line", ["kernels.trace softmax", "model.weights list"])
+@pytest.mark.parametrize("line", ["trace softmax", "weights list"])
 def test_full_disk(line, unbuffered):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered, "TRITON_INTERPRET": "1"}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", *line.split()], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "model.cli", *line.split()],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     name = line.split()[0]
-    assert done.stderr == f"{name}: error: standard output cannot be written: No space left on device\n"
+    assert done.stderr == f"alexnet {name}: error: standard output cannot be written: No space left on device\n"
     assert done.returncode == 2
 
 
@@ -72,7 +76,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))  # as a disk with room for four more bytes
     try:
-        with pytest.raises(UsageError, match=r"table\.json: cannot be written: File too large"):
+        with pytest.raises(AlexNetError, match=r"table\.json: cannot be written: File too large"):
             write_bytes(path, b"longer")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -87,11 +91,11 @@ def test_closed_streams(name):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(arguments):
-        command = ["sh", "-c", f"exec {sys.executable} -m {name} {arguments}"]
+        command = ["sh", "-c", f"exec {sys.executable} -m model.cli {name} {arguments}"]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     done = run("--help >&-")
-    assert (done.returncode, done.stderr) == (2, f"{name}: error: standard output is closed\n")
+    assert (done.returncode, done.stderr) == (2, "alexnet: error: standard output is closed\n")
     done = run("--nonsense 2>&-")
     assert (done.returncode, done.stdout) == (2, "")
 

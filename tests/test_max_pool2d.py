@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import kernels
 from kernels import runtime
-from kernels.layers import ALEXNET
+from kernels.tools.workloads import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, name, randn
 

@@ -1,4 +1,4 @@
-"""Weights by name: downloads from a server that fails in every way, and the command ``python -m model.weights``."""
+"""Weights by name: downloads from a server that fails in every way, and the command ``alexnet weights``."""
 
 import errno
 import hashlib
@@ -270,7 +270,7 @@ def test_help_needs_no_pytorch(tmp_path):
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     for arguments in (["--help"], ["convert", "--help"]):
         status, out, err = weights_command(*arguments, PYTHONPATH=path)
-        assert status == 0 and not err and out[0].startswith("usage: python -m model.weights")
+        assert status == 0 and not err and out[0].startswith("usage: alexnet weights")
     assert weights_command("list", PYTHONPATH=path)[2] == ["imported torch"]
     for arguments, message in (
         ([], "the following arguments are required: COMMAND"),
@@ -281,7 +281,7 @@ def test_help_needs_no_pytorch(tmp_path):
     ):
         status, out, err = weights_command(*arguments, PYTHONPATH=path)
         assert (status, out, len(err)) == (2, [], 1)
-        assert err[0].startswith(f"model.weights: error: {message}")
+        assert err[0].startswith(f"alexnet weights: error: {message}")
 
 
 def test_importing_weights_is_light():
@@ -322,7 +322,7 @@ def test_list_and_download(command, publish, cache):
     status, out, err = command("download", "other")
     assert (status, out) == (2, [])
     assert err == [
-        "model.weights: error: NAME must be one of cifar10, bvlc, deep-compression, torchvision, small, got 'other'"
+        "alexnet weights: error: NAME must be one of cifar10, bvlc, deep-compression, torchvision, small, got 'other'"
     ]
 
 
@@ -356,7 +356,7 @@ def test_verify_and_convert(command, tmp_path, monkeypatch):
         ),
     ):
         status, out, err = command(*arguments)
-        assert (status, out, len(err)) == (2, [], 1) and err[0].startswith(f"model.weights: error: {message}"), err
+        assert (status, out, len(err)) == (2, [], 1) and err[0].startswith(f"alexnet weights: error: {message}"), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.pth"]
 
 

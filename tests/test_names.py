@@ -37,7 +37,7 @@ def test_model_brings_ours(theirs, tmp_path):
     found = python(theirs, tmp_path, "-c", f"import model.layers\n{SHOW}")
     assert (found.stdout, found.stderr) == (f"{ROOT / 'kernels' / '__init__.py'}\n", "")
     helped = python(theirs, tmp_path, "-m", "model.infer", "--help")
-    assert helped.returncode == 0 and helped.stdout.startswith("usage: python -m model.infer")
+    assert helped.returncode == 0 and helped.stdout.startswith("usage: alexnet infer")
 
 
 def test_notebooks_bring_ours(theirs):

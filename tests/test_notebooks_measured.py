@@ -8,8 +8,8 @@ import csv
 import pytest
 
 import execute
-from kernels.layers import ALEXNET
-from kernels.roofline import COLUMNS, Row
+from kernels.tools.roofline import COLUMNS, Row
+from kernels.tools.workloads import ALEXNET
 
 GPU = "Made-up GPU"
 RATE, BANDWIDTH = 500e12, 2e12

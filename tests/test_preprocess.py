@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.preprocess import BVLC, FOLDER, RESIZE, TORCHVISION, ImageError, Preprocess, open_image
+from model.photos.preprocess import BVLC, FOLDER, RESIZE, TORCHVISION, ImageError, Preprocess, open_image
 
 CIFAR = Preprocess((104.0, 117.0, 123.0), "centre square, then 32x32 (Lanczos), then 227x227 (bilinear)")
 TRAINED = Preprocess((100.0, 110.0, 120.0), FOLDER)

@@ -142,7 +142,7 @@ def _fill_kernel(x_ptr, bias_ptr, y_ptr, elements, LENGTH, STEP, INDEX: tl.const
 
 
 def test_operator_outputs_are_poisoned_and_guarded(monkeypatch, guards, guarded):
-    monkeypatch.setattr(importlib.import_module("kernels.bias_relu"), "_bias_relu_kernel", _fill_kernel)
+    monkeypatch.setattr(importlib.import_module("kernels.ops.bias_relu"), "_bias_relu_kernel", _fill_kernel)
     y = kernels.bias_relu(guarded(torch.ones(20)), guarded(torch.ones(1)))
     assert y.isnan().nonzero().flatten().tolist() == [0]
     with pytest.raises(AssertionError, match=r"output of shape \(20,\): written 1 elements past its end"):

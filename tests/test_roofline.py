@@ -7,8 +7,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from kernels import readme, roofline
-from kernels.roofline import COLUMNS, Roofs, Row, TableError
+from kernels.tools import readme, roofline
+from kernels.tools.roofline import COLUMNS, Roofs, Row, TableError
 
 GPU = "Imaginary GPU 1"
 TEXT = f"# Title\n\nAbove.\n\n{readme.BEGIN}\nold\n{readme.END}\n\nBelow.\n"
@@ -214,7 +214,7 @@ def test_bad_arguments(tmp_path, monkeypatch, capsys, options, words):
     assert roofline.main(["--bandwidth", "3", "--rate", "800", *options]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1
-    assert err.startswith(f"kernels.roofline: error: {words}")
+    assert err.startswith(f"alexnet roofline: error: {words}")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -227,7 +227,7 @@ def test_readme_without_measurements(tmp_path, capsys):
         assert readme.main([str(tmp_path / "README.md"), "--measurements", str(folder)]) == 0
         text = (tmp_path / "README.md").read_text()
         assert "Nothing has been measured on a GPU yet" in text
-        assert "`python -m kernels.bench`" in text
+        assert "`alexnet bench`" in text
         assert text.startswith(f"# Title\n\nAbove.\n\n{readme.BEGIN}\n")
         assert text.endswith(f"{readme.END}\n\nBelow.\n")
         assert "old" not in text
@@ -271,7 +271,7 @@ def test_readme_needs_its_markers(tmp_path, capsys, text):
 def test_readme_that_is_none(tmp_path, capsys):
     path = tmp_path / "README.md"
     assert readme.main([str(path)]) == 2
-    assert capsys.readouterr().err == f"kernels.readme: error: {path}: No such file or directory\n"
+    assert capsys.readouterr().err == f"alexnet readme: error: {path}: No such file or directory\n"
     path.write_bytes(b"\x89PNG")
     assert readme.main([str(path)]) == 2
     assert "README.md: not a README: " in capsys.readouterr().err

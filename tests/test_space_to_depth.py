@@ -1,4 +1,4 @@
-"""kernels.space_to_depth against pixel_unshuffle, and the strided convolutions that it makes dense."""
+"""kernels.ops.space_to_depth against pixel_unshuffle, and the strided convolutions that it makes dense."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import kernels
 from kernels import runtime
-from kernels.space_to_depth import folds, launch_space_to_depth
+from kernels.ops.space_to_depth import folds, launch_space_to_depth
 from tests import reference
 from tests.reference import DTYPES, assert_close, name, randn
 

@@ -11,8 +11,9 @@ import torch
 
 import kernels
 from kernels import runtime, tiles
-from kernels.layers import ALEXNET, UNFUSED
-from kernels.tiles import Problem, __main__, choices
+from kernels.tiles import Problem, choices
+from kernels.tools import tune
+from kernels.tools.workloads import ALEXNET, UNFUSED
 from tests import reference
 from tests.reference import assert_close, randn
 
@@ -139,7 +140,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_table_is_written_and_looked_up(folder):
     tile = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 1, "SPLIT_K": 1, "num_warps": 2, "num_stages": 2}
     problem = Problem("conv2d", "float32", 1000, 20, 27)
-    __main__.write("sm_90", "a GPU", {problem: tile})
+    tune.write("sm_90", "a GPU", {problem: tile})
     assert tiles.table("sm_90") == {problem: tile}
     written = json.loads((folder / "sm_90.json").read_text())
     assert written["device"] == "a GPU" and written["triton"]
@@ -157,7 +158,8 @@ def test_a_table_is_written_and_looked_up(folder):
 
 STAND_IN = """
 import pathlib, triton
-from kernels import runtime, tiles, timing
+from kernels import runtime, tiles
+from kernels.tools.bench import timing
 
 class Gpu(timing.Interpreter):
     interpreted, name = False, "a GPU"
@@ -176,7 +178,7 @@ def test_tuning_with_all_but_a_gpu(tmp_path):
     """The command, as it is typed, with processes of its own that compile ahead."""
     (tmp_path / "sitecustomize.py").write_text(STAND_IN)  # every Python begins with it
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-m", "kernels.tiles", "softmax", "--batch", "3"]
+    command = [sys.executable, "-m", "model.cli", "tune", "softmax", "--batch", "3"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
     (problem,) = json.loads((tmp_path / "sm_90.json").read_text())["tiles"]
@@ -189,7 +191,7 @@ def test_tuning_with_all_but_a_gpu(tmp_path):
 def test_the_nearest_problem_counts(folder):
     near, far = {"BLOCK_M": 1, "num_warps": 4}, {"BLOCK_M": 2, "num_warps": 4}
     tuned = {Problem("dropout", "float32", 100, 1, 1): far, Problem("dropout", "float32", 300, 1, 1): near}
-    __main__.write("sm_90", "a GPU", tuned)
+    tune.write("sm_90", "a GPU", tuned)
     with tiles.target("sm_90"):
         assert tiles.lookup("dropout", torch.empty(1), 200, 1, 1) == near
         assert tiles.lookup("dropout", torch.empty(1), 120, 1, 1) == far
@@ -211,7 +213,7 @@ def test_tf32_has_tiles_of_its_own(fp32_precision):
 )
 @pytest.mark.skipif(not runtime.INTERPRETED, reason="with a GPU it would tune")
 def test_tuner_refuses(arguments, named, capsys):
-    assert __main__.main(arguments) == 2
+    assert tune.main(arguments) == 2
     out, err = capsys.readouterr()
     assert named in err and len(err.splitlines()) == 1 and not out
 

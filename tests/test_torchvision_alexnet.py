@@ -13,7 +13,7 @@ from kernels import ArgumentError
 from kernels.runtime import default_device
 from model import evaluate, infer, weights
 from model.alexnet import AlexNet, TorchvisionAlexNet
-from model.preprocess import TORCHVISION, open_image
+from model.photos.preprocess import TORCHVISION, open_image
 from tests.reference_alexnet import relative_error
 
 DATA = Path(skimage.__file__).parent / "data"

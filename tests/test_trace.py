@@ -1,4 +1,4 @@
-"""kernels.trace: every step of one program, its loads and stores, its errors, its command."""
+"""kernels.tools.trace: every step of one program, its loads and stores, its errors, its command."""
 
 import contextlib
 import inspect
@@ -13,8 +13,9 @@ from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 import kernels
-from kernels import runtime, tiles, trace
-from kernels.trace import TraceError
+from kernels import runtime, tiles
+from kernels.tools import trace
+from kernels.tools.trace import TraceError
 
 pytestmark = pytest.mark.skipif(not runtime.INTERPRETED, reason="only interpreted kernels can be traced")
 

@@ -1,4 +1,4 @@
-"""``python -m model.train``: killed and resumed, in many processes, and with what cannot be done.
+"""``alexnet train``: killed and resumed, in many processes, and with what cannot be done.
 
 Most runs here are of a thin network on plain PyTorch (tests/narrow.py), in processes of their own.
 """
@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from kernels.command import UsageError
-from model import checkpoint, train, training, weights
-from model.log import Log, draw
-from model.preprocess import FOLDER, RESIZE, Preprocess
+from kernels.errors import AlexNetError
+from model import train, weights
+from model.photos.preprocess import FOLDER, RESIZE, Preprocess
+from model.training import checkpoint, trainer
+from model.training.log import Log, draw
 from model.weights.common import describe
 from tests.narrow import COLOURS, Narrow, Process, make_folder
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch, capsys, one_thread):
     """Runs the command in this process, on the thin network: (exit status, stdout, stderr)."""
-    monkeypatch.setattr(training, "AlexNet", Narrow)
+    monkeypatch.setattr(trainer, "AlexNet", Narrow)
 
     def run(*arguments):
         status = train.main([str(a) for a in (*arguments, "--operators", "torch", "--device", "cpu")])
@@ -100,14 +101,14 @@ def test_resumes_every_state(here, folder, tmp_path, options, monkeypatch):
     """The scaler of fp16 and AdamW's two moments go on as well."""
     arguments = [folder, *SMALL, "--epochs", 2, "--schedule", "cosine", *options]
     assert here(*arguments, "--out", tmp_path / "whole")[0] == 0
-    finish = training.Training.write
+    finish = trainer.Training.write
 
     def interrupted(self, rows, epoch_ends):
         finish(self, rows, epoch_ends)
         self.stopping |= rows[-1]["step"] == 2
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "write", interrupted)
+        patch.setattr(trainer.Training, "write", interrupted)
         assert here(*arguments, "--out", tmp_path / "cut")[0] == 130
     assert here(*arguments, "--out", tmp_path / "cut", "--resume")[0] == 0
     assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
@@ -144,7 +145,7 @@ def test_a_disk_without_room_for_the_log(tmp_path):
     log.close()
     log.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     log.writer = csv.writer(log.file)
-    with pytest.raises(UsageError, match=r"log\.csv: cannot be written: No space left on device"):
+    with pytest.raises(AlexNetError, match=r"log\.csv: cannot be written: No space left on device"):
         log.add({"step": 1, "epoch": 1})
 
 
@@ -188,7 +189,7 @@ def test_a_rank_that_vanishes(folder, tmp_path):
     assert second.join()[0] == -9
     status, printed = first.join()
     assert status == 2
-    assert printed.splitlines()[-1] == "model.train: error: rank 0: another rank has ended, and this one with it"
+    assert printed.splitlines()[-1] == "alexnet train: error: rank 0: another rank has ended, and this one with it"
 
 
 def test_a_failing_rank_ends_the_run(folder, tmp_path):
@@ -209,7 +210,7 @@ def test_a_failing_rank_ends_the_run(folder, tmp_path):
         timeout=120,
     )
     assert done.returncode != 0
-    assert "model.train: error: rank " in done.stderr and "cannot be read as an image" in done.stderr, done.stderr
+    assert "alexnet train: error: rank " in done.stderr and "cannot be read as an image" in done.stderr, done.stderr
     assert not list((tmp_path / "training").glob("*.safetensors"))
 
 
@@ -261,13 +262,13 @@ def test_weights_of_divided_inputs(here, folder, tmp_path):
 
 def test_none_right_is_the_best_so_far(here, folder, tmp_path, monkeypatch):
     """best.safetensors is there from the first validation on, as the last line says."""
-    count = training.evaluate.count
+    count = trainer.evaluate.count
 
     def counts_none(*args, **options):
         counts = count(*args, **options)
         return replace(counts, confusion=torch.tensor([[0, 2, 0], [2, 0, 0], [2, 0, 0]]))
 
-    monkeypatch.setattr(training.evaluate, "count", counts_none)
+    monkeypatch.setattr(trainer.evaluate, "count", counts_none)
     status, out, err = here(folder, *SMALL, "--epochs", 2, "--out", tmp_path)
     assert status == 0, err
     assert out.splitlines()[-1].endswith(f"; best validation 0.0% in {tmp_path}/best.safetensors")
@@ -282,29 +283,30 @@ def test_unreadable_images(here, tmp_path):
     arguments = [images, *SMALL, "--epochs", 4, "--out", tmp_path / "run"]
     status, out, err = here(*arguments)
     assert status == 0
-    assert err.splitlines() == [f"model.train: {broken}: not an image in a format that Pillow reads; skipped"]
+    assert err.splitlines() == [f"alexnet train: {broken}: not an image in a format that Pillow reads; skipped"]
     assert out.splitlines()[-1].endswith("; 1 image that cannot be read was skipped")
     status, _, err = here(*arguments[:-1], tmp_path / "other", "--strict")
     assert status == 2
-    assert err.splitlines() == [f"model.train: error: {broken}: not an image in a format that Pillow reads"]
+    assert err.splitlines() == [f"alexnet train: error: {broken}: not an image in a format that Pillow reads"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_that_vanish(here, tmp_path, monkeypatch, workers):
     """All of them, in the midst of a run, as where they lie on a network's disk: one line, and the checkpoint stays."""
-    images, step = make_folder(tmp_path / "images", 3), training.Learner.step
+    images, step = make_folder(tmp_path / "images", 3), trainer.Learner.step
 
     def vanish(self, number, *args):
         for path in images.glob("*/*.png"):
             path.unlink(missing_ok=True)
         return step(self, number, *args)
 
-    monkeypatch.setattr(training.Learner, "step", vanish)
+    monkeypatch.setattr(trainer.Learner, "step", vanish)
     options = ["--epochs", 9, "--save-every", 1, "--out", tmp_path / "run"]
     status, _, err = here(images, *SMALL, *options, "--workers", workers)
     *skipped, line = err.splitlines()
     assert status == 2 and all(other.endswith("; skipped") for other in skipped)
-    assert line.startswith("model.train: error: not one of 9 images can be read; ") and line.endswith(": no such file")
+    assert line.startswith("alexnet train: error: not one of 9 images can be read; ")
+    assert line.endswith(": no such file")
     assert weights.load(tmp_path / "run" / "last.safetensors").classes == tuple(COLOURS)
 
 
@@ -324,7 +326,7 @@ def test_a_loss_that_is_no_number(here, folder, tmp_path, every):
 
 
 def test_weights_that_are_no_numbers_are_not_saved(here, folder, tmp_path, monkeypatch):
-    step = training.Learner.step
+    step = trainer.Learner.step
 
     def overflows(self, number, *args):
         metrics = step(self, number, *args)
@@ -332,7 +334,7 @@ def test_weights_that_are_no_numbers_are_not_saved(here, folder, tmp_path, monke
             self.net.fc7.bias.data[3] = torch.inf
         return metrics
 
-    monkeypatch.setattr(training.Learner, "step", overflows)
+    monkeypatch.setattr(trainer.Learner, "step", overflows)
     status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", tmp_path / "run", "--save-every", 1)
     assert status == 2 and "step 5 made weights of NaN or infinity" in err and "of step 4, is kept" in err
     assert weights.load(tmp_path / "run" / "last.safetensors").layers["fc7"][1].isfinite().all()
@@ -388,7 +390,7 @@ def test_one_line_for_bad_input(here, folder, tmp_path, monkeypatch, arguments, 
     np.savez("odd.npz", meta=meta, **{"fc8.weight": weight.numpy(), "fc8.bias": bias.numpy()})
     status, out, err = here(*arguments, *([] if "--batch" in arguments else ["--batch", 4]))
     assert (status, out) == (2, "")
-    assert err.startswith(f"model.train: error: {message}") and len(err.splitlines()) == 1, err
+    assert err.startswith(f"alexnet train: error: {message}") and len(err.splitlines()) == 1, err
 
 
 def test_resume_must_be_asked_for_the_same(here, folder, tmp_path):

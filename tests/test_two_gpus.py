@@ -15,9 +15,9 @@ import skimage
 import torch
 import torch.nn.functional as F
 
-from kernels import command
+from kernels.tools import command
 from model import two_gpus, weights
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 from tests.reference_alexnet import reference_alexnet, relative_error
 
 ROOT = Path(__file__).parent.parent
@@ -150,8 +150,8 @@ def test_one_line_for_what_cannot_be_done(rank, processes, arguments, message, m
     monkeypatch.setenv("WORLD_SIZE", processes)
     waited = []
     monkeypatch.setattr(two_gpus.time, "sleep", waited.append)
-    assert command.run("model.two_gpus", two_gpus.main, arguments) == 2
-    assert capsys.readouterr() == ("", f"model.two_gpus: error: {message}\n")
+    assert command.run("alexnet two-gpus", two_gpus.main, arguments) == 2
+    assert capsys.readouterr() == ("", f"alexnet two-gpus: error: {message}\n")
     assert bool(waited) == (rank != "0"), "only rank 0 speaks at once"
 
 
@@ -185,6 +185,6 @@ def test_waits_for_no_lost_process(processes, message):
         for process in started:
             process.kill()
             process.wait()
-    errors = [line for line in err.splitlines() if line.startswith("model.two_gpus: error: ")]
+    errors = [line for line in err.splitlines() if line.startswith("alexnet two-gpus: error: ")]
     assert (started[0].returncode, out, len(errors)) == (2, "", 1), err
-    assert errors[0].startswith(f"model.two_gpus: error: {message}") and "Traceback" not in err
+    assert errors[0].startswith(f"alexnet two-gpus: error: {message}") and "Traceback" not in err

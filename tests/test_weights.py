@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from model import weights
-from model.preprocess import BVLC
+from model.photos.preprocess import BVLC
 from model.weights import WeightsError
 from tests import weight_files as files
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model import weights
-from model.preprocess import BVLC
+from model.photos.preprocess import BVLC
 from model.weights import WeightsError, deep_compression
 from model.weights import npy as npy_format
 from model.weights import npz as npz_format

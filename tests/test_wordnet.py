@@ -5,9 +5,9 @@ import types
 
 import pytest
 
-from kernels.command import UsageError
-from model import wordnet
+from kernels.errors import AlexNetError
 from model.evaluate import match
+from model.photos import wordnet
 
 IDS = [f"n{number:08}" for number in range(1_440_764, 1_440_764 + 7_000, 7)]
 CLASSES = tuple(f"class {index}" for index in range(1000))
@@ -22,7 +22,7 @@ def test_other_names():
     for folders in (("tench", "n01440764"), ("n1",), ("n014407641",)):
         assert wordnet.indices(folders) is None
     assert match(("class 7", "class 3"), CLASSES, "a") == [7, 3]
-    with pytest.raises(UsageError, match="a has no class 'n01440764': a folder must have a class's name"):
+    with pytest.raises(AlexNetError, match="a has no class 'n01440764': a folder must have a class's name"):
         match(("n01440764",), ("tench",), "a")  # whose classes are not ImageNet's
 
 
@@ -45,9 +45,9 @@ def test_some_folders(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", types.ModuleType("timm"))
     monkeypatch.setitem(sys.modules, "timm.data", data)
     assert match((IDS[500], IDS[3]), CLASSES, "a") == [500, 3]
-    with pytest.raises(UsageError, match="n00000001 is not among ImageNet's 1000 classes"):
+    with pytest.raises(AlexNetError, match="n00000001 is not among ImageNet's 1000 classes"):
         match((IDS[500], "n00000001"), CLASSES, "a")
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.delitem(sys.modules, "timm.data")
-    with pytest.raises(UsageError, match=r"^2 of ImageNet's 1000 folders: .* takes timm, pip install timm; or give"):
+    with pytest.raises(AlexNetError, match=r"^2 of ImageNet's 1000 folders: .* takes timm, pip install timm; or give"):
         match((IDS[500], IDS[3]), CLASSES, "a")

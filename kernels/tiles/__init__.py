@@ -1,6 +1,6 @@
 """Which tile a kernel runs with: tuned where a table has it, a good default everywhere else.
 
-A table, ``<architecture>.json`` beside this file, is made on that GPU by ``python -m kernels.tiles``. It has one row
+A table, ``<architecture>.json`` beside this file, is made on that GPU by ``alexnet tune``. It has one row
 for each problem that was tuned.
 """
 

@@ -1,6 +1,6 @@
 """Trained weights: by name, bundled or downloaded, and files in the formats that are read here.
 
-What is public is imported where it is first used: ``python -m model.weights --help`` imports this package too, and
+What is public is imported where it is first used: ``alexnet weights --help`` imports this package too, and
 needs no PyTorch, which takes seconds.
 """
 

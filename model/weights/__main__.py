@@ -1,16 +1,17 @@
-"""``python -m model.weights``: lists, downloads, verifies and converts files of weights."""
+"""``alexnet weights``: lists, downloads, verifies and converts files of weights."""
 
 import argparse
 import math
 import sys
 from pathlib import Path
 
-from kernels import command
-from kernels.command import Parser, UsageError, interrupts_exit
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, interrupts_exit
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m model.weights", description="Weights by name, and files of weights.")
+    parser = Parser(prog="alexnet weights", description="Weights by name, and files of weights.")
     known = "cifar10 (bundled), bvlc, deep-compression, torchvision (downloaded), or a file of weights"
     what = parser.add_subparsers(dest="what", metavar="COMMAND", required=True)
     what.add_parser("list", help="lists the names there are, and where their files are")
@@ -23,7 +24,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("out", metavar="OUT.safetensors", type=Path, help="the file to write")
     args = parser.parse_args(argv)
     if args.what == "convert" and args.out.suffix != ".safetensors":
-        raise UsageError(f"OUT must name a .safetensors file, got {str(args.out)!r}")
+        raise AlexNetError(f"OUT must name a .safetensors file, got {str(args.out)!r}")
     return args
 
 
@@ -63,8 +64,9 @@ def verify(path: str) -> None:
 
 def convert(path: str, out: Path) -> None:
     """Writes the weights of a file as a checkpoint of ours, whole or not at all."""
-    from model import checkpoint, weights
+    from model import weights
     from model.alexnet import AlexNet
+    from model.training import checkpoint
     from model.weights.common import describe
 
     loaded = weights.load(path)
@@ -88,20 +90,20 @@ def run(argv: list[str] | None) -> int:
             show_list()
         elif args.what == "download":
             if args.name not in NAMED:
-                raise UsageError(f"NAME must be one of {', '.join(NAMED)}, got {args.name!r}")
+                raise AlexNetError(f"NAME must be one of {', '.join(NAMED)}, got {args.name!r}")
             print(fetch(args.name))
         elif args.what == "verify":
             verify(args.path)
         else:
             convert(args.path, args.out)
     except WeightsError as error:
-        raise UsageError(error) from error
+        raise AlexNetError(error) from error
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return command.run("model.weights", run, argv)
+    return command.run("alexnet weights", run, argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model.preprocess import BVLC, RESIZE, SIZE, TORCHVISION, Preprocess
+from kernels.errors import AlexNetError
+from model.photos.preprocess import BVLC, RESIZE, SIZE, TORCHVISION, Preprocess
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
@@ -36,7 +37,7 @@ TORCHVISION_NAMES = {  # torchvision's -> ours
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(AlexNetError, ValueError):
     """Weights that cannot be read, or do not fit; one line that names the file and the layer."""
 
     def __init__(self, message: str):

@@ -61,7 +61,7 @@ def compile(launches: Mapping[str, Launch], architecture: str = "sm_90") -> dict
 
 
 def _compile(source: str, own: bool, name: str, arguments: list, constants: dict, architecture: str) -> tuple:
-    from kernels import assembly
+    from kernels.tools import assembly
 
     arguments = [torch.empty(0, dtype=x) if isinstance(x, torch.dtype) else x for x in arguments]
     with tempfile.TemporaryDirectory() as folder:

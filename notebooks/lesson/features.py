@@ -8,7 +8,7 @@ import torch
 from kernels import runtime
 from model import weights
 from model.infer import default_photo
-from model.preprocess import open_image
+from model.photos.preprocess import open_image
 
 
 class Conv1(NamedTuple):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from kernels import pytorch
+from kernels.tools import torch_ops
 from model.two_gpus import Half, Row
 from model.weights import Weights
 
@@ -25,7 +25,7 @@ def run(loaded: Weights, x: torch.Tensor) -> tuple[list[torch.Tensor], list[list
     def half(rank: int) -> tuple[torch.Tensor, list[Row]]:
         net = Half.from_weights(loaded, rank).to(x.dtype)
         for layer in net.children():
-            layer.operators = pytorch
+            layer.operators = torch_ops
 
         def swap(mine: torch.Tensor) -> torch.Tensor:
             boxes[1 - rank].put(mine)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from kernels import roofline, runtime
-from kernels.roofline import Roofs, Row
+from kernels import runtime
+from kernels.tools import roofline
+from kernels.tools.roofline import Roofs, Row
 
 H100 = {
     "fp16": Roofs(3.35e12, 989.4e12),
@@ -51,7 +52,7 @@ def measure(*operators: str, batch: int = 128, dtype: str = "fp16", pass_: str =
     """Timings of operators in all of AlexNet's layers that they make: now, on a GPU; without one, from the table.
 
     Args:
-        operators: as ``python -m kernels.bench`` takes them, which measures in a process of its own; none: the network.
+        operators: as ``alexnet bench`` takes them, which measures in a process of its own; none: the network.
         batch, dtype, pass_: likewise.
     """
     if not gpu():
@@ -60,7 +61,7 @@ def measure(*operators: str, batch: int = 128, dtype: str = "fp16", pass_: str =
     with tempfile.TemporaryDirectory() as folder:
         options = ["--batch", str(batch), "--dtype", dtype, "--pass", pass_, "--out", folder]
         done = subprocess.run(
-            [sys.executable, "-m", "kernels.bench", *(operators or ["--network"]), *options],
+            [sys.executable, "-m", "model.cli", "bench", *(operators or ["--network"]), *options],
             cwd=roofline.MEASUREMENTS.parent.parent,
             env=dict(os.environ, TRITON_INTERPRET="0"),
         )

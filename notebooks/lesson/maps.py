@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from kernels.trace import Access, Trace
+from kernels.tools.trace import Access, Trace
 
 
 def indices(access: Access, tensor: torch.Tensor) -> tuple[np.ndarray, ...]:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from kernels import runtime
 from model.infer import default_photo
-from model.preprocess import central_square, open_image
+from model.photos.preprocess import central_square, open_image
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from kernels.cost import Cost
+from kernels.tools.cost import Cost
 
 
 def plot(
@@ -25,7 +25,7 @@ def plot(
     """FLOP/s over FLOP per byte: where each operator's floor lies, and, where it was timed, how far below it got.
 
     Args:
-        costs: what each operator must do, as :mod:`kernels.cost` counts it.
+        costs: what each operator must do, as :mod:`kernels.tools.cost` counts it.
         dtype: whose roofs.
         measured: ms of each on the device whose roofs these are, None where it was not timed.
         title: what this shows; the roofs' source is added.

@@ -1,4 +1,4 @@
-"""One program of a kernel, step by step: a :class:`kernels.trace.Trace` as text, as a strip of figures, as a slider."""
+"""One program of a kernel, step by step: a :class:`kernels.tools.trace.Trace` as text, as figures, as a slider."""
 
 import functools
 import io
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from kernels.trace import Step, Trace
+from kernels.tools.trace import Step, Trace
 
 CONTEXT = 4  # lines of source before and after the one that has run
 

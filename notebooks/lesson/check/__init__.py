@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kernels import runtime
-from kernels.trace import watching
+from kernels.tools.trace import watching
 
 
 @dataclass(frozen=True)

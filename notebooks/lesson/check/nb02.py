@@ -5,7 +5,7 @@ from lesson.check import Checker, Wrong, given, output, same
 import torch
 import triton
 
-from kernels.trace import trace
+from kernels.tools.trace import trace
 
 CASES = (  # shape, memory order, what the channels' pattern in memory is
     ((2, 3, 5, 7), torch.channels_last, "channels_last"),

@@ -5,7 +5,7 @@ from lesson.check import Checker, Wrong, given, output, same
 import torch
 import triton
 
-from kernels import cost
+from kernels.tools import cost
 
 
 @Checker

@@ -5,8 +5,8 @@ from lesson.check import Checker, Wrong, given, output, same
 import torch
 import triton
 
-from kernels.cost import Cost
-from kernels.trace import multiplications
+from kernels.tools.cost import Cost
+from kernels.tools.trace import multiplications
 
 
 def number(got: object, expected: float, case: str) -> None:

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
+from kernels.errors import AlexNetError
+
 SIZE = 227  # of the network's input
 LARGE = 256  # of the square that training and ten-crop evaluation cut it from
 
 
-class ImageError(ValueError):
+class ImageError(AlexNetError, ValueError):
     """A file that is not a photo, or not a whole one; the message names it."""
 
 

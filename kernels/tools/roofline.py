@@ -1,4 +1,4 @@
-"""The measured table, read; how much of the device a time is; and the plots: ``python -m kernels.roofline``.
+"""The measured table, read; how much of the device a time is; and the plots: ``alexnet roofline``.
 
 A kernel's floor is the longer of two times, its FLOPs at the rate of the fastest matrix product and its bytes at the
 bandwidth of a large copy (Williams, Waterman and Patterson 2009, https://doi.org/10.1145/1498765.1498785). Both roofs
@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from kernels import command
-from kernels.command import Parser, UsageError
-from kernels.layers import ALEXNET, DTYPES
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser
+from kernels.tools.workloads import ALEXNET, DTYPES
 
 MEASUREMENTS = Path(__file__).parent.parent / "notebooks" / "measurements"
 PROVIDERS = {"triton": "ours (Triton)", "torch": "PyTorch", "compile": "torch.compile"}
@@ -48,7 +49,7 @@ class Row(NamedTuple):
 COLUMNS = tuple(name.rstrip("_") for name in Row._fields)
 
 
-class TableError(Exception):
+class TableError(AlexNetError):
     """A table that cannot be read."""
 
 
@@ -388,9 +389,7 @@ def _roof(text: str) -> float:
 
 
 def run(argv: list[str] | None) -> int:
-    parser = Parser(
-        prog="python -m kernels.roofline", description="Draws a measured table, or a model, under the roofline."
-    )
+    parser = Parser(prog="alexnet roofline", description="Draws a measured table, or a model, under the roofline.")
     add = parser.add_argument
     add("table", nargs="?", metavar="CSV", help="a measured table; none: the model alone, under the roofs given here")
     add("--bandwidth", type=_roof, metavar="TB/S", help="the roof to assume without a table, read plus written")
@@ -400,7 +399,7 @@ def run(argv: list[str] | None) -> int:
     add("--out", type=Path, default=Path("."), metavar="DIR", help="where the PNGs go (here)")
     args = parser.parse_args(argv)
     if args.batch < 1:
-        raise UsageError(f"--batch must be at least 1, got {args.batch}")
+        raise AlexNetError(f"--batch must be at least 1, got {args.batch}")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if args.table:
@@ -416,15 +415,15 @@ def run(argv: list[str] | None) -> int:
         else:
             raise TableError("not measured: give a table, or roofs to assume with --bandwidth and --rate")
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        raise AlexNetError(f"{error.filename}: {error.strerror}") from error
     except TableError as error:
-        raise UsageError(error) from error
+        raise AlexNetError(error) from error
     print(*drawn, sep="\n")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run("kernels.roofline", run, argv)
+    return command.run("alexnet roofline", run, argv)
 
 
 if __name__ == "__main__":

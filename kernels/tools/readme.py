@@ -1,4 +1,4 @@
-"""The README's measured table and plots, rewritten from the measurements: ``python -m kernels.readme``.
+"""The README's measured table and plots, rewritten from the measurements: ``alexnet readme``.
 
 What stands between the two markers is replaced, nothing else is touched, and the same measurements give the same text.
 """
@@ -7,9 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from kernels import command
-from kernels.command import Parser, UsageError, write_bytes
-from kernels.roofline import (
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, write_bytes
+from kernels.tools.roofline import (
     MEASUREMENTS,
     PROVIDERS,
     Comparison,
@@ -26,8 +27,8 @@ from kernels.roofline import (
 BEGIN = "<!-- measurements:begin -->"
 END = "<!-- measurements:end -->"
 NOTHING = (
-    "Nothing has been measured on a GPU yet. On one, `python -m kernels.bench` measures, and "
-    "`python -m kernels.readme` puts the results here."
+    "Nothing has been measured on a GPU yet. On one, `alexnet bench` measures, and "
+    "`alexnet readme` puts the results here."
 )
 
 
@@ -92,7 +93,7 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
     Raises:
         TableError: no such README, one that is not text, markers that are missing or not one pair, or a table that
             cannot be read.
-        UsageError: it cannot be written.
+        AlexNetError: it cannot be written.
     """
     try:
         text = readme.read_text(encoding="utf-8")
@@ -115,7 +116,7 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
 
 
 def run(argv: list[str] | None) -> int:
-    parser = Parser(prog="python -m kernels.readme", description="Rewrites the README's measured table and plots.")
+    parser = Parser(prog="alexnet readme", description="Rewrites the README's measured table and plots.")
     default = Path(__file__).parent.parent / "README.md"
     add = parser.add_argument
     add("readme", nargs="?", type=Path, default=default, metavar="README", help="what to rewrite (the repository's)")
@@ -123,19 +124,19 @@ def run(argv: list[str] | None) -> int:
     add("--measurements", type=Path, default=MEASUREMENTS, metavar="DIR", help=f"folder of the tables ({folder})")
     args = parser.parse_args(argv)
     if args.measurements != MEASUREMENTS and not os.path.isdir(args.measurements):  # whose tables would be gone
-        raise UsageError(f"--measurements {args.measurements}: no such folder")
+        raise AlexNetError(f"--measurements {args.measurements}: no such folder")
     try:
         changed = rewrite(args.readme, args.measurements)
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        raise AlexNetError(f"{error.filename}: {error.strerror}") from error
     except TableError as error:
-        raise UsageError(error) from error
+        raise AlexNetError(error) from error
     print(f"{args.readme}: {'rewritten' if changed else 'unchanged'}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run("kernels.readme", run, argv)
+    return command.run("alexnet readme", run, argv)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ with s[m] the sum of q[m] and g[m] what the mean or the sum leaves of the loss's
 
     dx[m, c] = g[m] * (s[m] * softmax(x[m])[c] - q[m, c])
 
-The log-sum-exp is found in one sweep, as in kernels/softmax.py, and kept in two parts, the largest x and the logarithm
-of the sum after it was taken off: added up, they would lose the second where logits are large. Nothing of x's size is
-stored but dx, which is made again from x. Label smoothing as in Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567).
+The log-sum-exp is found in one sweep, as in kernels/ops/softmax.py, and kept in two parts, the largest x and the
+logarithm of the sum after it was taken off: added up, they would lose the second where logits are large. Nothing of x's
+size is stored but dx, which is made again from x. Label smoothing as in Szegedy et al. 2016
+(https://arxiv.org/abs/1512.00567).
 """
 
 import torch
@@ -70,7 +71,7 @@ def _cross_entropy_kernel(
     mask_m = offs_m < M
     x_ptrs = x_ptr + (offs_m * C)[:, None]  # [BLOCK_M, 1]
 
-    # From the lowest finite value, not from -inf: see kernels/softmax.py.
+    # From the lowest finite value, not from -inf: see kernels/ops/softmax.py.
     LOWEST: tl.constexpr = -3.4028234663852886e38
     largest = tl.full((BLOCK_M,), LOWEST, dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)

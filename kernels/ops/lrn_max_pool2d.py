@@ -22,8 +22,8 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number, pair
-from kernels.local_response_norm import divisor, lanes, load_lanes, normalise, normalise_gradient, rows
-from kernels.max_pool2d import gather, output_size, tap_dtype
+from kernels.ops.local_response_norm import divisor, lanes, load_lanes, normalise, normalise_gradient, rows
+from kernels.ops.max_pool2d import gather, output_size, tap_dtype
 
 
 @triton.jit
@@ -172,7 +172,7 @@ def _lrn_max_pool2d_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    # A thread has OWN channels of a cell, STRIDE_H x STRIDE_W pixels, as in kernels/max_pool2d.py.
+    # A thread has OWN channels of a cell, STRIDE_H x STRIDE_W pixels, as in kernels/ops/max_pool2d.py.
     VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     OWN: tl.constexpr = BLOCK_C * VECTOR
     OWNERS: tl.constexpr = (C + OWN - 1) // OWN  # threads for all channels

@@ -17,8 +17,8 @@ For dx, a pixel of x at stride 2 has seen only every other tap, which ones depen
 Its remainder modulo the stride is its phase; the pixels of one phase share their taps, and make a dense product of
 their own. A dilated copy of dz, full of zeros, would be multiplied out for nothing.
 
-For dw, few outputs are sums of many terms: the pixels are shared out among programs, and :mod:`kernels.split_k` adds
-the shares. Memory is NHWC: the filters of a pixel of dz and the channels of a pixel of x are contiguous, as dw's
+For dw, few outputs are sums of many terms: the pixels are shared out among programs, and :mod:`kernels.ops.split_k`
+adds the shares. Memory is NHWC: the filters of a pixel of dz and the channels of a pixel of x are contiguous, as dw's
 taps are; neither operand needs a transposed copy, tensor cores read both from shared memory as they lie.
 """
 
@@ -30,9 +30,9 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.bias_relu import epilogue_gradient
-from kernels.space_to_depth import fold_input, fold_weight, folds, launch_depth_to_space
-from kernels.split_k import launch_add_shares
+from kernels.ops.bias_relu import epilogue_gradient
+from kernels.ops.space_to_depth import fold_input, fold_weight, folds, launch_depth_to_space
+from kernels.ops.split_k import launch_add_shares
 
 
 @triton.jit

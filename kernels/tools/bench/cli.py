@@ -1,4 +1,4 @@
-"""Each kernel's speed beside PyTorch's: ``python -m kernels.bench``. How it is measured: :mod:`kernels.timing`."""
+"""Each kernel's speed beside PyTorch's: ``alexnet bench``. How it is measured: :mod:`kernels.tools.bench.timing`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from kernels import command
-from kernels.command import Parser, UsageError, interrupts_exit
-from kernels.layers import ALEXNET, DTYPES, LAYERS, Layer
-from kernels.roofline import MEASUREMENTS, PROVIDERS, load, plot_all, slug
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, interrupts_exit
+from kernels.tools.roofline import MEASUREMENTS, PROVIDERS, load, plot_all, slug
+from kernels.tools.workloads import ALEXNET, DTYPES, LAYERS, Layer
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
-    from kernels.timing import Bench, Work
+    from kernels.tools.bench.timing import Bench, Work
 
 OPERATORS = (
     "conv2d",
@@ -43,7 +44,7 @@ def _batch(text: str) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m kernels.bench",
+        prog="alexnet bench",
         description="Times AlexNet's layers on the kernels beside PyTorch's, each checked against float64 first. "
         "Without a GPU the kernels are interpreted, and the times are not speeds of the kernels.",
     )
@@ -72,20 +73,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for operator in args.operators:
         if operator not in OPERATORS:
-            raise UsageError(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {operator!r}")
+            raise AlexNetError(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {operator!r}")
     if args.preset and (args.operators or args.network or args.passes):
-        raise UsageError("--preset chooses what to time: give neither OPERATOR nor --network nor --pass with it")
+        raise AlexNetError("--preset chooses what to time: give neither OPERATOR nor --network nor --pass with it")
     return args
 
 
 def complete(args: argparse.Namespace, interpreted: bool) -> None:
     """Fills in what was not asked for, and refuses what the CPU does not have."""
     if interpreted and "tf32" in (args.dtype or ()):
-        raise UsageError("--dtype tf32: only GPUs have it")
+        raise AlexNetError("--dtype tf32: only GPUs have it")
     if interpreted and "compile" in (args.providers or ()):
-        raise UsageError("--providers compile: only with a GPU")
+        raise AlexNetError("--providers compile: only with a GPU")
     if interpreted and args.plot and not args.out:
-        raise UsageError("--plot: without a GPU it takes --out DIR, too")
+        raise AlexNetError("--plot: without a GPU it takes --out DIR, too")
     once = lambda given: list(dict.fromkeys(given or ()))  # in the order given
     if interpreted:
         defaults = [1], ["fp32"], ["triton", "torch"]
@@ -99,7 +100,7 @@ def complete(args: argparse.Namespace, interpreted: bool) -> None:
 
 def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
     """What to time, and at which batch."""
-    from kernels.timing import KERNELBENCH, NETWORK, STEP, Work
+    from kernels.tools.bench.timing import KERNELBENCH, NETWORK, STEP, Work
 
     if args.preset:
         return [(item.work, batch) for item in KERNELBENCH for batch in args.batch or [item.batch]]
@@ -116,7 +117,7 @@ def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
 
 def compare_published(bench: Bench) -> None:
     """KernelBench's own times beside those of this run."""
-    from kernels.timing import KERNELBENCH
+    from kernels.tools.bench.timing import KERNELBENCH
 
     bench.show("")
     bench.show("KernelBench's own times on an H100, float32 with TF32 in convolutions but not in linear layers:")
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         import torch
         import triton
 
-        from kernels import timing
+        from kernels.tools.bench import timing
 
     device = timing.here()
     complete(args, device.interpreted)
@@ -168,12 +169,12 @@ def run(args: argparse.Namespace) -> int:
             bench.show(f"drawn: {path}")
     faults = [problem for problem in bench.problems if timing.MISSING not in problem]
     for fault in faults:
-        print(f"kernels.bench: {fault}", file=sys.stderr)
+        print(f"alexnet bench: {fault}", file=sys.stderr)
     return 1 if faults else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run("kernels.bench", lambda argv: run(parse(argv)), argv)
+    return command.run("alexnet bench", lambda argv: run(parse(argv)), argv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Tunes the tiles for the GPU that is here, and writes its table: ``python -m kernels.tiles``.
+"""Tunes the tiles for the GPU that is here, and writes its table: ``alexnet tune``.
 
-Every tile is checked against float64 before it is timed, as kernels.bench does it: a tile that the compiler gets wrong
-must not win. What is timed is the whole operator: a split convolution launches two kernels, a folded one three, and
-only their sum counts. That is why ``triton.autotune``, which times one kernel by itself, is not used.
+Every tile is checked against float64 before it is timed, as ``alexnet bench`` does it: a tile that the compiler gets
+wrong must not win. What is timed is the whole operator: a split convolution launches two kernels, a folded one three,
+and only their sum counts. That is why ``triton.autotune``, which times one kernel by itself, is not used.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 import kernels
-from kernels import command, tiles
-from kernels.assembly import Task, compile_ahead
-from kernels.command import Parser, interrupts_exit, write_bytes
-from kernels.layers import ALEXNET, DTYPES, LAYERS, torch_dtype
+from kernels import tiles
 from kernels.tiles.choices import Problem, Tile, candidates
+from kernels.tools import command
+from kernels.tools.assembly import Task, compile_ahead
+from kernels.tools.command import Parser, interrupts_exit, write_bytes
+from kernels.tools.workloads import ALEXNET, DTYPES, LAYERS, torch_dtype
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
-    from kernels.timing import Gpu
+    from kernels.tools.bench.timing import Gpu
 
 
 def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
     """Adds to ``done`` the fastest tile of each problem that the task poses, one after another."""
     from kernels import runtime
-    from kernels.timing import Work, judge_work
+    from kernels.tools.bench.timing import Work, judge_work
 
     layer = LAYERS[task.layer]
     work = Work(layer.name, (layer,), "backward" if task.backward else "forward")
@@ -82,7 +83,7 @@ def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
 def run(argv: list[str] | None) -> int:
     operators = sorted({layer.operator for layer in LAYERS.values()})
     parser = Parser(
-        prog="python -m kernels.tiles",
+        prog="alexnet tune",
         description="Tunes the tiles for the GPU that is here. Adds to the table of its architecture; about a second a "
         "tile, and some twenty tiles for each layer, dtype and batch.",
     )
@@ -100,7 +101,7 @@ def run(argv: list[str] | None) -> int:
         parser.error(f"argument --batch: must be at least 1, got {min(options.batch)}")
     with interrupts_exit():
         from kernels import runtime
-        from kernels.timing import Gpu, precision
+        from kernels.tools.bench.timing import Gpu, precision
 
     if runtime.INTERPRETED:
         parser.error("no GPU is here to tune for; without one the tiles are the defaults of kernels/tiles/choices.py")
@@ -128,7 +129,7 @@ def run(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run("kernels.tiles", run, argv)
+    return command.run("alexnet tune", run, argv)
 
 
 if __name__ == "__main__":

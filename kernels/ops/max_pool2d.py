@@ -11,7 +11,7 @@ The gradient of a window goes to the pixel that won it:
 
 For that the forward pass saves of each window the tap that won, r * S + s, in one byte. Windows overlap, so that
 scattering dy would need atomic additions; instead each pixel gathers from the windows that hold it.
-Names as in kernels/conv2d.py.
+Names as in kernels/ops/conv2d.py.
 """
 
 from collections.abc import Sequence

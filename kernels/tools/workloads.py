@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import kernels
-from kernels import cost
+from kernels.tools import cost
 
 if TYPE_CHECKING:
     import torch

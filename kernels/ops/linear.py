@@ -7,7 +7,7 @@ That is 2 * M * N * K FLOPs for M * K + N * K + M * N elements: a large batch is
 reading the weights. Many rows go through tiles, [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N] on the tensor cores; a single
 row streams the weights past the vector units, where tensor cores would multiply 15 rows of nothing.
 
-Backwards, from g, the gradient of y past bias and ReLU (kernels/bias_relu.py):
+Backwards, from g, the gradient of y past bias and ReLU (kernels/ops/bias_relu.py):
 
     dx[m, k] = sum over n of g[m, n] * w[n, k]        dw[n, k] = sum over m of g[m, n] * x[m, k]
 
@@ -24,7 +24,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor
-from kernels.bias_relu import epilogue_gradient
+from kernels.ops.bias_relu import epilogue_gradient
 
 
 @triton.jit

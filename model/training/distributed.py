@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from kernels.command import UsageError
+from kernels.errors import AlexNetError
 
 
 class Ranks:
@@ -20,7 +20,7 @@ class Ranks:
         device: where this process computes.
 
     Raises:
-        UsageError: more processes on this machine than GPUs, or the others cannot be reached.
+        AlexNetError: more processes on this machine than GPUs, or the others cannot be reached.
     """
 
     def __init__(self, device: torch.device):
@@ -31,12 +31,12 @@ class Ranks:
         if device.type == "cuda":
             local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if local >= gpus:
-                raise UsageError(f"rank {self.rank} has no GPU of its own: --nproc-per-node can be {gpus} here")
+                raise AlexNetError(f"rank {self.rank} has no GPU of its own: --nproc-per-node can be {gpus} here")
             torch.cuda.set_device(local)
         try:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
-            raise UsageError(self.name(f"cannot reach the other ranks: {_line(error)}")) from error
+            raise AlexNetError(self.name(f"cannot reach the other ranks: {_line(error)}")) from error
 
     @property
     def first(self) -> bool:
@@ -61,11 +61,11 @@ class Ranks:
         return values
 
     def agree(self, function: Callable[[], Any]) -> Any:
-        """``function()`` on every rank. Where it raises UsageError on some, all end, and rank 0 says what was wrong."""
+        """``function()`` on every rank. Where it raises AlexNetError on some, all end and rank 0 says why."""
         result, problem = None, None
         try:
             result = function()
-        except UsageError as error:
+        except AlexNetError as error:
             problem = str(error)
         problems = self.gather(problem)
         found = {message: rank for rank, message in reversed(list(enumerate(problems))) if message is not None}
@@ -78,7 +78,7 @@ class Ranks:
     def stop(self, message: str):
         """Ends every rank, which must all call this: exit status 2, and rank 0 says why."""
         if self.first:
-            raise UsageError(message)
+            raise AlexNetError(message)
         raise SystemExit(2)
 
     def lost(self, error: RuntimeError) -> bool:

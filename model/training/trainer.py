@@ -14,16 +14,19 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from kernels import pytorch
-from kernels.command import UsageError, one_line
-from kernels.layers import torch_dtype
-from model import checkpoint, data, evaluate, weights
+from kernels.errors import AlexNetError
+from kernels.tools import torch_ops
+from kernels.tools.command import one_line
+from kernels.tools.workloads import torch_dtype
+from model import evaluate, weights
 from model.alexnet import LRN, AlexNet
 from model.command import device_name
-from model.distributed import Ranks
-from model.learner import RATES, Learner, make_optimizer, rate
-from model.log import Log, draw
-from model.preprocess import FOLDER, SIZE, Preprocess
+from model.photos import data
+from model.photos.preprocess import FOLDER, SIZE, Preprocess
+from model.training import checkpoint
+from model.training.distributed import Ranks
+from model.training.log import Log, draw
+from model.training.step import RATES, Learner, make_optimizer, rate
 from model.weights.common import check_meta, describe
 
 ELSEWHERE = {"data", "out", "resume", "device", "workers", "save_every", "strict"}
@@ -60,19 +63,19 @@ class Training:
         """Images and network, new or as the checkpoint has them; the checkpoint's tensors."""
         args = self.args
         if args.batch % self.ranks.size:
-            raise UsageError(f"--batch {args.batch} does not divide evenly among {self.ranks.size} processes")
+            raise AlexNetError(f"--batch {args.batch} does not divide evenly among {self.ranks.size} processes")
         self.folder, self.validation = data.read(args.data)
         images, self.classes = self.folder.images, self.folder.classes
         self.per_epoch = len(images) // args.batch
         self.steps = self.per_epoch * args.epochs
         if not self.per_epoch:
-            raise UsageError(f"--batch {args.batch} is more than the {len(images)} images of {self.folder.path}")
+            raise AlexNetError(f"--batch {args.batch} is more than the {len(images)} images of {self.folder.path}")
         tensors: dict[str, torch.Tensor] = {}
         meta: dict = {}
         if args.resume and self.last.exists():
             tensors, meta = checkpoint.read(self.last)
         elif self.last.exists():
-            raise UsageError(f"{args.out} holds a run: --resume goes on with it, another --out starts a new one")
+            raise AlexNetError(f"{args.out} holds a run: --resume goes on with it, another --out starts a new one")
         elif args.resume and self.ranks.first:
             print(f"{self.last}: no such file; starting a new run", file=sys.stderr)
         arguments = {name: value for name, value in vars(args).items() if name not in ELSEWHERE}
@@ -82,13 +85,13 @@ class Training:
             try:
                 _, lrn, self.preprocess = check_meta(str(self.last), meta)
             except weights.WeightsError as error:
-                raise UsageError(error) from error
+                raise AlexNetError(error) from error
             self.net = self.network(lrn)
             state = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
             try:
                 self.net.load_state_dict(state)
             except RuntimeError as error:
-                raise UsageError(f"{self.last}: not of this network: {' '.join(str(error).split())[:200]}") from error
+                raise AlexNetError(f"{self.last}: not of this network: {' '.join(str(error).split())[:200]}") from error
         else:
             mean, colour = data.statistics(self.folder)
             loaded = self.load_weights()
@@ -102,7 +105,7 @@ class Training:
                 try:
                     weights.assign(self.net, loaded, args.skip_layer)
                 except weights.WeightsError as error:
-                    raise UsageError(error) from error
+                    raise AlexNetError(error) from error
             self.position = {
                 "step": 0,
                 "best": -1.0,  # of no validation yet: the first one's weights are kept, even if it got none right
@@ -120,14 +123,14 @@ class Training:
         for name, value in arguments.items():
             before = self.position["arguments"].get(name)
             if value != before:
-                raise UsageError(
+                raise AlexNetError(
                     f"--resume: --{name.replace('_', '-')} was {before} in {self.last}, and is {value} now"
                 )
         if self.position["images"] != self.folder.digest():
-            raise UsageError(f"--resume: the images in {self.folder.path} are not those that {self.last} began with")
+            raise AlexNetError(f"--resume: the images in {self.folder.path} are not those that {self.last} began with")
 
     def network(self, lrn: str | None) -> AlexNet:
-        operators = pytorch if self.args.operators == "torch" else kernels
+        operators = torch_ops if self.args.operators == "torch" else kernels
         return AlexNet(len(self.classes), self.args.keep_prob, lrn).use(operators)
 
     def load_weights(self) -> weights.Weights | None:
@@ -138,11 +141,11 @@ class Training:
         try:
             loaded = weights.load(self.args.weights)
         except weights.WeightsError as error:
-            raise UsageError(error) from error
+            raise AlexNetError(error) from error
         if loaded.lrn not in LRN:
-            raise UsageError(f"{loaded.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
+            raise AlexNetError(f"{loaded.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
         if "fc8" not in self.args.skip_layer and len(loaded.classes) not in (0, len(self.classes)):
-            raise UsageError(
+            raise AlexNetError(
                 f"{loaded.name} has {len(loaded.classes)} classes, and {self.folder.path} {len(self.classes)}: "
                 "--skip-layer fc8 starts that layer anew"
             )
@@ -153,19 +156,19 @@ class Training:
         for name in self.args.freeze:
             self.net.get_submodule(name).requires_grad_(False)
         if not any(parameter.requires_grad for parameter in self.net.parameters()):
-            raise UsageError("--freeze leaves no layer to train")
+            raise AlexNetError("--freeze leaves no layer to train")
 
     def check_layers(self, option: str, names: list[str]) -> None:
         for name in names:
             if name not in weights.LAYERS:
-                raise UsageError(f"{option} must name layers among {', '.join(weights.LAYERS)}, got {name!r}")
+                raise AlexNetError(f"{option} must name layers among {', '.join(weights.LAYERS)}, got {name!r}")
 
     def open_log(self) -> Log:
         try:
             self.args.out.mkdir(parents=True, exist_ok=True)
             return Log(self.args.out / "log.csv", self.position["step"])
         except OSError as error:
-            raise UsageError(f"{error.filename}: cannot be written: {error.strerror}") from error
+            raise AlexNetError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
     # The run
 
@@ -194,7 +197,7 @@ class Training:
             for step, (pixels, shifts, target, problems) in enumerate(crops, first):
                 said = [problem for found in problems for problem in found]
                 if len(target) < args.batch // ranks.size:  # all images are gone, as with a network's disk
-                    raise UsageError(ranks.name(said[-1]))
+                    raise AlexNetError(ranks.name(said[-1]))
                 self.report(said)
                 x = data.to_input(pixels, shifts, self.preprocess, self.device)
                 target = torch.as_tensor(target).to(self.device, non_blocking=True)
@@ -350,10 +353,10 @@ class Training:
         """Names images that cannot be read, each once: at once what rank 0 meets, at an epoch's end what others do."""
         for problem in problems:
             if self.args.strict:
-                raise UsageError(self.ranks.name(problem))
+                raise AlexNetError(self.ranks.name(problem))
             if problem not in self.unreadable and self.ranks.first:
                 with tqdm.external_write_mode(sys.stderr):
-                    print(f"model.train: {one_line(problem)}; skipped", file=sys.stderr)
+                    print(f"alexnet train: {one_line(problem)}; skipped", file=sys.stderr)
             self.unreadable.add(problem)
 
     def progress(self, first: int) -> tqdm:

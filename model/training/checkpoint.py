@@ -13,14 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from kernels.command import UsageError, write_bytes
+from kernels.errors import AlexNetError
+from kernels.tools.command import write_bytes
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     """Replaces ``path``; ``meta`` is JSON in the header.
 
     Raises:
-        UsageError: the disk is full, or whatever else the system says.
+        AlexNetError: the disk is full, or whatever else the system says.
     """
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(packed, {"meta": json.dumps(meta)}))
@@ -30,14 +31,14 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and ``meta``.
 
     Raises:
-        UsageError: not a checkpoint of a run that can go on.
+        AlexNetError: not a checkpoint of a run that can go on.
     """
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             if "training" not in meta:
-                raise UsageError(f"{path}: holds no training run to resume; --weights starts a new one from it")
+                raise AlexNetError(f"{path}: holds no training run to resume; --weights starts a new one from it")
             names = list(file.keys())
             return {name: file.get_tensor(name).clone() for name in names}, meta
     except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise AlexNetError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error

@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-
-class UsageError(Exception):
-    """Something asked for that cannot be done: one line on stderr, and exit status 2."""
+from kernels.errors import AlexNetError
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error instead of two."""
 
     def error(self, message: str):
-        raise UsageError(message)
+        raise AlexNetError(message)
 
 
 def one_line(text: object) -> str:
@@ -41,19 +39,19 @@ def complain(name: str, message: object) -> None:
 
 
 def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
-    """The exit status of ``command(argv)``: 2 for a :class:`UsageError`, 130 for Ctrl-C, 141 for a closed pipe."""
+    """The exit status of ``command(argv)``: 2 for a :class:`AlexNetError`, 130 for Ctrl-C, 141 for a closed pipe."""
     try:
         if sys.stderr is None:  # closed: print would write to stdout
             sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
         if sys.stdout is None:
-            raise UsageError("standard output is closed")
+            raise AlexNetError("standard output is closed")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # not where a notebook, say, has put its own in their place
                 stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
         status = command(argv)
         with output():
             return status  # once all that was printed is out
-    except UsageError as error:
+    except AlexNetError as error:
         complain(name, error)
         return 2
     except KeyboardInterrupt:
@@ -117,7 +115,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replaces ``path``, whole or not at all: written beside it, brought to the disk, then renamed.
 
     Raises:
-        UsageError: the disk is full, or whatever else the system says.
+        AlexNetError: the disk is full, or whatever else the system says.
     """
     partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
     try:
@@ -130,7 +128,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(folder)  # the rename itself
         os.close(folder)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+        raise AlexNetError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)  # where it was not renamed

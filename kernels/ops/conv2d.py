@@ -25,11 +25,12 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import conv2d_backward, runtime, tiles
+from kernels import runtime, tiles
 from kernels.arguments import ArgumentError, boolean, check, check_tensor, integer, pair
-from kernels.space_to_depth import fold_input, fold_weight, folds
-from kernels.space_to_depth import fold_once as fold_once  # for those who capture a CUDA graph
-from kernels.split_k import launch_add_shares
+from kernels.ops import conv2d_backward
+from kernels.ops.space_to_depth import fold_input, fold_weight, folds
+from kernels.ops.space_to_depth import fold_once as fold_once  # for those who capture a CUDA graph
+from kernels.ops.split_k import launch_add_shares
 
 
 @triton.jit

@@ -6,7 +6,8 @@ import io
 import os
 from pathlib import Path
 
-from kernels.command import UsageError, write_bytes
+from kernels.errors import AlexNetError
+from kernels.tools.command import write_bytes
 
 FIELDS = (
     "step",
@@ -54,7 +55,7 @@ class Log:
         """One more step.
 
         Raises:
-            UsageError: it cannot be written.
+            AlexNetError: it cannot be written.
         """
         row = dict.fromkeys(FIELDS) | row
         self.rows.append(row)
@@ -62,7 +63,7 @@ class Log:
             self.writer.writerow(_text(row))
             self.file.flush()
         except OSError as error:
-            raise UsageError(f"{self.path}: cannot be written: {error.strerror}") from error
+            raise AlexNetError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def sync(self) -> None:
         """Waits until it is on the disk; before a checkpoint, which promises these rows."""

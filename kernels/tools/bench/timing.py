@@ -1,4 +1,4 @@
-"""Timing the kernels beside PyTorch's operators: what :mod:`kernels.bench` and the tuner are made of.
+"""Timing the kernels beside PyTorch's operators: what :mod:`kernels.tools.bench.cli` and the tuner are made of.
 
 - Correct first. What is timed is what is checked: the output of the replayed graph, filled with NaN before the
   replay, against float64 on the same device, every element of it, 64 images at a time. Each provider is held to the
@@ -37,12 +37,13 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import kernels
-from kernels import pytorch, runtime
-from kernels.command import UsageError
-from kernels.conv2d import fold_once
-from kernels.cost import Cost
-from kernels.layers import ALEXNET, LAYERS, POOL, Layer, torch_dtype
-from kernels.roofline import COLUMNS, PROVIDERS, Row, baseline, roofs, share
+from kernels import runtime
+from kernels.errors import AlexNetError
+from kernels.ops.conv2d import fold_once
+from kernels.tools import torch_ops
+from kernels.tools.cost import Cost
+from kernels.tools.roofline import COLUMNS, PROVIDERS, Row, baseline, roofs, share
+from kernels.tools.workloads import ALEXNET, LAYERS, POOL, Layer, torch_dtype
 
 BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|out - ref| / max|ref|
 STEP_BOUNDS = {"fp16": 0.1, "bf16": 0.25, "fp32": 2e-3, "tf32": 0.1}  # for a training step: see _step_deviation
@@ -99,7 +100,7 @@ class Work(NamedTuple):
     @property
     def theirs(self) -> Callable[..., torch.Tensor]:
         """The same in PyTorch, in the operands' own dtype and memory order."""
-        return self._chain(lambda layer: functools.partial(getattr(pytorch, layer.operator), **layer.arguments))
+        return self._chain(lambda layer: functools.partial(getattr(torch_ops, layer.operator), **layer.arguments))
 
     def _chain(self, take: Callable[[Layer], Callable[..., torch.Tensor]]) -> Callable[..., torch.Tensor]:
         calls = [(take(layer), len(layer.parameters), layer.operator == "linear") for layer in self.layers]
@@ -215,7 +216,7 @@ class Gpu:
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
-            raise UsageError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it")
+            raise AlexNetError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it")
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.name = torch.cuda.get_device_name(self.device)
         memory = torch.cuda.get_device_properties(self.device).total_memory
@@ -385,7 +386,7 @@ def _backward_deviation(
     masked = layer.operator == "bias_relu" or layer.arguments.get("relu", False)
     arguments = {name: value for name, value in layer.arguments.items() if name != "relu"}
     unmasked: dict[str, Callable[..., torch.Tensor]] = {"bias_relu": torch.add, "dropout": lambda x: x}
-    exact = unmasked.get(layer.operator, functools.partial(getattr(pytorch, layer.operator), **arguments))
+    exact = unmasked.get(layer.operator, functools.partial(getattr(torch_ops, layer.operator), **arguments))
     gaps = [Gap() for _ in outputs]
     sums = [torch.zeros_like(parameter) for parameter in parameters]  # of their gradients
     for start in range(0, len(input), CHUNK):
@@ -559,11 +560,11 @@ class Table:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a+", newline="", encoding="utf-8", errors="replace")  # it may be no text
         except OSError as error:
-            raise UsageError(f"--out: cannot write {path}: {error.strerror}") from None
+            raise AlexNetError(f"--out: cannot write {path}: {error.strerror}") from None
         self.file.seek(0)
         header = self.file.readline().strip()
         if header and header != ",".join(COLUMNS):
-            raise UsageError(f"--out: {path} is not such a table: its first line is {header!r}")
+            raise AlexNetError(f"--out: {path} is not such a table: its first line is {header!r}")
         self.writer = csv.writer(self.file, lineterminator="\n")
         if not header:
             self.writer.writerow(COLUMNS)
@@ -575,7 +576,7 @@ class Table:
             self.writer.writerow(digits)
             self.file.flush()
         except OSError as error:
-            raise UsageError(f"--out: cannot write {self.path}: {error.strerror}") from error
+            raise AlexNetError(f"--out: cannot write {self.path}: {error.strerror}") from error
 
 
 def commit() -> str:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from kernels import ArgumentError
-from kernels.space_to_depth import fold_once
+from kernels.ops.space_to_depth import fold_once
 
 
 class Captured:

@@ -1,4 +1,4 @@
-"""What the compiler makes of each kernel, for any GPU, without one: ``python -m kernels.assembly``.
+"""What the compiler makes of each kernel, for any GPU, without one: ``alexnet assembly``.
 
 Triton compiles for a named target on any machine. The launches are those that the operators themselves make for
 AlexNet's layers, noted instead of run; each is compiled with the tile that it would run with on that GPU, and with the
@@ -23,10 +23,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import command, tiles
-from kernels.command import Parser, UsageError
-from kernels.layers import DTYPES, LAYERS, torch_dtype
+from kernels import tiles
+from kernels.errors import AlexNetError
 from kernels.tiles import Problem, choices
+from kernels.tools import command
+from kernels.tools.command import Parser
+from kernels.tools.workloads import DTYPES, LAYERS, torch_dtype
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
     try:
         operands = layer.operands(task.batch, torch_dtype(task.dtype), "cpu")  # never filled
     except RuntimeError as error:
-        raise UsageError(f"--batch {task.batch}: {task.layer}'s tensors do not fit in the memory here") from error
+        raise AlexNetError(f"--batch {task.batch}: {task.layer}'s tensors do not fit in the memory here") from error
     for operand in layer.trained(operands) if task.backward else []:
         operand.requires_grad_()
     with tiles.target(task.architecture):
@@ -227,7 +229,7 @@ def _print_table(results: Iterable[tuple[Task, list[Assembly]]]) -> None:
 
 def run(argv: list[str] | None) -> int:
     parser = Parser(
-        prog="python -m kernels.assembly",
+        prog="alexnet assembly",
         description="Compiles AlexNet's kernels for a GPU that need not be here: registers per thread, spills (bytes "
         "of stack on NVIDIA, registers on AMD), bytes of shared memory, asynchronous copies to shared memory "
         "(how many in the code x bytes each), matrix instructions in the code. * marks the tile a layer runs with; the "
@@ -251,7 +253,7 @@ def run(argv: list[str] | None) -> int:
     if options.batch < 1:
         parser.error(f"argument --batch: must be at least 1, got {options.batch}")
     if options.arch.startswith("gfx") and (options.ptx or options.sass):
-        parser.error("argument --ptx/--sass: NVIDIA's; for AMD's assembly see kernels.assembly.Assembly.text")
+        parser.error("argument --ptx/--sass: NVIDIA's; for AMD's assembly see kernels.tools.assembly.Assembly.text")
     layers = [
         name
         for name, layer in LAYERS.items()
@@ -275,7 +277,7 @@ def run(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run("kernels.assembly", run, argv)
+    return command.run("alexnet assembly", run, argv)
 
 
 if __name__ == "__main__":

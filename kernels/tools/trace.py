@@ -1,4 +1,4 @@
-"""One program of a kernel, step by step: ``python -m kernels.trace conv2d --layer conv1 --program 3 0``.
+"""One program of a kernel, step by step: ``alexnet trace conv2d --layer conv1 --program 3 0``.
 
 In Triton's interpreter a kernel is a Python function and a tile a NumPy array, so :func:`sys.settrace`, which debuggers
 are built on, sees every line of it with the values of its variables. A program's loads and stores are noted where the
@@ -12,7 +12,6 @@ import contextlib
 import linecache
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,17 +19,14 @@ import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
-from kernels import command, tiles
-from kernels.command import Parser, UsageError, interrupts_exit
-from kernels.layers import LAYERS
+from kernels import tiles
+from kernels.errors import AlexNetError
+from kernels.tools import command
+from kernels.tools.command import Parser, interrupts_exit
+from kernels.tools.workloads import LAYERS
 
 if TYPE_CHECKING:
     import torch
-
-# PyTorch takes seconds to import, which the command does once its arguments make sense. For whoever imports this module
-# it is decided at once how kernels run, before they decorate one of their own.
-if __name__ != "__main__":
-    import_module("kernels.runtime")
 
 
 class Access(NamedTuple):
@@ -285,7 +281,7 @@ def _print(found: Trace) -> None:
 def run(argv: list[str] | None) -> int:
     operators = sorted({layer.operator for layer in LAYERS.values()})
     parser = Parser(
-        prog="python -m kernels.trace",
+        prog="alexnet trace",
         description="Runs one program of one of AlexNet's layers in the interpreter, and prints every step: the line, "
         "what it loads or stores, and the values it sets.",
     )
@@ -316,13 +312,13 @@ def run(argv: list[str] | None) -> int:
         with tiles.target(options.architecture):
             found = trace(lambda: layer.run(*operands), kernel, options.program)
     except TraceError as error:
-        raise UsageError(error) from error
+        raise AlexNetError(error) from error
     _print(found)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run("kernels.trace", run, argv)
+    return command.run("alexnet trace", run, argv)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ set with all the folders says itself which is which; for a part of it somebody m
 import re
 from collections.abc import Sequence
 
-from kernels.command import UsageError
+from kernels.errors import AlexNetError
 
 
 def indices(folders: Sequence[str]) -> list[int] | None:
     """The class of each folder; None where they are not named by WordNet IDs.
 
     Raises:
-        UsageError: some of the 1000 only, and timm, which has the list of all, is not installed, or has no such ID.
+        AlexNetError: some of the 1000 only, and timm, which has the list of all, is not installed, or has no such ID.
     """
     if not all(re.fullmatch(r"n\d{8}", folder) for folder in folders):
         return None
@@ -23,12 +23,12 @@ def indices(folders: Sequence[str]) -> list[int] | None:
         try:
             from timm.data import ImageNetInfo
         except ImportError:
-            raise UsageError(
+            raise AlexNetError(
                 f"{len(known)} of ImageNet's 1000 folders: which classes they are takes timm, pip install timm; "
                 "or give the folders the classes' names"
             ) from None
         known = ImageNetInfo("imagenet-1k").label_names()
     unknown = [folder for folder in folders if folder not in known]
     if unknown:
-        raise UsageError(f"{unknown[0]} is not among ImageNet's 1000 classes")
+        raise AlexNetError(f"{unknown[0]} is not among ImageNet's 1000 classes")
     return [known.index(folder) for folder in folders]

@@ -22,9 +22,9 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from kernels.command import UsageError
+from kernels.errors import AlexNetError
 from model.command import start_worker
-from model.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
+from model.photos.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
 
 AUGMENTATIONS = ("paper", "scale", "none")
@@ -49,25 +49,25 @@ def read_folder(path: Path) -> Folder:
     """Finds the images.
 
     Raises:
-        UsageError: no such folder, one that cannot be read, no sub-folders, or one without images.
+        AlexNetError: no such folder, one that cannot be read, no sub-folders, or one without images.
     """
     try:
         if not path.is_dir():
-            raise UsageError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+            raise AlexNetError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
         classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if not classes:
-            raise UsageError(f"{path}: must hold a sub-folder of images for each class, and holds no folder")
+            raise AlexNetError(f"{path}: must hold a sub-folder of images for each class, and holds no folder")
         for _ in os.walk(path, onerror=_refuse, followlinks=True):
             pass  # make_dataset would pass over folders that cannot be read
         places = {name: index for index, name in enumerate(classes)}
         images = make_dataset(path, places, IMG_EXTENSIONS, allow_empty=True)
     except OSError as error:
-        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        raise AlexNetError(f"{error.filename}: cannot be read: {error.strerror}") from error
     empty = sorted(set(classes) - {classes[index] for _, index in images})
     if empty:
         shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
         kinds = ", ".join(IMG_EXTENSIONS)
-        raise UsageError(f"{path}: no images of the class{'es' * (len(empty) > 1)} {shown} (accepted: {kinds})")
+        raise AlexNetError(f"{path}: no images of the class{'es' * (len(empty) > 1)} {shown} (accepted: {kinds})")
     return Folder(path, tuple(classes), images)
 
 
@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[Folder, Folder | None]:
     validation = read_folder(path / "val")
     if validation.classes != training.classes:
         odd = sorted(set(validation.classes) ^ set(training.classes))
-        raise UsageError(f"{path}: train and val must have the same classes; only one of them has {odd[0]!r}")
+        raise AlexNetError(f"{path}: train and val must have the same classes; only one of them has {odd[0]!r}")
     return training, validation
 
 
@@ -275,7 +275,7 @@ def statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, fl
         pixels from 0 to 255, they would shift any image beyond black or white.
 
     Raises:
-        UsageError: none of these images can be read.
+        AlexNetError: none of these images can be read.
     """
     chosen = generator("sample").permutation(len(folder.images))[:most]
     count, total, products, problem = 0, np.zeros(3), np.zeros((3, 3)), ""
@@ -290,7 +290,7 @@ def statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, fl
         total += pixels.sum(0)
         products += pixels.T @ pixels
     if not count:
-        raise UsageError(f"{folder.path}: none of the {len(chosen)} images tried can be read; {problem}")
+        raise AlexNetError(f"{folder.path}: none of the {len(chosen)} images tried can be read; {problem}")
     mean = total / count
     values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
     blue, green, red = (mean * 255.0).tolist()

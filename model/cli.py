@@ -1,0 +1,53 @@
+"""``alexnet COMMAND ...``: all commands of the project under one name. ``python -m model.cli`` does the same.
+
+A command's module is imported only if it runs, and its PyTorch only once its arguments make sense.
+"""
+
+import sys
+from importlib import import_module
+
+from kernels.errors import AlexNetError
+from kernels.tools import command
+
+COMMANDS = {
+    "infer": ("model.infer", "what the network sees in photos"),
+    "evaluate": ("model.evaluate", "top-1 and top-5 accuracy on a folder of photos"),
+    "train": ("model.train", "train on a folder of photos"),
+    "compress": ("model.compress", "make weights about 30 times smaller (Deep Compression)"),
+    "weights": ("model.weights.__main__", "list, download, verify and convert weights"),
+    "two-gpus": ("model.two_gpus", "the paper's network on two GPUs; start it with torchrun"),
+    "bench": ("kernels.tools.bench.cli", "time the kernels beside PyTorch's"),
+    "tune": ("kernels.tools.tune", "find the fastest tiles for this GPU"),
+    "roofline": ("kernels.tools.roofline", "draw measured times under the roofline"),
+    "readme": ("kernels.tools.readme", "put the measured tables into the README"),
+    "assembly": ("kernels.tools.assembly", "registers, spills and assembly of each kernel, for any GPU"),
+    "trace": ("kernels.tools.trace", "one program of a kernel, step by step"),
+}
+"""Name: (module with a ``main(argv)``, a line for the help)."""
+
+
+def overview() -> str:
+    """The help: every command with a line."""
+    lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    head = "usage: alexnet COMMAND [ARGUMENT ...]\n\nAlexNet (2012) on Triton kernels.\n\ncommands:"
+    return "\n".join([head, *lines, "", "alexnet COMMAND --help tells more about a command."])
+
+
+def choose(argv: list[str] | None) -> int:
+    """Runs the command that ``argv`` names; its exit status."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in COMMANDS:
+        raise AlexNetError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    return import_module(COMMANDS[name][0]).main(rest)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    return command.run("alexnet", choose, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
