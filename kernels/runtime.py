@@ -37,7 +37,7 @@ if INTERPRETED:
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 _one_at_a_time = threading.Lock()  # the interpreter keeps where it is in the grid in a global
-_recorded: "list[Launch] | None" = None  # set inside recording()
+_recorded: "list[Launch] | None" = None  # set inside record_launches()
 
 
 def mode() -> str:
@@ -60,7 +60,7 @@ class Launch(NamedTuple):
 
 
 def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], *args, **constants) -> None:
-    """``kernel[grid](*args, **constants)`` on the GPU of the first argument, or noted by :func:`recording`."""
+    """``kernel[grid](*args, **constants)`` on the GPU of the first argument, or noted by :func:`record_launches`."""
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, args, constants))
         return
@@ -74,7 +74,7 @@ def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], 
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Launch]]:
+def record_launches() -> Iterator[list[Launch]]:
     """Collects the launches made inside instead of running them: for any GPU, with or without one here."""
     global _recorded
     launches: list[Launch] = []
@@ -85,7 +85,7 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = None
 
 
-def recorded() -> bool:
+def is_recording() -> bool:
     """Whether launches are noted instead of run, so that tensors hold nothing to look at."""
     return _recorded is not None
 

@@ -438,7 +438,7 @@ assert list(longest.values()) == [11, 33, 64]  # 64 is all of the tile: folded, 
 half = lambda *shape: torch.empty(shape, dtype=torch.float16)
 args = (half(0), half(0), half(0), 128 * 3025, *geometry[1:])
 options = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
-with runtime.recording() as recorded, tiles.target("sm_90"):
+with runtime.record_launches() as recorded, tiles.target("sm_90"):
     conv2d(half(128, 3, 227, 227), half(96, 3, 11, 11), half(96), stride=4, relu=True)
 library = recorded[-1]
 compiled = compiler.compile(

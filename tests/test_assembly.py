@@ -63,7 +63,7 @@ import torch
 from kernels.tools import assembly
 from kernels import runtime, tiles
 from kernels.ops.split_k import launch_add_shares
-with tiles.target("sm_90"), runtime.recording() as launches:
+with tiles.target("sm_90"), runtime.record_launches() as launches:
     launch_add_shares(torch.empty(8, 1, 1, 1, 1), torch.empty(1, 1, 1, 1))
 assembly.compile_launch(launches[0], {}, True, "sm_90")
 """

@@ -19,13 +19,13 @@ needs_gpu = pytest.mark.skipif(runtime.INTERPRETED, reason="a CUDA graph takes a
 def test_filters_fold_once_inside(device):
     x, w = torch.randn(1, 3, 15, 15, device=device), torch.randn(8, 3, 4, 4, device=device)
     with fold_once() as kept:
-        with runtime.recording() as first:
+        with runtime.record_launches() as first:
             kernels.conv2d(x, w, stride=4)
-        with runtime.recording() as second:
+        with runtime.record_launches() as second:
             kernels.conv2d(x, w, stride=4)
     assert len(first) == len(second) + 1 == 3
     assert len(kept) == 1
-    with runtime.recording() as after:
+    with runtime.record_launches() as after:
         kernels.conv2d(x, w, stride=4)
     assert len(after) == 3
 

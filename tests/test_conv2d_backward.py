@@ -190,7 +190,7 @@ def test_nothing_is_computed_that_nobody_wants(wanted, device):
     given = {"input": x, "weight": w, "bias": b}
     given = {key: tensor.to(device).requires_grad_(key in wanted) for key, tensor in given.items()}
     y = kernels.conv2d(**given, **arguments)
-    with runtime.recording() as launches:
+    with runtime.record_launches() as launches:
         gradients = torch.autograd.grad(y, [given[key] for key in wanted], torch.ones_like(y))
     assert {launch.kernel.__name__ for launch in launches} == {KERNELS[key] for key in wanted}
     assert [g.shape for g in gradients] == [given[key].shape for key in wanted]
@@ -212,7 +212,7 @@ def test_conv1_is_differentiated_folded(needs, device):
     x, w, _, arguments = tensors(FOLDED["conv1"], torch.float32)
     x, w = x.to(device).requires_grad_(needs), w.to(device).requires_grad_()
     y = kernels.conv2d(x, w, **arguments)
-    with runtime.recording() as launches:
+    with runtime.record_launches() as launches:
         torch.autograd.grad(y, [x, w] if needs else [w], torch.ones_like(y))
     fold, unfold = "_space_to_depth_kernel", "_depth_to_space_kernel"
     input, weight = [fold, KERNELS["input"], unfold], [fold, KERNELS["weight"], unfold]

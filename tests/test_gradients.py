@@ -157,7 +157,7 @@ def test_compiles_without_graph_breaks(cases, dtype):
 
     def names(step) -> list[str]:
         net.zero_grad()
-        with runtime.recording() as launches:
+        with runtime.record_launches() as launches:
             step(net, kernels, case.images, case.target, dtype)
         assert all(parameter.grad is not None for parameter in net.parameters())
         return sorted(launch.kernel.__name__ for launch in launches)

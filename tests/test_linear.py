@@ -192,7 +192,7 @@ def test_what_is_not_wanted_is_not_computed(wanted, operators, device):
     x, w, b = (tensor.to(device) for tensor in tensors(CASES["7x31x5"], torch.float32))
     leaves = [{"x": x, "w": w, "b": b}[name].requires_grad_() for name in wanted]
     y = kernels.linear(x, w, b, relu=True)
-    with tiles.noting() as noted:
+    with tiles.record_configs() as noted:
         torch.autograd.grad(y, leaves, torch.ones_like(y))
     assert [problem.operator for problem, _ in noted] == operators
 
@@ -202,7 +202,7 @@ def test_batches_of_as_many_steps_share_their_kernels():
     constants = {}
     for batch in (100, 128, 129):
         x, w = (torch.empty(rows, 64, dtype=torch.float16).requires_grad_() for rows in (batch, 32))
-        with runtime.recording() as launches, tiles.target("sm_90"):
+        with runtime.record_launches() as launches, tiles.target("sm_90"):
             y = kernels.linear(x, w)
             torch.autograd.grad(y, [x, w], torch.empty_like(y))
         constants[batch] = [launch.constants for launch in launches]

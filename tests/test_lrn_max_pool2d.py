@@ -246,7 +246,7 @@ def test_gradient_of_windows_that_a_byte_does_not_count(guarded):
 @pytest.mark.parametrize("recorded", [False, True], ids=["inference", "training"])
 def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
     x = guarded(randn(2, 3, 7, 7))
-    with runtime.recording() as launches:
+    with runtime.record_launches() as launches:
         kernels.lrn_max_pool2d(x.requires_grad_(recorded), 5, *STRONG, 3, 2)
         with torch.no_grad():
             kernels.lrn_max_pool2d(x, 5, *STRONG, 3, 2)

@@ -254,7 +254,7 @@ def test_indices_are_not_differentiable(guarded):
 @pytest.mark.parametrize("recorded", [False, True], ids=["inference", "training"])
 def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
     x = guarded(randn(2, 3, 7, 7))
-    with runtime.recording() as launches:
+    with runtime.record_launches() as launches:
         kernels.max_pool2d(x.requires_grad_(recorded), 3)
         with torch.no_grad():
             kernels.max_pool2d(x, 3)

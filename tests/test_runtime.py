@@ -212,7 +212,7 @@ def test_recording_notes_launches_without_running_them(guarded):
     import kernels
 
     x = guarded(torch.ones(3, 5))
-    with runtime.recording() as launches:
+    with runtime.record_launches() as launches:
         y = kernels.softmax(x)
     assert [launch.kernel.__name__ for launch in launches] == ["_softmax_kernel"]
     assert launches[0].grid(launches[0].constants) == (1,)
@@ -223,14 +223,14 @@ def test_recording_notes_launches_without_running_them(guarded):
 
 def test_recording_takes_tensors_without_memory():
     x, w = torch.empty(256, 3, 227, 227, device="meta"), torch.empty(96, 3, 11, 11, device="meta")
-    with runtime.recording() as launches:
+    with runtime.record_launches() as launches:
         y = launch_conv2d(x, w, None, [4, 4], [0] * 4, [1, 1], 1, True)
     assert y.shape == (256, 96, 55, 55)
     assert launches[-1].constants["RELU"] is True
 
 
 def test_recording_ends_with_an_error():
-    with pytest.raises(ZeroDivisionError), runtime.recording():
+    with pytest.raises(ZeroDivisionError), runtime.record_launches():
         raise ZeroDivisionError
     assert runtime._recorded is None
 

@@ -102,7 +102,7 @@ def test_every_tile_is_right(operator, tile, device):
 @pytest.mark.parametrize("batch", [1, 128])
 def test_default_comes_first_among_the_candidates(layer, batch):
     for architecture in tiles.ARCHITECTURES:
-        with runtime.recording(), tiles.noting() as noted, tiles.target(architecture):
+        with runtime.record_launches(), tiles.record_configs() as noted, tiles.target(architecture):
             layer.run(*layer.operands(batch, torch.float16, "cpu"))
         assert noted
         for problem, tile in noted:
@@ -121,7 +121,7 @@ def test_default_comes_first_among_the_candidates(layer, batch):
 def test_interpreter_tiles_hold_at_most_2_to_the_20():
     for layer in ALEXNET + UNFUSED:
         for batch in (1, 64):
-            with runtime.recording(), tiles.noting() as noted, tiles.target("interpreter"):
+            with runtime.record_launches(), tiles.record_configs() as noted, tiles.target("interpreter"):
                 layer.run(*layer.operands(batch, torch.float32, "cpu"))
             for problem, tile in noted:
                 m, n, k = (tile.get(f"BLOCK_{axis}", 1) for axis in "MNK")
@@ -168,7 +168,7 @@ folder, launch = pathlib.Path(__file__).parent, runtime.launch
 timing.Gpu, timing.deviation = Gpu, lambda *_: 0.0
 runtime.architecture = lambda *_: "sm_90"
 runtime.runs_on = lambda *_: True
-runtime.launch = lambda *args, **constants: runtime.recorded() and launch(*args, **constants)
+runtime.launch = lambda *args, **constants: runtime.is_recording() and launch(*args, **constants)
 tiles.path = lambda architecture: folder / f"{architecture}.json"
 triton.JITFunction.warmup = lambda *_, **constants: (folder / f"{constants['num_warps']} warps").touch()
 """
@@ -198,7 +198,7 @@ def test_the_nearest_problem_counts(folder):
 
 
 def test_tf32_has_tiles_of_its_own(fp32_precision):
-    with tiles.noting() as noted, tiles.target("sm_90"):
+    with tiles.record_configs() as noted, tiles.target("sm_90"):
         for precision in ("ieee", "tf32"):
             fp32_precision(precision)
             tiles.lookup("linear", torch.empty(1), 1024, 4096, 4096)

@@ -209,7 +209,7 @@ def launch_cross_entropy(
     loss, normalisers, divisor = _cross_entropy_output(input, target, weight, ignore_index, reduction, label_smoothing)
     M, C = input.shape
     # Here and not in the public function, where torch.compile and torch.export would have to know the numbers.
-    if runtime.INTERPRETED and not runtime.recorded() and not target.is_floating_point():
+    if runtime.INTERPRETED and not runtime.is_recording() and not target.is_floating_point():
         wrong = target[(target != ignore_index) & ((target < 0) | (target >= C))]
         if len(wrong):
             raise IndexError(f"cross_entropy: target must be from 0 to {C - 1}, got {wrong[0].item()}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernels.tiles import choices
-from kernels.tiles.choices import Problem, Tile
+from kernels.tiles.choices import Config, Problem
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 """What the kernels are compiled for in the tests: A100, H100 and H200, B200, MI300X."""
 
-_used: dict[str, Tile] = {}  # set inside use()
+_used: dict[str, Config] = {}  # set inside use()
 _architecture: str | None = None  # set inside target()
-_noted: list[tuple[Problem, Tile]] | None = None  # set inside noting()
+_noted: list[tuple[Problem, Config]] | None = None  # set inside record_configs()
 
 
-def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Tile:
+def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Config:
     """The tile for one launch of ``operator`` on ``tensor``'s device, for its dtype."""
     from kernels import runtime  # imports PyTorch, which the operator has done by now, but not who asks for help
 
@@ -49,7 +49,7 @@ def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Tile:
 
 
 @contextlib.contextmanager
-def use(operator: str, tile: Tile) -> Iterator[None]:
+def use(operator: str, tile: Config) -> Iterator[None]:
     """Every launch of ``operator`` inside runs with ``tile``."""
     _used[operator] = tile
     try:
@@ -70,10 +70,10 @@ def target(architecture: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def noting() -> Iterator[list[tuple[Problem, Tile]]]:
+def record_configs() -> Iterator[list[tuple[Problem, Config]]]:
     """Collects what is looked up inside, one problem and its tile for each launch, in order."""
     global _noted
-    noted: list[tuple[Problem, Tile]] = []
+    noted: list[tuple[Problem, Config]] = []
     _noted = noted
     try:
         yield noted
@@ -87,7 +87,7 @@ def path(architecture: str) -> Path:
 
 
 @functools.cache
-def table(architecture: str) -> dict[Problem, Tile]:
+def table(architecture: str) -> dict[Problem, Config]:
     """What was tuned on ``architecture``; nothing for a GPU that nobody has tuned for."""
     if not path(architecture).exists():
         return {}
@@ -96,7 +96,7 @@ def table(architecture: str) -> dict[Problem, Tile]:
 
 
 @functools.cache
-def tuned(architecture: str, problem: Problem) -> Tile | None:
+def tuned(architecture: str, problem: Problem) -> Config | None:
     """The tile of the same problem at the nearest M, by ratio: a layer keeps N and K when the batch varies.
 
     At the nearest K where the batch is summed up. None where nothing within four times M was tuned.

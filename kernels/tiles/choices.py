@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import triton
 
-Tile = dict[str, int]
+Config = dict[str, int]
 
 
 class Problem(NamedTuple):
@@ -40,7 +40,7 @@ SUMMED = ("bias_relu_gradient", "column_sums")
 VECTORISED = ("local_response_norm", "local_response_norm_gradient", "max_pool2d", "max_pool2d_gradient")
 
 
-def default(architecture: str, problem: Problem) -> Tile:
+def default(architecture: str, problem: Problem) -> Config:
     """A good tile for a GPU that nobody has tuned for."""
     operator, dtype, _, N, K = problem
     if operator in GRADIENTS:
@@ -70,7 +70,7 @@ def default(architecture: str, problem: Problem) -> Tile:
     return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
 
 
-def _default_product(problem: Problem) -> Tile:
+def _default_product(problem: Problem) -> Config:
     operator, dtype, M, N, K = problem
     # Columns: few beyond N, but narrow tiles reload A often and feed the tensor cores less well. Without tensor cores
     # a product holds its operands in registers too, and a wide or a deep tile spills; so does one that is transposed,
@@ -101,7 +101,7 @@ def _default_product(problem: Problem) -> Tile:
     return tile
 
 
-def _default_gradient(architecture: str, problem: Problem) -> Tile:
+def _default_gradient(architecture: str, problem: Problem) -> Config:
     # What has to fit in registers: the accumulator, the addresses, and the operands too, unless tensor cores read them
     # from shared memory, as Hopper's and Blackwell's do.
     if problem.dtype == "float32":
@@ -114,7 +114,7 @@ def _default_gradient(architecture: str, problem: Problem) -> Tile:
     return next(tile for tile in _by_model(architecture, problem) if fits(tile))
 
 
-def _by_model(architecture: str, problem: Problem) -> list[Tile]:
+def _by_model(architecture: str, problem: Problem) -> list[Config]:
     """Products' tiles, the one first that takes the least time by a model of an H100.
 
     In a cycle a multiprocessor multiplies so many elements and reads 64 bytes from L2, and all of them together read
@@ -123,7 +123,7 @@ def _by_model(architecture: str, problem: Problem) -> list[Tile]:
     operator, dtype, M, N, K = problem
     rate = {"float32": 128, "tf32": 1024}.get(dtype, 2048)
 
-    def cycles(tile: Tile) -> float:
+    def cycles(tile: Config) -> float:
         block_m, block_n, block_k, splits = (tile[x] for x in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLIT_K"))
         rows, columns, steps = triton.cdiv(M, block_m), triton.cdiv(N, block_n), triton.cdiv(K, block_k * splits)
         programs = rows * columns * splits
@@ -138,7 +138,7 @@ def _by_model(architecture: str, problem: Problem) -> list[Tile]:
     return [{key: size for key, size in tile.items() if key != "SPLIT_K" or operator in SPLIT} for tile in tried]
 
 
-def _splits(tile: Tile, problem: Problem) -> list[int]:
+def _splits(tile: Config, problem: Problem) -> list[int]:
     """Numbers of shares that fill the multiprocessors once, twice, ... where K is long enough for the pipeline."""
     operator, _, M, N, K = problem
     programs = triton.cdiv(M, tile["BLOCK_M"]) * triton.cdiv(N, tile["BLOCK_N"])
@@ -148,7 +148,7 @@ def _splits(tile: Tile, problem: Problem) -> list[int]:
     return sorted(s for s in found if s == 1 or 1 < s <= K // (4 * tile["BLOCK_K"]))
 
 
-def _default_summed(problem: Problem) -> Tile:
+def _default_summed(problem: Problem) -> Config:
     """8 KB of a [M, N] matrix a step. Few rows: one program has all of them, of few columns; many: a thousandth."""
     _, dtype, M, N, _ = problem
     few = M <= 1024
@@ -158,7 +158,7 @@ def _default_summed(problem: Problem) -> Tile:
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": steps, "num_warps": 8}  # with 4, some spill
 
 
-def _product(dtype: str, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Tile:
+def _product(dtype: str, block_m: int, block_n: int, *, warps: int, stages: int, run: int = 128) -> Config:
     """``run`` is the bytes of a row of A or B that a step reads: 128 are a line of cache and of shared memory."""
     return {
         "BLOCK_M": block_m,
@@ -206,20 +206,20 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024,
 MULTIPROCESSORS = 132  # an H100's
 
 
-def shared_memory(architecture: str, tile: Tile, dtype: str) -> int:
+def shared_memory(architecture: str, tile: Config, dtype: str) -> int:
     """Bytes that a product's pipeline takes: a tile of A and one of B for each stage, but for AMD's last."""
     buffers = tile["num_stages"] - architecture.startswith("gfx")
     return (tile["BLOCK_M"] + tile["BLOCK_N"]) * tile["BLOCK_K"] * ITEMSIZE[dtype] * buffers
 
 
-def _fitting(architecture: str, dtype: str) -> list[Tile]:
+def _fitting(architecture: str, dtype: str) -> list[Config]:
     """Products' tiles that shared memory holds."""
     tried = [_product(dtype, m, n, warps=w, stages=s, run=run) for m, n, w, s, run in PRODUCTS]
     limit = SHARED_MEMORY.get(architecture, 64 * 1024)
     return [tile for tile in tried if shared_memory(architecture, tile, dtype) <= limit]
 
 
-def candidates(architecture: str, problem: Problem) -> list[Tile]:
+def candidates(architecture: str, problem: Problem) -> list[Config]:
     """The tiles that the tuner tries for a problem on ``architecture``, the default first."""
     operator, dtype, M, N, K = problem
     first = default(architecture, problem)
@@ -274,7 +274,7 @@ def candidates(architecture: str, problem: Problem) -> list[Tile]:
     return [first] + [tile for tile in tried if tile != first]
 
 
-def interpreter(problem: Problem) -> Tile:
+def interpreter(problem: Problem) -> Config:
     """Large tiles: the interpreter's cost is per operation and per program, hardly per element."""
     operator, _, M, N, K = problem
     if operator in MATRIX:

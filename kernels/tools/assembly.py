@@ -57,7 +57,7 @@ class Assembly(NamedTuple):
     """One compiled kernel, counted."""
 
     kernel: str
-    tile: tiles.Tile
+    tile: tiles.Config
     chosen: bool  # whether the layer runs with this tile on that GPU
     registers: int  # per thread
     spills: int  # bytes of stack on NVIDIA, registers on AMD
@@ -110,7 +110,7 @@ def compile_ahead(task: Task) -> None:
             launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
 
 
-def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:
+def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Config, bool]]:
     """What the operator would launch for the layer on that architecture, each launch with the tile that it would run
     with, and then, if ``every_tile``, with each of the others that the tuner tries."""
     for index, (problem, tile, launch) in enumerate(_noted(task)):
@@ -121,7 +121,7 @@ def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Tile, bool]]:
                     yield _noted(task)[index][2], other, False
 
 
-def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
+def _noted(task: Task) -> list[tuple[Problem, tiles.Config, runtime.Launch]]:
     import torch
 
     from kernels import runtime
@@ -135,15 +135,15 @@ def _noted(task: Task) -> list[tuple[Problem, tiles.Tile, runtime.Launch]]:
     for operand in layer.trained(operands) if task.backward else []:
         operand.requires_grad_()
     with tiles.target(task.architecture):
-        with runtime.recording() as recorded, tiles.noting() as noted:
+        with runtime.record_launches() as recorded, tiles.record_configs() as noted:
             output = layer.run(*operands)
         if task.backward:
-            with runtime.recording() as recorded, tiles.noting() as noted:
+            with runtime.record_launches() as recorded, tiles.record_configs() as noted:
                 torch.autograd.grad(output, layer.trained(operands), torch.empty_like(output))
     return [(problem, tile, launch) for (problem, tile), launch in zip(noted, recorded, strict=True)]
 
 
-def compile_launch(launch: runtime.Launch, tile: tiles.Tile, chosen: bool, architecture: str) -> Assembly:
+def compile_launch(launch: runtime.Launch, tile: tiles.Config, chosen: bool, architecture: str) -> Assembly:
     """Compiles a launch as Triton would on that GPU, and counts what came out."""
     import torch
 

@@ -305,7 +305,7 @@ def run(argv: list[str] | None) -> int:
     torch.manual_seed(0)
     layer = LAYERS[name]
     operands = layer.random_operands(1, torch.float32, "cpu")
-    with runtime.recording() as launches, tiles.target(options.architecture):
+    with runtime.record_launches() as launches, tiles.target(options.architecture):
         layer.run(*operands)
     kernel = next(x.kernel.__name__ for x in launches if x.kernel.__name__.startswith(f"_{options.operator}"))
     try:

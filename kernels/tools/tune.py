@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import kernels
 from kernels import tiles
-from kernels.tiles.choices import Problem, Tile, candidates
+from kernels.tiles.choices import Config, Problem, candidates
 from kernels.tools import command
 from kernels.tools.assembly import Task, compile_ahead
 from kernels.tools.command import Parser, interrupts_exit, write_bytes
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kernels.tools.bench.timing import Gpu
 
 
-def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
+def tune(gpu: Gpu, task: Task, done: dict[Problem, Config]) -> None:
     """Adds to ``done`` the fastest tile of each problem that the task poses, one after another."""
     from kernels import runtime
     from kernels.tools.bench.timing import Work, judge_work
@@ -39,10 +39,10 @@ def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
     work = Work(layer.name, (layer,), "backward" if task.backward else "forward")
     operands = work.random_operands(task.batch, torch_dtype(task.dtype), gpu.device)
     started = lambda: work.start(work.ours, kernels.cross_entropy, operands)
-    with tiles.noting() as noted:
+    with tiles.record_configs() as noted:
         started().run()
     if task.backward:  # the forward pass before it is tuned by itself
-        with tiles.noting() as before:
+        with tiles.record_configs() as before:
             started()
         noted = noted[len(before) :]
     for problem in dict.fromkeys(problem for problem, _ in noted):
@@ -60,7 +60,7 @@ def tune(gpu: Gpu, task: Task, done: dict[Problem, Tile]) -> None:
             done[problem] = min(timed, key=lambda entry: entry[0])[1]
 
 
-def write(architecture: str, device: str, tuned: dict[Problem, Tile]) -> None:
+def write(architecture: str, device: str, tuned: dict[Problem, Config]) -> None:
     """Writes the table, whole or not at all."""
     import torch
     import triton
@@ -119,7 +119,7 @@ def run(argv: list[str] | None) -> int:
             for _ in tqdm(pool.map(compile_ahead, ahead), f"compiling {what}", total=len(ahead)):
                 pass
             for task in tqdm(tasks, f"tuning {what}"):
-                done: dict[Problem, Tile] = {}
+                done: dict[Problem, Config] = {}
                 with precision(dtype):
                     tune(gpu, task, done)
                 tuned |= done
