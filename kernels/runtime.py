@@ -11,7 +11,9 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -36,8 +38,7 @@ if INTERPRETED:
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
-_one_at_a_time = threading.Lock()  # the interpreter keeps where it is in the grid in a global
-_recorded: "list[Launch] | None" = None  # set inside record_launches()
+_one_at_a_time = threading.Lock()  # the interpreter keeps its place in the grid in a global variable
 
 
 def mode() -> str:
@@ -60,9 +61,10 @@ class Launch(NamedTuple):
 
 
 def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], *args, **constants) -> None:
-    """``kernel[grid](*args, **constants)`` on the GPU of the first argument, or noted by :func:`record_launches`."""
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, args, constants))
+    """``kernel[grid](*args, **constants)`` on the GPU of the first argument; inside :func:`record_launches`, no run."""
+    launches = _launches.get(None)
+    if launches is not None:
+        launches.append(Launch(kernel, grid, args, constants))
         return
     # Triton launches on the current GPU, wherever the tensors are.
     device = args[0].device
@@ -73,21 +75,35 @@ def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], 
         kernel[grid](*args, **constants)
 
 
+_Value = TypeVar("_Value")
+
+
 @contextlib.contextmanager
-def record_launches() -> Iterator[list[Launch]]:
-    """Collects the launches made inside instead of running them: for any GPU, with or without one here."""
-    global _recorded
-    launches: list[Launch] = []
-    _recorded = launches
+def set_inside(variable: ContextVar[_Value], value: _Value) -> Iterator[_Value]:
+    """``variable`` is ``value`` inside the ``with``: for this thread only, backward passes that it starts included."""
+    token = variable.set(value)
     try:
-        yield launches
+        # On a GPU, autograd runs backward passes in threads of its own, which would not see the value.
+        with torch.autograd.set_multithreading_enabled(False):
+            yield value
     finally:
-        _recorded = None
+        variable.reset(token)
+
+
+_launches: ContextVar[list[Launch]] = ContextVar("launches")
+
+
+def record_launches() -> AbstractContextManager[list[Launch]]:
+    """Collects the launches made inside the ``with`` instead of running them, for any GPU, and without one.
+
+    Outputs hold whatever was in their memory. If recordings are nested, the innermost alone gets a launch.
+    """
+    return set_inside(_launches, [])
 
 
 def is_recording() -> bool:
-    """Whether launches are noted instead of run, so that tensors hold nothing to look at."""
-    return _recorded is not None
+    """Whether launches are recorded instead of run. Tensors then hold no values to look at."""
+    return _launches.get(None) is not None
 
 
 def register(
@@ -129,8 +145,8 @@ def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether a launch on ``device`` would work: anywhere when interpreted, and where it is only recorded."""
-    return INTERPRETED or device.type == "cuda" or _recorded is not None
+    """Whether a launch on ``device`` would work: on a GPU, and anywhere if it is interpreted or only recorded."""
+    return INTERPRETED or device.type == "cuda" or is_recording()
 
 
 def architecture(device: torch.device | None = None) -> str:

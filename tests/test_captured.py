@@ -1,5 +1,6 @@
 """The forward pass as a CUDA graph, and the filters that are folded once for it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -28,6 +29,22 @@ def test_filters_fold_once_inside(device):
     with runtime.record_launches() as after:
         kernels.conv2d(x, w, stride=4)
     assert len(after) == 3
+
+
+def test_nested_folding_and_other_threads(device):
+    x, w = torch.randn(1, 3, 15, 15, device=device), torch.randn(8, 3, 4, 4, device=device)
+
+    def launches():
+        with runtime.record_launches() as recorded:
+            kernels.conv2d(x, w, stride=4)
+        return len(recorded)
+
+    with fold_once() as outer, ThreadPoolExecutor(1) as threads:
+        assert [threads.submit(launches).result(), threads.submit(launches).result()] == [3, 3] and not outer
+        with fold_once() as inner:
+            assert [launches(), launches()] == [3, 2] and len(inner) == 1
+        assert not outer
+        assert [launches(), launches()] == [3, 2] and len(outer) == 1
 
 
 def test_folded_once_gives_the_same(device):

@@ -209,8 +209,6 @@ def test_index_type(elements, index):
 
 
 def test_recording_notes_launches_without_running_them(guarded):
-    import kernels
-
     x = guarded(torch.ones(3, 5))
     with runtime.record_launches() as launches:
         y = kernels.softmax(x)
@@ -232,7 +230,36 @@ def test_recording_takes_tensors_without_memory():
 def test_recording_ends_with_an_error():
     with pytest.raises(ZeroDivisionError), runtime.record_launches():
         raise ZeroDivisionError
-    assert runtime._recorded is None
+    assert not runtime.is_recording()
+
+
+def test_the_innermost_recording_gets_a_launch(device):
+    x = torch.ones(3, 5, device=device)
+    with runtime.record_launches() as outer:
+        kernels.softmax(x)
+        with runtime.record_launches() as inner:
+            kernels.bias_relu(x, x)
+        kernels.dropout(x)
+    names = [[launch.kernel.__name__ for launch in launches] for launches in (outer, inner)]
+    assert names == [["_softmax_kernel", "_dropout_kernel"], ["_bias_relu_kernel"]]
+
+
+def test_other_threads_run_what_one_records(device):
+    x = torch.randn(3, 5, device=device)
+    with ThreadPoolExecutor(1) as threads, runtime.record_launches() as launches:
+        y = threads.submit(kernels.softmax, x).result()
+        assert not threads.submit(runtime.is_recording).result() and not launches
+    torch.testing.assert_close(y, x.softmax(-1))
+
+
+def test_backward_passes_run_in_the_thread_that_records(device):
+    """On a GPU they have threads of their own, which would run them: without one only the switch tells."""
+    x = torch.randn(3, 5, device=device, requires_grad=True)
+    with runtime.record_launches() as launches:
+        assert not torch._C._is_multithreading_enabled()
+        torch.autograd.grad(kernels.softmax(x), x, torch.ones_like(x))
+    assert torch._C._is_multithreading_enabled()
+    assert [launch.kernel.__name__ for launch in launches] == ["_softmax_kernel", "_softmax_gradient_kernel"]
 
 
 @pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is

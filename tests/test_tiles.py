@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,41 @@ def test_tf32_has_tiles_of_its_own(fp32_precision):
             tiles.lookup("linear", torch.empty(1), 1024, 4096, 4096)
             tiles.lookup("max_pool2d", torch.empty(1), 1024, 4096, 9)
     assert [problem.dtype for problem, _ in noted] == ["float32", "float32", "tf32", "float32"]
+
+
+def test_nested_configs_and_targets():
+    """The last holds, and afterwards the one around it again."""
+    x = torch.empty(1)
+    config = lambda: tiles.lookup("dropout", x, 100, 1, 1)
+    with tiles.target("sm_90"), tiles.use("softmax", {"BLOCK_M": 3}):
+        default = config()
+        with tiles.use("dropout", {"BLOCK_M": 1}):
+            with tiles.use("dropout", {"BLOCK_M": 2}), tiles.target("interpreter"):
+                assert config() == {"BLOCK_M": 2}
+                assert tiles.lookup("softmax", x, 100, 1, 1) == {"BLOCK_M": 3}
+            assert config() == {"BLOCK_M": 1}
+        with tiles.target("interpreter"):
+            assert config() == {"BLOCK_M": 128}
+        assert config() == default == {"BLOCK_M": 1024, "num_warps": 4}
+
+
+def test_the_innermost_recording_gets_a_config():
+    config = lambda M: tiles.lookup("dropout", torch.empty(1), M, 1, 1)
+    with tiles.record_configs() as outer:
+        config(1)
+        with tiles.record_configs() as inner:
+            config(2)
+        config(3)
+    assert [[problem.M for problem, _ in recorded] for recorded in (outer, inner)] == [[1, 3], [2]]
+
+
+def test_other_threads_look_up_as_before():
+    config = lambda: tiles.lookup("dropout", torch.empty(1), 100, 1, 1)
+    before = config()
+    with ThreadPoolExecutor(1) as threads, tiles.target("gfx942"), tiles.use("dropout", {"BLOCK_M": 1}):
+        with tiles.record_configs() as recorded:
+            assert threads.submit(config).result() == before
+        assert not recorded
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ Backwards the folded convolution is differentiated, and depth to space puts each
 from; what was folded from outside x has nowhere to go.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 import torch
 import triton
@@ -165,30 +166,29 @@ def fold_input(
 
 
 def fold_weight(weight: torch.Tensor, step: int) -> torch.Tensor:
-    """The filters likewise: (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step))."""
-    _, _, R, S = weight.shape
-    key = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, step  # a view has its base's address
-    if _folded is not None and key in _folded:
-        return _folded[key][1]
-    folded = launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
-    if _folded is not None:
-        _folded[key] = weight, folded  # the filters too: no others get their address then
-    return folded
+    """Folds filters as :func:`fold_input` folds their input.
 
-
-_folded: dict[tuple, tuple[torch.Tensor, torch.Tensor]] | None = None  # set inside fold_once()
-
-
-@contextlib.contextmanager
-def fold_once() -> Iterator[dict[tuple, tuple[torch.Tensor, torch.Tensor]]]:
-    """Folds each filter at its first use inside and keeps it for the others; filters must not change meanwhile.
-
-    Gives what it keeps: a CUDA graph captured inside reads the folded filters for as long as it lives.
+    (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step)).
     """
-    global _folded
-    kept: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
-    _folded = kept
-    try:
-        yield kept
-    finally:
-        _folded = None
+    _, _, R, S = weight.shape
+    fold = lambda: launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
+    kept = _kept.get(None)
+    if kept is None:
+        return fold()
+    key = weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, step  # a view has its base's address
+    if key not in kept:
+        kept[key] = weight, fold()  # the filters are kept too, so that no others get their address
+    return kept[key][1]
+
+
+Kept = dict[tuple, tuple[torch.Tensor, torch.Tensor]]
+_kept: ContextVar[Kept] = ContextVar("kept")
+
+
+def fold_once() -> AbstractContextManager[Kept]:
+    """Folds each filter only at its first use inside the ``with``. Filters must not change meanwhile.
+
+    Gives the folded filters: a CUDA graph that is captured inside reads them as long as it lives. If nested, each
+    keeps its own.
+    """
+    return runtime.set_inside(_kept, {})

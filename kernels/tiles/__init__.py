@@ -6,11 +6,11 @@ for each problem that was tuned.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,62 +23,54 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 """What the kernels are compiled for in the tests: A100, H100 and H200, B200, MI300X."""
 
-_used: dict[str, Config] = {}  # set inside use()
-_architecture: str | None = None  # set inside target()
-_noted: list[tuple[Problem, Config]] | None = None  # set inside record_configs()
+_used: ContextVar[dict[str, Config]] = ContextVar("used")
+_target: ContextVar[str] = ContextVar("target")
+_recorded: ContextVar[list[tuple[Problem, Config]]] = ContextVar("recorded")
 
 
 def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Config:
-    """The tile for one launch of ``operator`` on ``tensor``'s device, for its dtype."""
-    from kernels import runtime  # imports PyTorch, which the operator has done by now, but not who asks for help
+    """The config for one launch of ``operator`` on ``tensor``'s device, for its dtype."""
+    from kernels import runtime  # here, so that --help does not import PyTorch
 
     dtype = str(tensor.dtype).removeprefix("torch.")
     if operator in choices.MATRIX and runtime.dot_precision(tensor.dtype) == "tf32":
         dtype = "tf32"
     problem = Problem(operator, dtype, M, N, K)
-    architecture = _architecture or runtime.architecture(tensor.device)
-    if operator in _used:
-        tile = _used[operator]
+    architecture = _target.get(None) or runtime.architecture(tensor.device)
+    used, recorded = _used.get({}), _recorded.get(None)
+    if operator in used:
+        config = used[operator]
     elif architecture == "interpreter":
-        tile = choices.interpreter(problem)
+        config = choices.interpreter(problem)
     else:
-        tile = tuned(architecture, problem) or choices.default(architecture, problem)
-    if _noted is not None:
-        _noted.append((problem, tile))
-    return tile
+        config = tuned(architecture, problem) or choices.default(architecture, problem)
+    if recorded is not None:
+        recorded.append((problem, config))
+    return config
 
 
-@contextlib.contextmanager
-def use(operator: str, tile: Config) -> Iterator[None]:
-    """Every launch of ``operator`` inside runs with ``tile``."""
-    _used[operator] = tile
-    try:
-        yield
-    finally:
-        del _used[operator]
+def use(operator: str, config: Config) -> AbstractContextManager[object]:
+    """Every launch of ``operator`` inside the ``with`` runs with ``config``. If nested, the last counts."""
+    from kernels import runtime
+
+    return runtime.set_inside(_used, _used.get({}) | {operator: config})
 
 
-@contextlib.contextmanager
-def target(architecture: str) -> Iterator[None]:
-    """Every look-up inside is for ``architecture``, whatever GPU is here."""
-    global _architecture
-    _architecture = architecture
-    try:
-        yield
-    finally:
-        _architecture = None
+def target(architecture: str) -> AbstractContextManager[object]:
+    """Every look-up inside the ``with`` is for ``architecture``, whatever GPU is here. If nested, the last counts."""
+    from kernels import runtime
+
+    return runtime.set_inside(_target, architecture)
 
 
-@contextlib.contextmanager
-def record_configs() -> Iterator[list[tuple[Problem, Config]]]:
-    """Collects what is looked up inside, one problem and its tile for each launch, in order."""
-    global _noted
-    noted: list[tuple[Problem, Config]] = []
-    _noted = noted
-    try:
-        yield noted
-    finally:
-        _noted = None
+def record_configs() -> AbstractContextManager[list[tuple[Problem, Config]]]:
+    """Collects the look-ups made inside the ``with``: one problem and its config for each launch, in order.
+
+    If recordings are nested, the innermost alone gets a look-up.
+    """
+    from kernels import runtime
+
+    return runtime.set_inside(_recorded, [])
 
 
 def path(architecture: str) -> Path:
