@@ -1,18 +1,18 @@
 # %% [markdown]
 # # 00 · Start here: programs, tiles and masks
 #
-# A Triton kernel is a function that runs many times at once. Each run, a **program**, has a number, and its number
-# tells it which **tile** of the data is its own. In ten minutes you will
+# A Triton kernel is a function that runs many times in parallel. Each run is called a **program** and has a number.
+# From this number the program computes which **tile** (small block) of the data it works on. In ten minutes you will
 #
 # - read and write kernels in one and two dimensions,
 # - know what a mask is for, and see which lanes it switches off,
-# - step through a program line by line, with the values of every variable,
-# - know how to tell whether a kernel is right, and how fast it can be at best.
+# - step through a program line by line and see the value of every variable,
+# - know how to check that a kernel is right, and how fast it can be at best.
 #
-# Everything runs with or without a GPU. The next cell says which of the two this is.
+# Everything runs with or without a GPU. The next cell prints which of the two it found.
 
 # %%
-from lesson import machine, maps, photo, roof, source, stepping, style  # first: it has Triton interpret the kernels
+from lesson import machine, maps, photo, roof, source, stepping, style  # first: it turns on Triton's interpreter
 from lesson.check import nb00
 
 import numpy as np
@@ -33,8 +33,8 @@ machine.describe()
 # %% [markdown]
 # ## The photo
 #
-# All notebooks look at one photo: a cat, from scikit-image. The network takes a square of 227 x 227 pixels of three
-# colours, each a number from 0 to 1 here.
+# All notebooks use the same photo: a cat, from scikit-image. The network takes a square of 227 x 227 pixels with three
+# colours. Here each colour is a number from 0 to 1.
 
 # %%
 x = photo.tensor()
@@ -49,12 +49,12 @@ for axes in (left, right):
     axes.set_axis_off()
 
 # %% [markdown]
-# To a kernel this tensor is a row of 154,587 numbers in memory, and a **pointer** to the first. Everything else is
-# arithmetic: which of the numbers is the red of the pixel at row 10, column 20?
+# A kernel sees this tensor as a row of 154,587 numbers in memory, and gets a **pointer** to the first of them. The rest
+# is arithmetic. For example: which of these numbers is the red of the pixel at row 10, column 20?
 #
-# PyTorch calls the shape (N, C, H, W): image, channel, row, column. The order in memory is another matter, and the
-# **strides** tell it: how many numbers further the next one along each dimension lies. These tensors are
-# `channels_last`: the three colours of a pixel lie side by side.
+# PyTorch calls the shape (N, C, H, W): image, channel, row, column. The order in memory can be different. The
+# **strides** describe it: for each dimension, the stride says how far apart two neighbours are in memory, counted in
+# numbers. These tensors are `channels_last`: the three colours of a pixel lie side by side.
 
 # %%
 print("shape  ", tuple(x.shape))
@@ -70,9 +70,10 @@ print("red at row 10, column 20: element", offset)
 # %% [markdown]
 # ## One program, one tile
 #
-# Take ten numbers, and make each half as large. A program does not handle one number but a tile of `BLOCK` of them, a
-# power of two. Ten numbers in tiles of four are three programs, and the last has two **lanes** too many. They must not
-# read or write: what lies behind the tensor belongs to somebody else. A **mask** switches them off.
+# Take ten numbers and multiply each by one half. A program does not handle a single number. It handles a tile of
+# `BLOCK` numbers, and `BLOCK` is a power of two. Each place in a tile is called a **lane**. Ten numbers in tiles of
+# four need three programs, and the last program has two lanes too many. These two lanes must not read or write, because
+# the memory behind the tensor belongs to other data. A **mask** switches them off.
 
 # %%
 n, BLOCK = 10, 4
@@ -100,8 +101,9 @@ for pid, place in enumerate(axes):
 #     store(y_ptr + offs, gain * x) where mask
 # ```
 #
-# And in Triton, line for line. `x_ptr + offs` is a tile of pointers, one a lane; there is no loop over lanes anywhere.
-# `tl.constexpr` marks what must be known when the kernel is compiled, as the size of a tile must.
+# In Triton it is the same, line for line. `x_ptr + offs` is a tile of pointers, one per lane. There is no loop over
+# lanes. `tl.constexpr` marks a value that must be known when the kernel is compiled. The size of a tile is such a
+# value.
 
 
 # %%
@@ -115,7 +117,7 @@ def scale_kernel(x_ptr, y_ptr, gain, n, BLOCK: tl.constexpr):
 
 
 # %% [markdown]
-# `kernel[grid](...)` launches it: the grid says how many programs.
+# `kernel[grid](...)` launches the kernel. The **grid** is the number of programs.
 
 # %%
 ten = torch.arange(10.0, device=device)
@@ -127,8 +129,8 @@ print(half.tolist())
 # %% [markdown]
 # ## Step through it
 #
-# `kernels.tools.trace` runs a single program in the interpreter and notes each line that sets, loads or stores
-# something. Here is program 2, whose last two lanes are masked. Compare its offsets with the picture above.
+# `kernels.tools.trace` runs a single program in Triton's interpreter. It records each line that sets, loads or stores
+# something. Here is program 2. Its last two lanes are masked. Compare its offsets with the picture above.
 
 # %%
 launch = lambda: scale_kernel[(programs,)](ten, half, 0.5, n, BLOCK=BLOCK)
@@ -139,20 +141,20 @@ assert found.values("offs")[0].tolist() == [8, 9, 10, 11]
 assert found.values("mask")[0].tolist() == [True, True, False, False]
 
 # %% [markdown]
-# The same as pictures. Every notebook has such a strip for its kernel.
+# Here are the same values as pictures. Every notebook has such a strip for its kernel.
 
 # %%
 stepping.strip(found, "pid", "offs", "mask", "x", height=1.3)
 
 # %% [markdown]
-# And as a slider: move it to go from line to line. (A slider needs Python behind it: where this page is only
-# read, one step is shown.)
+# And here they are with a slider. Move it to go from line to line. (A slider needs a running Python. Where you can only
+# read this page, it shows one step.)
 
 # %%
 stepping.slider(found, scale_kernel)
 
 # %% [markdown]
-# On a photo the same kernel is no different: more elements, more programs, a larger tile.
+# On a photo the kernel works in the same way. There are more elements, more programs and a larger tile.
 
 # %%
 dark = torch.empty_like(x)
@@ -173,11 +175,11 @@ assert triton.cdiv(x.numel(), 32768) == 5
 # %% [markdown]
 # ## Tiles in two dimensions
 #
-# An image is cut into tiles with rows and columns. A tile's offsets come from two ranges: one stands upright with
-# `[:, None]`, one lies flat with `[None, :]`, and their sum is the whole table, as in NumPy.
+# An image is cut into tiles with rows and columns. The offsets of such a tile come from two ranges. `[:, None]` turns
+# the first range into a column, and `[None, :]` turns the second into a row. Their sum is a whole table, as in NumPy.
 #
-# This kernel makes a photo grey. Its grid has two dimensions: `program_id(0)` counts tiles downwards, `program_id(1)`
-# to the right.
+# This kernel turns a photo grey. Its grid has two dimensions: `program_id(0)` counts tiles downwards, and
+# `program_id(1)` counts them to the right.
 
 
 # %%
@@ -214,8 +216,8 @@ expected = (x * weights[:, None, None]).sum(1)[0]
 assert (grey - expected).abs().max() < 1e-6
 
 # %% [markdown]
-# Four by four tiles of 64 x 64 cover 256 x 256 pixels, more than there are. In program (3, 2) the mask switches off
-# what hangs over the lower edge: 227 - 3 * 64 = 35 rows of the tile's 64 are left.
+# Four by four tiles of 64 x 64 pixels cover 256 x 256 pixels. That is more than the photo has. In program (3, 2) the
+# mask switches off the rows below the photo's lower edge. 227 - 3 * 64 = 35 of the tile's 64 rows are left.
 
 # %%
 found = trace(launch, "grey_kernel", program=(3, 2))
@@ -234,9 +236,9 @@ style.tile(right, mask, "its mask: 35 of 64 rows")
 # %% [markdown]
 # ## Loops, and a running result
 #
-# A row can be longer than a tile. Then a program walks along it and keeps a running result in a variable. Here is the
-# mean of each row; `acc` starts as zeros, and every step adds a block of columns. `other=0.0` matters now: it is what
-# masked lanes hold, and zeros do not change a sum.
+# A row can be longer than a tile. Then a program walks along the row and keeps a running result in a variable. Here is
+# the mean of each row. `acc` starts as zeros, and every step adds a block of columns. Now `other=0.0` matters: it is
+# the value that masked lanes get, and zeros do not change a sum.
 
 
 # %%
@@ -271,13 +273,14 @@ assert len(found.accesses("x_ptr")) == 4  # blocks of 64 columns: 227 / 64, roun
 stepping.strip(found, "x", "acc", columns=5, height=1.2)
 
 # %% [markdown]
-# Program 14 has the rows from 224 on, of which there are three. Watch `acc` grow from block to block, in those alone.
+# Program 14 has the rows from 224 on. Only three of them exist. Watch how `acc` grows from block to block in these
+# three rows and stays zero in the others.
 #
 # ## A kernel of the library
 #
-# All kernels in `kernels/` are made of what you have just seen: program ids, offsets, masks, loads, a loop with a
-# running result, a store. Here is a short one, softmax. Its first loop keeps two running results, the largest value so
-# far and a sum; its second loop writes.
+# All kernels in `kernels/` are made of the parts that you have just seen: program ids, offsets, masks, loads, a loop
+# with a running result, a store. Here is a short one, softmax. Its first loop keeps two running results: the largest
+# value so far, and a sum. Its second loop writes the output.
 
 # %%
 source.show(_softmax_kernel, "offs_m =")
@@ -291,15 +294,16 @@ stepping.slider(trace(lambda: softmax(logits), "_softmax_kernel"), _softmax_kern
 # %% [markdown]
 # ## Is it right?
 #
-# A kernel that reads or writes beside its tensor often looks right: memory there happens to hold zeros. So this
-# project's tests
+# A kernel that reads or writes outside of its tensor often looks right, because the memory there happens to hold zeros.
+# Therefore this project's tests
 #
-# - compare with PyTorch in float64, as max|out - ref| / max|ref|,
-# - fill outputs with NaN first, so that what was never written shows,
-# - put guards of NaN around inputs and outputs, so that a forgotten mask shows,
-# - take awkward shapes: 1, 7, 31, 227, not only powers of two.
+# - compare with PyTorch in float64, by the error max|out - ref| / max|ref|,
+# - fill outputs with NaN first, so that an element that the kernel never writes is found,
+# - put **guards** (extra elements full of NaN) around inputs and outputs, so that a forgotten mask is found,
+# - use awkward sizes: 1, 7, 31, 227, not only powers of two.
 #
-# The checkers of the exercises do the same. Here is a kernel that forgets a mask, and what becomes of its guards.
+# The checkers of the exercises do the same. The next kernel forgets a mask. Look at what happens to the guards behind
+# its output.
 
 
 # %%
@@ -312,20 +316,21 @@ def careless_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
 
 buffer = torch.full((16,), float("nan"), device=device)
 careless_kernel[(3,)](ten, buffer, 10, BLOCK=4)
-assert torch.equal(buffer[:10], 0.5 * ten)  # right, as far as one looks
-assert buffer[10:12].tolist() == [0.0, 0.0]  # but these two were somebody else's
+assert torch.equal(buffer[:10], 0.5 * ten)  # right, if you look no further
+assert buffer[10:12].tolist() == [0.0, 0.0]  # but these two belonged to other data
 print(buffer.tolist())
 
 # %% [markdown]
 # ## How fast can it be?
 #
-# `scale_kernel` reads each number once and writes it once. In fp16 that is 2 + 2 bytes for a single multiplication:
-# a quarter of a FLOP per byte. An H100 makes hundreds of FLOPs in the time that it takes to load a byte, so this kernel
-# waits for memory, whatever else is done to it. Its **floor** is bytes / bandwidth.
+# `scale_kernel` reads each number once and writes it once. In fp16 that is 2 + 2 bytes for one multiplication. A
+# multiplication or addition of two numbers is a **FLOP** (floating-point operation), so this kernel does a quarter of a
+# FLOP per byte. An H100 can do hundreds of FLOPs in the time that it needs to load one byte. So this kernel waits for
+# memory, and no other change makes it faster. Its **floor**, the shortest possible time, is bytes / bandwidth.
 #
-# A plot of FLOP/s over FLOP per byte shows this at once. To the left of the bend memory is the limit, to the right
-# arithmetic. It is called a **roofline**, and notebook 07 puts all of AlexNet under it. The convolution in it here is
-# AlexNet's first, which notebook 01 is about. Both are for 128 photos.
+# A plot of FLOP/s over FLOP per byte shows this at once. Left of the bend memory is the limit. Right of the bend
+# arithmetic is the limit. The plot is called a **roofline**. Notebook 07 puts all of AlexNet under it. The convolution
+# in the plot below is AlexNet's first one, the subject of notebook 01. Both points are for 128 photos.
 
 # %%
 numbers = 128 * x.numel()
@@ -339,13 +344,14 @@ roof.plot(work, dtype="fp16", title="Scaling a photo, and a convolution")
 # %% [markdown]
 # ## Exercises
 #
-# Write the kernel in the cell and run it. The checker at its end says in one line what is wrong. Solutions are in
-# [`solutions/00_start_here.py`](solutions/00_start_here.py).
+# Write the kernel in the cell and run it. The checker at the end of the cell says in one line what is wrong. Solutions
+# are in [`solutions/00_start_here.py`](solutions/00_start_here.py).
 #
-# **1.** `y = a * x + y_0`, element by element, for two inputs `x` and `y`. Mind the mask: it is checked.
+# **1.** Compute `y = a * x + y_0`, element by element, for two inputs `x` and `y`. Think of the mask: the checker tests
+# it.
 #
 # <details><summary>Hint 1</summary>It is <code>scale_kernel</code> with a second load.</details>
-# <details><summary>Hint 2</summary>Both loads and the store take the same offsets and the same mask.</details>
+# <details><summary>Hint 2</summary>Both loads and the store use the same offsets and the same mask.</details>
 # <details><summary>Hint 3</summary><code>tl.store(out_ptr + offs, a * x + y, mask=mask)</code></details>
 
 
@@ -358,10 +364,11 @@ def saxpy(x_ptr, y_ptr, out_ptr, a, n, BLOCK: tl.constexpr):
 nb00.saxpy(saxpy)
 
 # %% [markdown]
-# **2.** Mirror an image of (H, W), left to right: column 0 becomes the last. Only pointer arithmetic changes.
+# **2.** Mirror an image of (H, W), left to right: column 0 becomes the last column. Only the pointer arithmetic
+# changes.
 #
 # <details><summary>Hint 1</summary>Begin with the offsets and the mask of <code>grey_kernel</code>.</details>
-# <details><summary>Hint 2</summary>Load as usual, and store to another column; or the other way round.</details>
+# <details><summary>Hint 2</summary>Load as usual and store to another column, or the other way round.</details>
 # <details><summary>Hint 3</summary>Column <code>w</code> goes to column <code>W - 1 - w</code>.</details>
 
 
@@ -374,14 +381,14 @@ def mirror(x_ptr, y_ptr, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
 nb00.mirror(mirror)
 
 # %% [markdown]
-# **3.** The largest value of each row of (M, N), where N is longer than a tile. What should masked lanes hold? Rows may
-# be negative throughout.
+# **3.** Find the largest value of each row of (M, N), where N is longer than a tile. Which value should masked lanes
+# get? All values of a row can be negative.
 #
 # <details><summary>Hint 1</summary>It is <code>row_mean_kernel</code> with another running result.</details>
-# <details><summary>Hint 2</summary>The running result starts as minus infinity:
-# <code>tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)</code>.</details>
-# <details><summary>Hint 3</summary><code>other=float("-inf")</code>, and
-# <code>largest = tl.maximum(largest, tl.max(x, 1))</code></details>
+# <details><summary>Hint 2</summary>The running result starts as minus infinity: <code>tl.full((BLOCK_M,),
+# float("-inf"), dtype=tl.float32)</code>.</details>
+# <details><summary>Hint 3</summary><code>other=float("-inf")</code>, and <code>largest = tl.maximum(largest, tl.max(x,
+# 1))</code></details>
 
 
 # %%

@@ -3,10 +3,11 @@
 #
 # AlexNet's first layer slides 96 filters of 11 x 11 pixels over the photo, four pixels at a time. Here you will
 #
-# - see that this is one large product of matrices, and why its left side is never stored,
-# - climb a ladder of five kernels, one idea a rung, each checked, each with its cost,
-# - watch a tile being computed: which pixels it reads, what its mask does at the padding, how its accumulator fills,
-# - know why this layer, which has but three input channels, is the odd one out, and what is done about it.
+# - see that this is one large product of matrices, and why its left matrix is never stored,
+# - climb a ladder of five kernels, with one idea per rung, each checked and each with its cost,
+# - watch how a tile is computed: which pixels it reads, what its mask does at the padding, how its accumulator fills,
+# - learn why this layer, with only three input channels, is different from the others, and what the library does about
+#   it.
 
 # %%
 from lesson import compiler, machine, maps, photo, roof, source, stepping, style
@@ -32,17 +33,17 @@ machine.describe()
 # %% [markdown]
 # ## What the layer does
 #
-# Each output pixel is computed from a window of the input: 11 x 11 pixels of three colours are 363 numbers. They are
-# multiplied with a filter's 363 weights, and added up. The window then moves by the **stride**, four pixels.
-# The corner of an image shows how windows overlap.
+# Each output pixel is computed from a window of the input. A window of 11 x 11 pixels with three colours holds 363
+# numbers. The layer multiplies them with a filter's 363 weights and adds up the products. Then the window moves by the
+# **stride**, four pixels. The corner of an image shows how windows overlap.
 
 # %%
 maps.windows((31, 31), kernel=11, stride=4, outputs=[(0, 0), (0, 1), (2, 3)])
 
 # %% [markdown]
-# A row of 227 pixels has room for (227 - 11) / 4 + 1 = 55 windows. So a photo becomes 55 x 55 pixels of 96 channels, a
-# channel a filter. The filters here are those of the model that comes with this project, and the photo is prepared as
-# that model was trained: in the colours of its training set, and a little blurred.
+# A row of 227 pixels has room for (227 - 11) / 4 + 1 = 55 windows. So a photo becomes 55 x 55 pixels with 96 channels,
+# one channel per filter. The filters here come from the model that is part of this project. The photo is prepared as in
+# that model's training: with the colours of its training set, and a little blurred.
 
 # %%
 model = weights.load(weights.DEFAULT)
@@ -53,7 +54,7 @@ y = conv2d(x, w, bias, stride=4)
 assert (227 - 11) // 4 + 1 == 55
 assert w.shape == (96, 3, 11, 11) and y.shape == (1, 96, 55, 55)
 
-chosen = F.relu(y[0]).std((1, 2)).topk(5).indices.tolist()  # those that see the most in this photo
+chosen = F.relu(y[0]).std((1, 2)).topk(5).indices.tolist()  # the filters whose outputs vary the most
 figure, axes = style.figure(2, 5, height=3.9, height_ratios=(1, 2))
 for column, k in enumerate(chosen):
     filter_ = w[k].permute(1, 2, 0)
@@ -65,7 +66,8 @@ for place in axes.flat:
     place.set_axis_off()
 
 # %% [markdown]
-# How much work is that? For each of 55 x 55 x 96 outputs, 363 multiply-accumulates (MACs).
+# How much work is that? Each of the 55 x 55 x 96 outputs needs 363 multiply-accumulates (**MACs**). A MAC is one
+# multiplication and one addition, so it is two FLOPs.
 
 # %%
 least = cost.conv2d((1, 3, 227, 227), (96, 3, 11, 11), stride=(4, 4))
@@ -75,9 +77,9 @@ print(f"{least.macs:,} MACs, {least.flops:,} FLOPs, {least.bytes:,} bytes at the
 # %% [markdown]
 # ## The idea in a picture
 #
-# Take an image of 5 x 5 pixels, numbered, and a filter of 3 x 3. Write the nine pixels of each window into a row. The
-# nine windows give a matrix A, and with the filter's weights as a column B the convolution is A B. With more filters B
-# has more columns. Watch the middle window, outlined, become row 4.
+# Take an image of 5 x 5 numbered pixels and a filter of 3 x 3. Write the nine pixels of each window into a row. The
+# nine windows give a matrix A. Write the filter's weights into a column B. Then the convolution is the product A B.
+# More filters give B more columns. Watch how the outlined middle window becomes row 4.
 
 # %%
 image = torch.arange(25.0).reshape(1, 1, 5, 5)
@@ -86,13 +88,14 @@ assert rows[4].tolist() == [6, 7, 8, 11, 12, 13, 16, 17, 18]
 
 figure, (left, right) = style.figure(1, 2, height=3.6)
 style.tile(left, image[0, 0].int().numpy(), "image: pixel numbers")
-style.tile(right, rows.int().numpy(), "A: a row a window, a column a tap")
+style.tile(right, rows.int().numpy(), "A: one row per window, one column per tap")
 for axes, frame in ((left, (0.5, 0.5, 3, 3)), (right, (-0.5, 3.5, 9, 1))):
     axes.add_patch(style.outline(*frame))
 
 # %% [markdown]
-# For conv1 this reads: A has M = 55 * 55 = 3,025 rows, a row an output pixel, and K = 3 * 11 * 11 = 363 columns, a
-# column a **tap**. B has N = 96 columns. PyTorch can write A down (`unfold`), and then the product is the convolution.
+# For conv1, A has M = 55 * 55 = 3,025 rows, one row per output pixel. It has K = 3 * 11 * 11 = 363 columns, one column
+# per **tap**. (A tap is one weight's place in the filter: channel, row, column.) B has N = 96 columns. PyTorch's
+# `unfold` makes A. Then the product of A and B is the convolution.
 
 # %%
 A = F.unfold(x, 11, stride=4)[0].T  # [M, K]
@@ -105,12 +108,12 @@ error = lambda out, ref: ((out.double() - ref).abs().max() / ref.abs().max()).it
 assert error(product, exact) < 1e-6
 
 # %% [markdown]
-# But A holds every pixel up to nine times, once for each window that it lies in: 7.1 times the input's size. To write
-# it and to read it again would cost far more than all that the layer must move.
+# But A holds each pixel up to nine times, once for each window that contains it. So A is 7.1 times as large as the
+# input. To write A and read it again would cost far more than all the other bytes that the layer moves.
 #
-# **Implicit GEMM** (a product of matrices is a GEMM, a general matrix multiplication) does not store A. A program that
-# needs a tile of A computes where each of its elements lies in the input, and loads it from there. All of this notebook
-# is about this arithmetic.
+# A product of matrices is also called a **GEMM**, a general matrix multiplication. **Implicit GEMM** does not store A.
+# When a program needs a tile of A, it computes where each element of the tile lies in the input, and loads it from
+# there. This notebook is about this arithmetic.
 
 # %%
 assert round(A.numel() / x.numel(), 1) == 7.1
@@ -120,7 +123,7 @@ print(f"input {mega(x.numel())}, A {mega(A.numel())}, output {mega(y.numel())}")
 # %% [markdown]
 # ## Pointer arithmetic
 #
-# Row m of A is an output pixel, column k is a tap. Where is A[m, k] in the input?
+# Row m of A is an output pixel, and column k is a tap. Where is A[m, k] in the input?
 #
 # ```
 # m -> image n, output row p, output column q       n = m // (P * Q),  p = m // Q % P,  q = m % Q
@@ -130,8 +133,8 @@ print(f"input {mega(x.numel())}, A {mega(A.numel())}, output {mega(y.numel())}")
 # address = ((n * C + c) * H + h) * W + w           in PyTorch's usual memory order, NCHW
 # ```
 #
-# Divisions and remainders undo what counting row by row has done. `P` and `Q` are the output's height and width, `R`
-# and `S` the filter's; the names are cuDNN's.
+# Rows and columns of A are counted row by row. Divisions and remainders turn such a count back into its parts. `P` and
+# `Q` are the output's height and width, `R` and `S` are the filter's. These names are cuDNN's.
 
 
 # %%
@@ -147,9 +150,9 @@ assert all(memory[address(m, k)] == A[m, k] for m in range(0, 3025, 271) for k i
 # %% [markdown]
 # ## Rung 0: one program, one number
 #
-# The definition, written down. A program computes a single output: it walks over channels and filter rows, and each
-# time loads a row of the window and a row of the filter. For the whole layer that would be 290,400 programs, so this
-# rung and its check are content with a corner of the photo and two filters.
+# This kernel follows the definition. A program computes a single output. It loops over channels and filter rows. In
+# each step it loads one row of the window and one row of the filter. The whole layer would need 290,400 programs.
+# Therefore this rung and its check use only a corner of the photo and two filters.
 
 
 # %%
@@ -195,15 +198,16 @@ assert 290_400 * loaded == 210_830_400 and x.numel() + w.numel() == 189_435
 print(f"one program loads {loaded} numbers for 363 MACs")
 
 # %% [markdown]
-# Two loads for each MAC. Neighbouring programs load almost the same window, and 3,025 programs the same filter, but
-# none knows of the others. All in all the layer would load 211 million numbers, of which only 0.19 million are
-# different.
+# This kernel needs two loads for each MAC. Neighbouring programs load almost the same window, and 3,025 programs load
+# the same filter, but they share nothing. In total the layer would load 211 million numbers. Only 0.19 million of them
+# are different.
 #
 # ## Rung 1: tiles
 #
-# A program that computes a tile of M x N outputs loads M + N numbers for each tap and makes M * N MACs with them. So
-# the larger the tile, the fewer the loads: that is what tiles are for. `tl.dot` multiplies two tiles, on a GPU with the
-# tensor cores (but fp32 without them, if it is to stay fp32, `"ieee"`).
+# A program that computes a tile of M x N outputs loads M + N numbers for each tap, and does M * N MACs with them. So a
+# larger tile needs fewer loads per MAC. That is the purpose of tiles. `tl.dot` multiplies two tiles. On a GPU it uses
+# the **tensor cores**, units that multiply small matrices. They do not compute in full fp32, so `"ieee"` asks for fp32
+# without them.
 #
 # In pseudocode:
 #
@@ -258,21 +262,21 @@ def tiled_kernel(
 
 
 # %% [markdown]
-# The address has come apart into a sum: where a window begins, which depends on the row alone, and where a tap lies in
-# it, which depends on the column alone. Without padding every window is inside the image, so the mask only cuts off
-# what hangs over the ends of M, N and K.
+# The address is now a sum of two parts. The first part says where a window begins, and depends only on the row. The
+# second part says where a tap lies in the window, and depends only on the column. Without padding every window lies
+# inside the image. So the mask only cuts off what is beyond the ends of M, N and K.
 
 # %%
 geometry = (3025, 3, 227, 227, 96, 55, 55, 11, 11, 4)
 nchw = x.contiguous()
 out = torch.empty(1, 96, 55, 55)
-block = {"BLOCK_M": 1024, "BLOCK_N": 128, "BLOCK_K": 64}  # the interpreter likes them large
+block = {"BLOCK_M": 1024, "BLOCK_N": 128, "BLOCK_K": 64}  # large tiles are fast in the interpreter
 tiled_kernel[(3, 1)](nchw, w.contiguous(), out, *geometry, **block)
 assert error(out[0].flatten(1).T, exact) < 1e-6
 
 # %% [markdown]
-# Which pixels does a tile read? Take a tile of 128 pixels, as on a GPU, and program (3, 0): output pixels 384 to 511, a
-# little more than two rows of 55.
+# Which pixels does a tile read? Take a tile of 128 pixels, as on a GPU, and program (3, 0). It computes the output
+# pixels 384 to 511, a little more than two rows of 55.
 
 # %%
 maps.footprint((227, 227), 11, 4, 0, range(384, 512), title="Tile (3, 0) of conv1, 128 output pixels")
@@ -289,7 +293,7 @@ maps.touched(tiled, "x_ptr", background=photo.square(), title="all that program 
 maps.touched(tiled, "x_ptr", 0, background=photo.square(), title="of that, the first 64 taps", axes=right)
 
 # %% [markdown]
-# And how many numbers does it load now? The masks tell.
+# How many numbers does it load now? The masks tell us.
 
 # %%
 loaded = sum(access.mask.sum() for step in tiled.steps for access in step.accesses if access.kind == "load")
@@ -300,12 +304,13 @@ print(f"{macs / loaded:.1f} MACs for each number loaded; one program, one number
 # %% [markdown]
 # ## Rung 2: channels last
 #
-# A GPU loads memory in pieces of 16 bytes, eight numbers of fp16, if they lie side by side. Do they? Look along a row
-# of the tile, from tap to tap. In NCHW order the filter's columns are neighbours, so there are runs of eleven, then a
-# jump to the next row of the image.
+# A GPU can load 16 bytes at a time, eight numbers of fp16, if they lie side by side. Do they? Look along a row of the
+# tile, from tap to tap. In NCHW order the filter's columns are neighbours. So there are runs of eleven numbers side by
+# side. Then there is a jump to the next row of the image.
 #
-# In `channels_last` order, NHWC, the colours of a pixel are neighbours, too. With taps counted in the order (r, s, c),
-# runs are 11 * 3 = 33 long. Besides where the output is stored, only three lines of the kernel change:
+# In `channels_last` order, NHWC, the colours of a pixel are neighbours, too. If taps are counted in the order (r, s,
+# c), runs are 11 * 3 = 33 numbers long. Only three lines of the kernel change, and the place where the output is
+# stored:
 #
 # ```
 # r, s, c = offs_k // (S * C), offs_k // C % S, offs_k % C
@@ -365,12 +370,12 @@ last = trace(launch, "channels_last_kernel", program=(3, 0))
 # %% [markdown]
 # ## Rung 3: a geometry that the compiler knows
 #
-# So far the sizes were ordinary arguments. The compiler sees `offs_k // C` and knows nothing of C: it must divide, at
-# run time, and cannot know that neighbouring taps have neighbouring addresses. With every size a `tl.constexpr` it
-# knows. The price is a compilation for each geometry; AlexNet has five.
+# Until now the sizes were ordinary arguments. The compiler sees `offs_k // C` but does not know C. So the GPU must
+# divide at run time, and the compiler cannot see that neighbouring taps have neighbouring addresses. If every size is a
+# `tl.constexpr`, it can. The price is one compilation per geometry. AlexNet has five.
 #
-# In the library's kernel that is what the long list of arguments is for. Besides, it has groups, padding, dilation, and
-# bias and ReLU at its end. The loop is the one you know.
+# This is the reason for the long list of arguments in the library's kernel. That kernel also has groups, padding and
+# dilation, and bias and ReLU at its end. The loop is the one that you know.
 
 # %%
 source.show(_conv2d_kernel, "# Each program makes", "acc = runtime.dot")
@@ -378,12 +383,12 @@ source.show(_conv2d_kernel, "# Each program makes", "acc = runtime.dot")
 # %% [markdown]
 # ## Rung 4: space to depth
 #
-# One thing is left, and only conv1 has it: three channels. A pixel in fp16 is 6 bytes, and a stride of four pixels
-# moves a window by 24: hardly anything begins where a piece of 16 bytes does. So no load can be wide.
+# One problem is left, and only conv1 has it: it has three channels. A pixel in fp16 is 6 bytes, and a stride of four
+# pixels moves a window by 24 bytes. So few windows begin at a multiple of 16 bytes, and no load can be 16 bytes wide.
 #
-# The way out is to fold blocks of 4 x 4 pixels into channels. The photo becomes 57 x 57 pixels of 48 channels, the
-# filter 3 x 3 of 48, and since 4 was the stride, the new stride is 1. Where the filter's 11 rows do not fill three
-# blocks of four there are zeros: 432 taps instead of 363.
+# The solution is to fold blocks of 4 x 4 pixels into channels. The photo becomes 57 x 57 pixels with 48 channels, and
+# the filter becomes 3 x 3 with 48 channels. The stride was 4, so the new stride is 1. The filter's 11 rows do not fill
+# three blocks of four, and zeros fill the rest. That makes 432 taps instead of 363.
 
 # %%
 folded_x = fold_input(x, w.shape, 4, (0, 0, 0, 0), 55, 55)
@@ -408,12 +413,13 @@ for r in range(3):
         right.add_patch(style.outline(4 * s - 0.5, 4 * r - 0.5, 4, 4))
 
 # %% [markdown]
-# The library folds by itself where it pays: `conv2d` with three channels and stride 4 runs like this.
+# The library does this folding itself where it makes the layer faster: `conv2d` with three channels and stride 4 runs
+# like this.
 #
 # ## What the rungs did to memory
 #
-# Here are the addresses of one row of a tile, tap after tap, at the same place of each kernel. A gentle slope is a run
-# of neighbours, a step is a jump.
+# The plots show the addresses of one row of a tile, tap after tap, at the same place in each kernel. A gentle slope is
+# a run of neighbours. A step is a jump.
 
 # %%
 with tiles.use("conv2d", {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 1, "SPLIT_K": 1}):
@@ -428,11 +434,11 @@ for place, (name, found) in zip(axes, rungs.items(), strict=True):
     longest[name] = maps.runs(access).max()
     place.set(title=name, xlabel="tap", ylabel="elements from the first")
     place.text(0.05, 0.88, f"runs of {longest[name]}", transform=place.transAxes, color=style.GREY)
-assert list(longest.values()) == [11, 33, 64]  # 64 is all of the tile: folded, 3 * 48 = 144 lie side by side
+assert list(longest.values()) == [11, 33, 64]  # 64 is the whole tile; folded, 3 * 48 = 144 lie side by side
 
 # %% [markdown]
-# What that means for the code shows in what the compiler makes of it, for an H100, fp16 and 128 photos. This needs no
-# GPU. (The figures depend on Triton's version.)
+# The compiled code shows what this means. It is compiled here for an H100, fp16 and 128 photos. This needs no GPU. (The
+# numbers depend on Triton's version.)
 
 # %% tags=["varies"]
 half = lambda *shape: torch.empty(shape, dtype=torch.float16)
@@ -452,16 +458,17 @@ assert set(compiled["rungs 3 and 4: the library"].copies) == {16}
 assert compiled["rungs 3 and 4: the library"].spills == 0
 
 # %% [markdown]
-# A thread has 255 registers at the most, and where they do not suffice it **spills** to memory. The accumulator takes
-# 64 of them; with sizes at run time the addresses take all the others. **Asynchronous copies** bring the next tiles to
-# shared memory, which all threads of a program reach, while the tensor cores multiply these; 16 bytes each is the most.
-# The library's kernel has nothing but such, the other none at all.
+# A thread (each GPU program runs on many threads) has at most 255 registers. If they are not enough, it **spills**: it
+# keeps values in memory instead. The accumulator takes 64 registers. With sizes at run time, the addresses take all the
+# others. **Asynchronous copies** bring the next tiles to **shared memory**, which all threads of a program can reach,
+# while the tensor cores multiply the current tiles. Each copy moves at most 16 bytes. The library's kernel uses only
+# copies of 16 bytes. The other kernel has no such copies.
 #
 # ## Step through it: padding
 #
-# conv2 has padding: two rows and columns of zeros around the image, which do not exist in memory. A tap that looks
-# there is masked and gives zero. Here is the first tile of 64 pixels of the library's kernel, in conv2's shape but with
-# fewer channels, at three of its 25 taps. Blue lanes load, orange ones are switched off.
+# conv2 has padding: two rows and columns of zeros around the image. They do not exist in memory. A tap that lies there
+# is masked and gives zero. The pictures show the first tile of 64 pixels of the library's kernel, at three of its 25
+# taps. The shape is conv2's, with fewer channels. Blue lanes load, orange lanes are switched off.
 
 # %%
 torch.manual_seed(0)
@@ -475,16 +482,16 @@ figure, axes = style.figure(1, 3, height=3.4)
 for place, tap in zip(axes, (0, 12, 24), strict=True):
     maps.lanes(h[tap], w_[tap], mask[tap], (27, 27), 2, title=f"tap ({tap // 5}, {tap % 5})", axes=place)
     place.get_legend().set_visible(tap == 12)
-assert not mask[0][:27].any() and mask[12].all()  # tap (0, 0) of the first row looks above; tap (2, 2) never outside
+assert not mask[0][:27].any() and mask[12].all()  # tap (0, 0) of row 0 is above the image; tap (2, 2) is always inside
 
 # %% [markdown]
-# And the accumulator fills, tap by tap. (Program 0 makes 64 pixels, downwards, of 16 filters, to the right.)
+# The accumulator fills tap by tap. (Program 0 computes 64 pixels, drawn downwards, of 16 filters, drawn to the right.)
 
 # %%
 stepping.strip(padded, "acc", columns=6, height=2.6)
 
 # %% [markdown]
-# The whole program line by line; move the slider.
+# Here is the whole program line by line. Move the slider.
 
 # %%
 stepping.slider(padded, _conv2d_kernel)
@@ -492,8 +499,8 @@ stepping.slider(padded, _conv2d_kernel)
 # %% [markdown]
 # ## A check against PyTorch
 #
-# All five convolutions of AlexNet with random numbers, against PyTorch in float64, as max|out - ref| / max|ref|. In
-# fp32 the project's tests allow 1e-5, for these and for awkward shapes.
+# This compares all five convolutions of AlexNet, on random numbers, with PyTorch in float64. The error is max|out -
+# ref| / max|ref|. In fp32 the project's tests allow 1e-5, for these and for awkward shapes.
 
 # %%
 for layer in ALEXNET:
@@ -507,8 +514,8 @@ for layer in ALEXNET:
 # %% [markdown]
 # ## Cost, and the place on the roofline
 #
-# Each layer must make its FLOPs, and move at the least its input, weights and output once. The longer of the two times
-# is its floor. For a batch of 128 photos, in fp16:
+# Each layer must do its FLOPs, and it must move its input, weights and output at least once. Each of the two takes a
+# certain time. The longer time is the layer's floor. Here are the floors for a batch of 128 photos in fp16:
 
 # %%
 layers = [layer for layer in ALEXNET if layer.operator == "conv2d"]
@@ -521,16 +528,16 @@ roof.plot(costs, dtype="fp16", measured=measured, title="AlexNet's convolutions,
 roof.floors(costs, dtype="fp16", measured=measured, title="AlexNet's convolutions, batch 128")
 
 # %% [markdown]
-# conv1 stands alone on the left of the bend: with three channels in and 96 out it moves a lot of memory for its
-# arithmetic, mostly its output. The others are on the right, bound by arithmetic. That is the limit, not the reality:
-# how near a kernel comes is what notebook 08 is about.
+# conv1 is the only one left of the bend. With three channels in and 96 out it moves much memory for its arithmetic,
+# mostly its output. The others are on the right, bound by arithmetic. These are limits, not measured speeds. Notebook
+# 08 shows how near a kernel comes to its limit.
 #
 # ## Exercises
 #
 # Solutions are in [`solutions/01_convolution_as_gemm.py`](solutions/01_convolution_as_gemm.py).
 #
-# **1.** How many output pixels are there along one axis? `padding` is at each end; `dilation` is how far apart
-# neighbouring taps lie, so that a filter of `kernel` taps spans more pixels. Return an int.
+# **1.** How many output pixels are there along one axis? `padding` is added at each end. `dilation` is the distance
+# between neighbouring taps, so a filter of `kernel` taps spans more pixels. Return an int.
 #
 # <details><summary>Hint 1</summary>Without dilation it is <code>(size + 2 * padding - kernel) // stride +
 # 1</code>.</details>
@@ -546,15 +553,15 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0, dilat
 nb01.output_size(output_size)
 
 # %% [markdown]
-# **2.** Write A down after all: a kernel that fills A [M, K] from an image in NHWC order, **with padding**. Taps are
-# counted (r, s, c). What lies in the padding is zero, and must not be loaded.
+# **2.** Now store A after all. Write a kernel that fills A [M, K] from an image in NHWC order, **with padding**. Taps
+# are counted (r, s, c). Elements in the padding are zero and must not be loaded.
 #
-# <details><summary>Hint 1</summary>The offsets are those of <code>channels_last_kernel</code>; there is no loop, as
-# program_id(1) counts blocks of taps.</details>
-# <details><summary>Hint 2</summary><code>h = (p * stride - padding)[:, None] + r[None, :]</code>, and likewise w, both
-# [BLOCK_M, BLOCK_K].</details>
+# <details><summary>Hint 1</summary>The offsets are those of <code>channels_last_kernel</code>. There is no loop,
+# because program_id(1) counts blocks of taps.</details>
+# <details><summary>Hint 2</summary><code>h = (p * stride - padding)[:, None] + r[None, :]</code>, and w in the same
+# way, both [BLOCK_M, BLOCK_K].</details>
 # <details><summary>Hint 3</summary>Load where m &lt; M, k &lt; K, 0 &lt;= h &lt; H and 0 &lt;= w &lt; W, with
-# <code>other=0.0</code>; store where m &lt; M and k &lt; K.</details>
+# <code>other=0.0</code>. Store where m &lt; M and k &lt; K.</details>
 
 
 # %%
@@ -581,14 +588,14 @@ def im2col(
 nb01.im2col(im2col)
 
 # %% [markdown]
-# **3.** Fold a filter, in PyTorch: (K, C, R, S) becomes (K, block * block * C, ceil(R / block), ceil(S / block)), for
-# an image that was folded in the same way: channel `(dr * block + ds) * C + c` is pixel (dr, ds) of a block.
+# **3.** Fold a filter, in PyTorch: (K, C, R, S) becomes (K, block * block * C, ceil(R / block), ceil(S / block)). The
+# image was folded in the same way: channel `(dr * block + ds) * C + c` is pixel (dr, ds) of a block.
 #
-# <details><summary>Hint 1</summary>First <code>F.pad</code> the filter at its lower and right end, to a multiple of
-# <code>block</code>.</details>
-# <details><summary>Hint 2</summary><code>reshape</code> to (K, C, R', block, S', block), and
+# <details><summary>Hint 1</summary>First pad the filter at its lower and right end with <code>F.pad</code>, to a
+# multiple of <code>block</code>.</details>
+# <details><summary>Hint 2</summary><code>reshape</code> to (K, C, R', block, S', block), and then
 # <code>permute</code>.</details>
-# <details><summary>Hint 3</summary>The order is K, dr, ds, C, R', S', then one more <code>reshape</code>.</details>
+# <details><summary>Hint 3</summary>The order is K, dr, ds, C, R', S'. Then <code>reshape</code> once more.</details>
 
 
 # %%

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 02 · Bias and ReLU: why one pass beats three
 #
-# After each convolution AlexNet adds a bias to every channel and cuts off what is negative. That is hardly any
-# arithmetic, and yet, done carelessly, it takes longer than the convolution itself. You will
+# After each convolution AlexNet adds a bias to every channel and sets negative values to zero. That is little
+# arithmetic. But if it is done carelessly, it takes longer than the convolution itself. You will
 #
-# - count the bytes that a plan moves, before writing any kernel,
-# - write the kernels of the careless plan, and read the library's single one,
-# - find the bias of an element from its offset, whatever the order in memory,
+# - count the bytes that a plan moves, before you write any kernel,
+# - write the kernels of the careless plan, and read the library's single kernel,
+# - find the bias of an element from its offset, for any order in memory,
 # - put bias and ReLU where they cost nothing: into the convolution's **epilogue**.
 
 # %%
@@ -32,8 +32,8 @@ machine.describe()
 # %% [markdown]
 # ## What the two do
 #
-# `z` is what conv1 makes of the photo, with the bundled weights, before anything is added: 96 maps of 55 x 55. The
-# bias moves a whole map up or down, and ReLU, max(0, x), keeps what lies above zero.
+# `z` is conv1's output for the photo, with the bundled weights, before the bias is added: 96 maps of 55 x 55. The bias
+# moves a whole map up or down. ReLU, max(0, x), keeps what is above zero.
 
 # %%
 photo, weight, bias = features.conv1()
@@ -55,10 +55,10 @@ bar = figure.colorbar(image, ax=axes, shrink=0.8, label="response; white is zero
 # %% [markdown]
 # ## The idea: count passes
 #
-# A kernel reads its inputs from memory and writes its output there. Between two kernels nothing stays on the chip. So
-# what counts is how often a tensor crosses the line between memory and chip: **passes**.
+# A kernel reads its inputs from memory and writes its output to memory. Nothing stays on the chip between two kernels.
+# So count how often a tensor moves between memory and chip. Each such move of a whole tensor is called a **pass**.
 #
-# Here are three plans for conv1 with 128 photos in fp16. All of them compute the same.
+# Here are three plans for conv1 with 128 photos in fp16. All of them compute the same result.
 
 # %%
 N, itemsize = 128, 2
@@ -85,11 +85,11 @@ assert moved["three kernels"] - moved["two kernels"] == moved["two kernels"] - m
 assert round(moved["three kernels"] / moved["one kernel"], 1) == 3.6
 
 # %% [markdown]
-# Every kernel that goes saves one write and one read of the whole tensor, 149 MB here. Joining kernels for this reason
-# is called **fusion**. The arithmetic stays what it was: a sum and a comparison per element.
+# Each kernel less saves one write and one read of the whole tensor, here 149 MB. Joining kernels for this reason is
+# called **fusion**. The arithmetic stays the same: one sum and one comparison per element.
 #
-# PyTorch, asked for `relu(x + bias)`, follows the plan that it is told: two operators, two passes each. This lists what
-# it runs, on the single photo in fp32:
+# For `relu(x + bias)` PyTorch runs exactly what is written: two operators, with two passes each. The next cell lists
+# what it runs, on the single photo in fp32:
 
 # %%
 asked = passes.of_pytorch(lambda: torch.relu(z + bias[:, None, None]))
@@ -110,9 +110,9 @@ assert sum(one.bytes for one in asked) == 4 * z.nbytes + bias.nbytes
 #     store(y_ptr + offs, max(0, load(x_ptr + offs) + load(bias_ptr + c)))
 # ```
 #
-# The one question is `c`. The kernel never sees a shape (N, C, H, W), only offsets. But channels repeat in a pattern,
-# and two numbers describe it: `STEP`, how many elements in memory share a channel before the next begins, and `LENGTH`,
-# how many channels there are. Then `c = offs // STEP % LENGTH`.
+# The only open question is `c`. The kernel never sees a shape (N, C, H, W). It only sees offsets. But channels repeat
+# in a pattern, and two numbers describe it. `STEP` is how many neighbours in memory share a channel before the next
+# channel begins. `LENGTH` is the number of channels. Then `c = offs // STEP % LENGTH`.
 
 # %%
 shape = (2, 3, 2, 2)  # two images, three channels, 2 x 2 pixels
@@ -135,7 +135,7 @@ for place, (title, (memory, STEP)) in zip(axes, orders.items(), strict=True):
 # %% [markdown]
 # ## The careless plan, as kernels
 #
-# Two kernels, each right, and each with a pass to read and a pass to write.
+# Here are two kernels. Each is right. Each has one pass to read and one pass to write.
 
 
 # %%
@@ -167,8 +167,8 @@ assert torch.equal(careless, y)
 # %% [markdown]
 # ## The kernel of the library
 #
-# It keeps the sum in registers. Three more things are worth a look: it computes in fp32, whatever the tensor holds; it
-# rounds to the output's dtype in one place; and a NaN stays NaN, as in PyTorch, where a plain maximum might drop it.
+# It keeps the sum in registers. Note three more things. It computes in fp32, whatever dtype the tensor has. It rounds
+# to the output's dtype in one place. And a NaN stays NaN, as in PyTorch. A plain maximum might lose it.
 
 # %%
 source.show(_bias_relu_kernel)
@@ -185,8 +185,8 @@ for dtype, bound in ((torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)):
 # %% [markdown]
 # ## Step through it
 #
-# Three channels and eight pixels in `channels_last`, 24 elements, in tiles of 16. Program 1 has elements 16 to 23, and
-# eight masked lanes. Its first element is of channel 1, since 16 % 3 = 1. Watch `bias` repeat.
+# Three channels and eight pixels in `channels_last` are 24 elements. The tiles have 16. Program 1 has elements 16 to 23
+# and eight masked lanes. Its first element is of channel 1, since 16 % 3 = 1. Watch how `bias` repeats.
 
 # %%
 small = torch.randn(1, 3, 2, 4, device=device).contiguous(memory_format=torch.channels_last)
@@ -205,8 +205,8 @@ for names in (("x", "bias"), ("mask", "y")):
 stepping.slider(found, _bias_relu_kernel)
 
 # %% [markdown]
-# And the bytes? The trace knows every load and store, so they can be counted instead of believed: over all programs,
-# how many elements of the large tensors does each plan touch?
+# And the bytes? The trace knows every load and store. So we can count them: how many elements of the large tensors does
+# each plan load and store, over all programs?
 
 # %%
 image = torch.randn(1, 96, 7, 7, device=device).contiguous(memory_format=torch.channels_last)
@@ -232,15 +232,15 @@ assert n == 4704 and (two, one) == (4 * n, 2 * n)
 print(f"two kernels: {two:,} elements, fused: {one:,}, of a tensor of {n:,}")
 
 # %% [markdown]
-# Each lane loads a bias, too, 96 numbers over and over. They stay in the caches next to the arithmetic, and memory
-# proper sees them once.
+# Each lane also loads a bias. These are the same 96 numbers again and again. They stay in the caches near the
+# arithmetic units, so they are read from memory only once.
 #
 # ## No pass at all: the epilogue
 #
-# A convolution holds its sums in registers, in `acc`, until it stores them. That moment is the place: whatever is done
-# to `acc` there moves no byte of its own. The lines after a product's loop are called its **epilogue**. This is
-# conv2d's. (`SPLIT_K` is for small batches: several programs share the terms of a tile, and bias and ReLU wait until
-# their sums are added.)
+# A convolution holds its sums in registers, in `acc`, until it stores them. Work on `acc` just before the store moves
+# no extra bytes. The lines after a product's loop are called its **epilogue**. This is conv2d's epilogue. (`SPLIT_K` is
+# for small batches. Then several programs share the sum for one tile. Bias and ReLU wait until these partial sums are
+# added.)
 
 # %%
 source.show(_conv2d_kernel, "if SPLIT_K > 1:", "tl.store")
@@ -249,9 +249,10 @@ source.show(_conv2d_kernel, "if SPLIT_K > 1:", "tl.store")
 assert (conv2d(photo, weight, bias, stride=4, relu=True) - y).abs().max() < 1e-5 * y.max()
 
 # %% [markdown]
-# One program of a small convolution, 3 x 3 over an image of 5 x 5, eight filters: 9 output pixels in a tile of 16 x 16.
-# A row of `acc` is a pixel, a column a filter. It is zero, then the sums, then the sums and the bias, then what is left
-# of them above zero. Only the last is stored, and of it the 9 x 8 that the store's mask lets through.
+# This is one program of a small convolution: 3 x 3 over an image of 5 x 5, with eight filters. The 9 output pixels lie
+# in a tile of 16 x 16. One row of `acc` is a pixel, one column is a filter. `acc` is first zero, then the sums, then
+# the sums plus the bias, and last the result of ReLU. Only the last one is stored, and only the 9 x 8 elements that the
+# store's mask lets through.
 
 # %%
 filters = torch.randn(8, 3, 3, 3, device=device) / 5
@@ -266,9 +267,9 @@ assert len(found.values("acc")) == 4 and found.values("acc")[-1].min() == 0
 # %% [markdown]
 # ## What it costs
 #
-# `bias_relu` has two FLOPs for four bytes of fp16: half a FLOP per byte, far to the left of the roofline's bend, and
-# the two careless kernels have half of that. No cleverness inside such a kernel moves it. Fusion does: the convolution
-# that does the work on the way lies more than two orders of magnitude to the right.
+# `bias_relu` does two FLOPs for four bytes of fp16, half a FLOP per byte. That is far left of the roofline's bend. The
+# two careless kernels do half of that. No change inside such a kernel can move it to the right. Fusion can: the
+# convolution that also does this work lies more than two orders of magnitude further to the right.
 
 # %%
 shape = (N, 96, 55, 55)
@@ -291,8 +292,8 @@ roof.plot(
 )
 
 # %% [markdown]
-# Under an H100's limits even conv1 waits for memory, if only just. So the time of each plan is at least that of its
-# bytes, and this floor is 3.6 times as high for the careless plan as for the fused one.
+# Under an H100's limits even conv1 waits for memory, but only just. So each plan takes at least the time of its bytes.
+# This floor is 3.6 times as high for the careless plan as for the fused one.
 
 # %%
 h100 = machine.H100["fp16"]
@@ -321,8 +322,9 @@ axes.set_title(f"conv1 with bias and ReLU, three ways\n({label})")
 axes.invert_yaxis()
 
 # %% [markdown]
-# The network never calls `bias_relu`: all its convolutions, and fc6 and fc7, have `relu=True`. It is timed all the
-# same. Where there are measurements, here it is beside PyTorch's two operators and what `torch.compile` makes of them.
+# The network never calls `bias_relu`: all its convolutions, and fc6 and fc7, use `relu=True`. It is still timed. If
+# there are measurements, the next cell shows it beside PyTorch's two operators and the code that `torch.compile` makes
+# from them.
 
 # %%
 timed = [row for row in rows if row.layer == "relu1"]
@@ -337,8 +339,8 @@ if timed:
 #
 # Solutions are in [`solutions/02_bias_relu_fusion.py`](solutions/02_bias_relu_fusion.py).
 #
-# **1.** A leaky ReLU keeps a little of what is negative: `y = v if v > 0 else slope * v`, with `v = x + bias`. One
-# pass, in either order of memory: `LENGTH` and `STEP` are as above.
+# **1.** A leaky ReLU keeps a small part of negative values: `y = v if v > 0 else slope * v`, with `v = x + bias`. Use
+# one pass, for either order of memory. `LENGTH` and `STEP` are as above.
 #
 # <details><summary>Hint 1</summary>It is the fused kernel with another last step.</details>
 # <details><summary>Hint 2</summary><code>tl.where(condition, a, b)</code> chooses lane by lane.</details>
@@ -354,11 +356,11 @@ def leaky(x_ptr, bias_ptr, y_ptr, elements, slope, LENGTH: tl.constexpr, STEP: t
 nb02.leaky(leaky)
 
 # %% [markdown]
-# **2.** Later networks add what came before: `y = relu(x + bias + before)`, with `before` of x's shape. PyTorch's three
-# operators make seven passes. How many do you need? The checker counts them.
+# **2.** Later networks add an earlier output: `y = relu(x + bias + before)`, where `before` has x's shape. PyTorch's
+# three operators make seven passes. How many do you need? The checker counts them.
 #
-# <details><summary>Hint 1</summary>Reading x, reading <code>before</code>, writing y: three.</details>
-# <details><summary>Hint 2</summary><code>before</code> has an element for each of x: its offsets are
+# <details><summary>Hint 1</summary>Read x, read <code>before</code>, write y: three.</details>
+# <details><summary>Hint 2</summary><code>before</code> has one element for each element of x: its offsets are
 # <code>offs</code>.</details>
 # <details><summary>Hint 3</summary>Add both to x before <code>tl.maximum(v, 0.0)</code>, and store once.</details>
 
@@ -374,12 +376,12 @@ def residual(
 nb02.residual(residual)
 
 # %% [markdown]
-# **3.** Write an epilogue. This kernel multiplies x of (M, K) with w of (K, N), a tile of all K at a time. Make it
-# store `relu(x @ w + bias)`, with one bias a column.
+# **3.** Write an epilogue. This kernel multiplies x of (M, K) with w of (K, N). A tile holds all of K at once. Make the
+# kernel store `relu(x @ w + bias)`, with one bias per column.
 #
 # <details><summary>Hint 1</summary>Work on <code>acc</code>, between the product and the store.</details>
-# <details><summary>Hint 2</summary>Load the biases of the tile's columns with <code>offs_n</code> and its mask: a tile
-# of shape [BLOCK_N].</details>
+# <details><summary>Hint 2</summary>Load the biases of the tile's columns with <code>offs_n</code> and its mask. They
+# are a tile of shape [BLOCK_N].</details>
 # <details><summary>Hint 3</summary><code>acc += bias[None, :]</code> adds it to each row.</details>
 
 
@@ -403,5 +405,5 @@ nb02.epilogue(epilogue)
 # %% [markdown]
 # ## Where to go on
 #
-# [03](03_local_response_norm.ipynb) looks at what comes next in AlexNet, a normalisation that cannot hide in an
-# epilogue so easily: each channel needs its neighbours.
+# [03](03_local_response_norm.ipynb) is about the next step in AlexNet, a normalisation. It is harder to put into an
+# epilogue, because each channel needs its neighbours.

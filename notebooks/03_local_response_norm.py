@@ -1,11 +1,12 @@
 # %% [markdown]
 # # 03 · Local response normalisation: a channel and its neighbours
 #
-# After conv1 and conv2 AlexNet divides each response by what the neighbouring channels have at the same pixel. Later
-# networks dropped it, but the weights of this one were trained with it. You will
+# After conv1 and conv2 AlexNet divides each response by a number that depends on the neighbouring channels at the same
+# pixel. (A **response** is a value of a feature map.) Later networks dropped this, but AlexNet's weights were trained
+# with it. You will
 #
 # - see what it does to a real feature map, and when it does nothing,
-# - tell apart three formulas that share one name, and know which one your weights need,
+# - distinguish three formulas that share one name, and know which one your weights need,
 # - see why the windows lie well in `channels_last` memory,
 # - read a kernel that loads 16 bytes at a time and shares sums between windows.
 
@@ -34,18 +35,19 @@ machine.describe()
 # %% [markdown]
 # ## The idea
 #
-# Take one pixel, and look along its channels. Each response x is divided by d to the power 3/4, where d grows with the
-# squares of x itself and of two channels on either side:
+# Take one pixel and look along its channels. Each response x is divided by d to the power 3/4. d grows with the squares
+# of x itself and of two channels on either side:
 #
 # ```
 # y[c] = x[c] / d[c] ^ beta          d[c] = k + alpha / size * (x[c-2]^2 + x[c-1]^2 + x[c]^2 + x[c+1]^2 + x[c+2]^2)
 # ```
 #
-# with size 5, alpha 1e-4, beta 0.75 and k 1 for BVLC's AlexNet. Channels that do not exist count as zero. A response
-# among weak neighbours passes; one beside a strong neighbour is damped.
+# BVLC's AlexNet (the one that came with Caffe) has size 5, alpha 1e-4, beta 0.75 and k 1. Channels that do not exist
+# count as zero. A response with weak neighbours stays nearly the same. A response beside a strong neighbour becomes
+# weaker.
 #
-# Here are conv1's responses to the photo. The bundled weights keep them small, 15 at most, and with alpha so small d is
-# then hardly more than 1: LRN does next to nothing to this network.
+# Here are conv1's responses to the photo. The bundled weights give small responses, 15 at most. alpha is so small that
+# d is then hardly more than 1. So LRN (local response normalisation) does almost nothing in this network.
 
 # %%
 photo, weight, bias = features.conv1()
@@ -57,8 +59,8 @@ assert gain[x > 0].min() > 0.996
 assert LRN["bvlc"] == {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
 
 # %% [markdown]
-# d asks how large x is in absolute terms. The unit is set by alpha / size: with 2e-5, squares matter from
-# sqrt(1 / 2e-5) = 224 on. So let us look at the same map 33 times as strong, up to about 480.
+# d depends on the absolute size of x. alpha / size sets the scale. It is 2e-5, so squares matter from x = sqrt(1 /
+# 2e-5) = 224 on. Therefore we look at the same map multiplied by 33. Then its values go up to about 480.
 
 # %%
 x = 33 * x
@@ -85,8 +87,8 @@ axes[2].set(title="y / x (grey: x is 0)", xticks=[], yticks=[])
 bar = figure.colorbar(image, ax=axes[2], shrink=0.7)
 
 # %% [markdown]
-# Below are all 96 channels of the pixel in the white frame, and, in detail, those around its strongest. Look at what
-# happens to the neighbours of a strong response.
+# Below are all 96 channels of the pixel in the white frame. The second plot shows the channels around the strongest one
+# in detail. Look at the neighbours of a strong response.
 
 # %%
 normalised = y[0, :, row, column].cpu()
@@ -105,7 +107,7 @@ for axes in (whole, part):
 # %% [markdown]
 # ## Three formulas, one name
 #
-# Papers and libraries write the same symbols and mean different things by them:
+# Papers and libraries write the same symbols and mean different things:
 #
 # | formula | alpha | k | as PyTorch takes it |
 # |---|---|---|---|
@@ -113,9 +115,9 @@ for axes in (whole, part):
 # | `"tensorflow"`: `tf.nn.lrn(x, 2, 1, 1e-4, 0.75)` | on the **sum** of squares | 1 | size 5, alpha 5e-4, k 1 |
 # | `"paper"`: Krizhevsky et al. 2012 | on the **sum** of squares | 2 | size 5, alpha 5e-4, k 2 |
 #
-# The second is often met beside BVLC's weights in TensorFlow code: the number 1e-4 was copied, its meaning was not.
-# What is added to k is then five times what it was in training. Nothing fails; the network is just not the one that was
-# trained.
+# TensorFlow code often uses the second formula with BVLC's weights: the number 1e-4 was copied, but not its meaning.
+# Then the term that is added to k is five times as large as in training. Nothing fails. But it is not the network that
+# was trained.
 
 # %%
 s = torch.linspace(0, 1500, 301, device=device)
@@ -136,14 +138,14 @@ peak = float(s[local_response_norm(lone, **LRN["bvlc"])[0, 2].argmax()])
 assert peak == 315 and round((2 / 2e-5) ** 0.5) == 316  # where the derivative of x / (1 + 2e-5 x^2)^0.75 is zero
 
 # %% [markdown]
-# One thing in the left plot is odd: beyond 316 a stronger response comes out **weaker**, because x^2 to the power 3/4
-# grows faster than x. Training has learnt to live with it.
+# One thing in the left plot is surprising: beyond 316 a stronger response gives a **weaker** output. The reason is that
+# x^2 to the power 3/4 grows faster than x. The network was trained with this and still works.
 #
 # ## Windows in memory
 #
-# In `channels_last` memory the 96 channels of a pixel lie side by side, so a window is five numbers in a row. In
-# contiguous memory, map after map, they lie 55 * 55 = 3,025 numbers apart. Memory comes in sectors of 32 bytes; this
-# counts how many of them one window touches in fp16.
+# In `channels_last` memory the 96 channels of a pixel lie side by side, so a window is five numbers side by side. In
+# contiguous memory each map is stored as a whole, so the five numbers are 55 * 55 = 3,025 numbers apart. A GPU moves
+# memory in **sectors** of 32 bytes. The next cell counts how many sectors one window touches in fp16.
 
 
 # %%
@@ -159,13 +161,14 @@ assert max(last) == 2 and set(first) == {5}
 print(f"channels_last: {np.mean(last):.2f} sectors a window, contiguous: {np.mean(first):.0f}")
 
 # %% [markdown]
-# (In contiguous memory the 32 threads of a **warp**, which run in step, would share their sectors among 32 windows side
-# by side, so that is not hopeless. But the convolutions want `channels_last`, and so everything else is in it.)
+# (Contiguous memory is not hopeless. The 32 threads of a **warp** run together, and would share their sectors among 32
+# windows side by side. But the convolutions want `channels_last`, so all other kernels use it, too.)
 #
 # ## A first kernel
 #
-# One lane an element, in the order of memory. The neighbour's address is simply `offs + shift`; but at channel 95 the
-# next number belongs to the next pixel. So the mask asks for the **channel**, `offs % C`, not for the offset.
+# It has one lane per element, in the order of memory. The neighbour's address is simply `offs + shift`. But after
+# channel 95 the next number belongs to the next pixel. So the mask uses the **channel**, `offs % C`, and not the
+# offset.
 
 
 # %%
@@ -203,16 +206,19 @@ lane_kernel[grid](x, mine, x.numel(), 1e-4 / 5, 0.75, 1.0, C=96, SIZE=5, BLOCK_M
 assert (mine - expected).abs().max() < 1e-5 * expected.max()
 
 # %% [markdown]
-# It is right, and it has four weaknesses. It issues six loads for each element, and those of the neighbours do not
-# begin at multiples of 16 bytes, so that each takes one number at a time, or two. It squares each number five times.
-# It adds up five squares anew for each window, though neighbours share four of them. And a power is a logarithm and an
-# exponential.
+# It is right, and it has four weaknesses:
+#
+# - It has six loads for each element. The loads of neighbours do not begin at multiples of 16 bytes, so each of them
+#   can take only one or two numbers at a time.
+# - It squares each number five times.
+# - It adds five squares anew for each window, although neighbouring windows share four of them.
+# - It computes the power with a logarithm and an exponential.
 #
 # ## The kernel of the library
 #
-# A thread has 16 bytes of a pixel at once, 8 channels in fp16, 4 in fp32: a **vector**. It also needs two channels on
-# either side; those it takes from the vectors before and after, which the threads beside it have just loaded, so that
-# they come from the L1 cache.
+# A thread loads 16 bytes of a pixel at once: 8 channels in fp16, 4 in fp32. This is called a **vector**. The thread
+# also needs two channels on either side. It loads them from the vectors before and after. The neighbouring threads have
+# just loaded those, so they come from the L1 cache.
 
 # %%
 figure, axes = style.figure(height=1.9)
@@ -233,15 +239,16 @@ axes.set_axis_off()
 source.show(divisor)
 
 # %% [markdown]
-# The windows of channels 8 and 9 share channels 7 to 10: those four squares are added once, in three additions, and
-# each window adds one more of its own. Five additions for two windows, where one by one they take eight.
+# The windows of channels 8 and 9 share channels 7 to 10. The kernel adds these four squares once, in three additions.
+# Then each window adds one more square of its own. That makes five additions for two windows. One by one, they take
+# eight.
 
 # %%
 source.show(_sums)
 
 # %% [markdown]
-# With beta = 3/4 the power needs no logarithm. With r = 1 / sqrt(d), r * sqrt(r) is d ^ -3/4, and a GPU has
-# an instruction for each of the two roots.
+# With beta = 3/4 the power needs no logarithm. If r = 1 / sqrt(d), then r * sqrt(r) is d ^ -3/4. A GPU has an
+# instruction for each of the two roots.
 
 # %%
 source.show(normalise)
@@ -260,8 +267,8 @@ for size in (1, 2, 4, 7):  # an even window reaches one channel further down tha
 # %% [markdown]
 # ## Step through it
 #
-# Two pixels of six channels in fp32: a pixel is one vector of four channels, and one of which two are there. So the
-# tile is [4, 4]: rows 0 and 1 are the first pixel, rows 2 and 3 the second.
+# Two pixels have six channels each, in fp32. One pixel needs two vectors of four channels, and the second vector is
+# only half used. So the tile is [4, 4]: rows 0 and 1 are the first pixel, rows 2 and 3 the second.
 
 # %%
 small = torch.tensor([[1, 2, 3, 4, 5, 6], [60, 50, 40, 30, 20, 10]], dtype=torch.float32, device=device)
@@ -273,8 +280,8 @@ stepping.strip(found, "offs_c", "offs", "x", "d", "y", height=1.6, columns=5)
 assert found.values("d")[0][0, 0] == 1 + 1 + 4 + 9  # channel 0 has channels 1 and 2 beside it, and nothing below
 
 # %% [markdown]
-# And here is what the three loads of a vector may reach: its own channels, those of the vector before, and those of the
-# vector after. Channel 0 has nothing before it, and channel 5 nothing after it.
+# The next pictures show which lanes each of the three loads may use: the vector's own channels, those of the vector
+# before, and those of the vector after. Channel 0 has nothing before it, and channel 5 has nothing after it.
 
 # %%
 figure, axes = style.figure(1, 3, height=2.2)
@@ -287,15 +294,15 @@ assert [int(access.mask.sum()) for access in found.accesses("x_ptr")] == [12, 8,
 stepping.slider(found, _local_response_norm_kernel)
 
 # %% [markdown]
-# The kernel's mask lets all of the neighbouring vector's channels load that exist. Of those only the ones in a window
-# are used, and a compiler drops loads that nobody uses.
+# The kernel's mask allows all existing channels of the neighbouring vector to be loaded. Only those in a window are
+# used. A compiler removes loads that nobody uses.
 #
 # ## Another view: a banded matrix
 #
-# All sums of a pixel together are a product: a row of 96 squares times a matrix of zeros and ones, with ones in a
-# band around the diagonal. That is wasteful arithmetic, but arithmetic that tensor cores do. A convolution
-# whose tile holds all channels could do it in its epilogue. Keep the picture in mind for notebook 09: the gradient
-# takes the same matrix, transposed.
+# All sums of a pixel together are one product: a row of 96 squares times a matrix of zeros and ones. The ones form a
+# band around the diagonal. This wastes arithmetic, but it is arithmetic that tensor cores can do. A convolution whose
+# tile holds all channels could do it in its epilogue. Remember this picture for notebook 09: the gradient uses the same
+# matrix, transposed.
 
 # %%
 c = np.arange(16)
@@ -314,8 +321,9 @@ for place, size in zip(axes, (5, 4), strict=True):
 # %% [markdown]
 # ## What it costs
 #
-# A pass to read, a pass to write: two. PyTorch has no kernel for LRN. It composes one, from a square, a copy with two
-# channels of padding on either side, a pooling along the channels, and four more operators. In passes over the map:
+# LRN needs two passes: one to read and one to write. PyTorch has no kernel for LRN. It builds LRN from a square, a copy
+# with two channels of padding on either side, a pooling along the channels, and four more operators. Here are both,
+# counted in passes over the map:
 
 # %%
 composed = passes.of_pytorch(lambda: F.local_response_norm(x, **LRN["bvlc"]))
@@ -335,9 +343,9 @@ axes.invert_yaxis()
 assert len(composed) == 7 and round(sum(one.bytes for one in composed) / x.nbytes, 1) == 15.1
 
 # %% [markdown]
-# In fp16 an element is 4 bytes of traffic and, as `kernels/tools/cost.py` counts, 14 FLOPs: 3.5 FLOPs a byte. Bound by
-# memory, whatever the formula. So the way to make it cheaper is, once more, not to write and read the map at all;
-# notebook 04 does it.
+# In fp16 an element moves 4 bytes. It needs 14 FLOPs, as `kernels/tools/cost.py` counts. That is 3.5 FLOPs per byte, so
+# memory is the limit, whatever the formula. So LRN becomes cheaper only if the map is not written and read again.
+# Notebook 04 does this.
 
 # %%
 costs = {name: LAYERS[name].cost(128, 2) for name in ("norm1", "norm2")}
@@ -357,9 +365,9 @@ roof.plot(
 #
 # Solutions are in [`solutions/03_local_response_norm.py`](solutions/03_local_response_norm.py).
 #
-# **1.** Somebody gives you a network with `tf.nn.lrn(x, depth_radius, bias, alpha, beta)`, which divides by
-# (bias + alpha * sum over the channels up to depth_radius away) ^ beta. Return the arguments for PyTorch's
-# formula, as a dict with size, alpha, beta and k.
+# **1.** You get a network with `tf.nn.lrn(x, depth_radius, bias, alpha, beta)`. It divides by (bias + alpha * sum over
+# the channels up to depth_radius away) ^ beta. Return the arguments for PyTorch's formula, as a dict with size, alpha,
+# beta and k.
 #
 # <details><summary>Hint 1</summary>How many channels does a radius of 2 span, with the one in the middle?</details>
 # <details><summary>Hint 2</summary>PyTorch will divide your alpha by size.</details>
@@ -374,12 +382,15 @@ def from_tensorflow(depth_radius, bias, alpha, beta):
 nb03.from_tensorflow(from_tensorflow)
 
 # %% [markdown]
-# **2.** LRN in contiguous memory (N, C, H, W), for odd and even sizes. `PLANE` is H * W. Begin with `lane_kernel`.
+# **2.** Write LRN for contiguous memory (N, C, H, W), for odd and even sizes. `PLANE` is H * W. Begin with
+# `lane_kernel`.
 #
-# <details><summary>Hint 1</summary>What is an element's channel? Notebook 02 has it, with <code>STEP</code>.</details>
-# <details><summary>Hint 2</summary>The next channel at the same pixel lies <code>PLANE</code> elements on.</details>
-# <details><summary>Hint 3</summary><code>c = offs // PLANE % C</code>, and
-# <code>x_ptr + offs + shift * PLANE</code></details>
+# <details><summary>Hint 1</summary>What is an element's channel? Notebook 02 computes it, with
+# <code>STEP</code>.</details>
+# <details><summary>Hint 2</summary>The next channel at the same pixel lies <code>PLANE</code> elements further
+# on.</details>
+# <details><summary>Hint 3</summary><code>c = offs // PLANE % C</code>, and <code>x_ptr + offs + shift *
+# PLANE</code></details>
 
 
 # %%
@@ -402,14 +413,14 @@ def contiguous(
 nb03.contiguous(contiguous)
 
 # %% [markdown]
-# **3.** A relative of LRN: let the window be all channels, alpha 1, beta 1/2 and k a small eps, and it is RMSNorm
-# without its weights, `y = x / sqrt(eps + mean(x^2))`, which language models use today. x is (M, C); `BLOCK_C` is a
-# power of two, at least C. Some rows hold numbers as large as 1000.
+# **3.** RMSNorm is a relative of LRN that language models use today. Let the window be all channels, with alpha 1, beta
+# 1/2 and k a small eps. The result is RMSNorm without its weights, `y = x / sqrt(eps + mean(x^2))`. x is (M, C).
+# `BLOCK_C` is a power of two and at least C. Some rows hold numbers as large as 1000.
 #
-# <details><summary>Hint 1</summary>A tile of [BLOCK_M, BLOCK_C] holds whole rows: no loop, one
-# <code>tl.sum(..., 1)</code>.</details>
-# <details><summary>Hint 2</summary>What must masked lanes hold, so that they do not change the sum? And by what do you
-# divide it?</details>
+# <details><summary>Hint 1</summary>A tile of [BLOCK_M, BLOCK_C] holds whole rows: no loop, one <code>tl.sum(...,
+# 1)</code>.</details>
+# <details><summary>Hint 2</summary>Which value must masked lanes get, so that they do not change the sum? And by what
+# do you divide the sum?</details>
 # <details><summary>Hint 3</summary><code>x * tl.rsqrt(eps + tl.sum(x * x, 1) / C)[:, None]</code></details>
 
 
@@ -424,4 +435,4 @@ nb03.rms_norm(rms_norm)
 # %% [markdown]
 # ## Where to go on
 #
-# [04](04_overlapping_pooling.ipynb): the map shrinks from 55 to 27, and LRN's pass over memory goes.
+# In [04](04_overlapping_pooling.ipynb) the map shrinks from 55 to 27, and LRN needs no pass over memory any more.
