@@ -33,13 +33,22 @@ def check(call, shapes, dtype, device):
         before = found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("call", "shapes"), SUMS.values(), ids=SUMS)
+FULL = pytest.mark.full
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=FULL)], ids=str)
+
+
+def cases(calls):
+    """Convolutions take seconds in the interpreter."""
+    return [pytest.param(*case, id=name, marks=[FULL] * ("conv" in name)) for name, case in calls.items()]
+
+
+@DTYPES
+@pytest.mark.parametrize(("call", "shapes"), cases(SUMS))
 def test_sums_that_are_shared_out(call, shapes, dtype, device, small_tiles):
     check(call, shapes, dtype, device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("call", "shapes"), OTHERS.values(), ids=OTHERS)
+@DTYPES
+@pytest.mark.parametrize(("call", "shapes"), cases(OTHERS))
 def test_other_operators(call, shapes, dtype, device):
     check(call, shapes, dtype, device)

@@ -84,7 +84,7 @@ def errors(net: AlexNet, case: Case, distance) -> dict[str, float]:
 # Float32 in another order than float64, eight layers there and back: 1.4e-6 for PyTorch, in conv1's weight, which sums
 # over 3025 pixels what has come through all the others. The bound is that of a single operator.
 @OPERATORS
-@pytest.mark.parametrize("batch", ["photo", "photo and noise"])
+@pytest.mark.parametrize("batch", ["photo", pytest.param("photo and noise", marks=pytest.mark.full)])
 def test_float32(cases, batch, operators):
     case = cases[batch]
     net = network(case.weights, operators)
@@ -98,6 +98,7 @@ def test_float32(cases, batch, operators):
 # Rounded activations take a few of ReLU's inputs and of pooling's maxima across the edge where gradients jump, so that
 # single elements are wrong by as much as the largest is large (0.5 in fc6 in bfloat16) whatever the kernels do. Their
 # norms tell: the worst parameter's are 0.13 in bfloat16 and 0.022 in float16, for PyTorch's own operators as for ours.
+@pytest.mark.full
 @OPERATORS
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)], ids=str)
 def test_autocast(cases, dtype, bound, operators):
@@ -149,6 +150,7 @@ def test_dropout_follows_the_seed():
 
 
 # Nothing is computed without a GPU, so that it takes seconds: launches are noted, and outputs are what memory held.
+@pytest.mark.full
 @pytest.mark.unguarded
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
 def test_compiles_without_graph_breaks(cases, dtype):

@@ -1,7 +1,7 @@
 """Every operator on arguments that nobody chose, against PyTorch: hypothesis draws shapes, strides, dtypes and values.
 
-``pytest`` draws the same few every time; ``HYPOTHESIS_PROFILE=long pytest tests/test_properties.py`` looks for new ones
-for an hour or so. What it finds becomes a test with a name, in the operator's own file.
+The tests draw the same few every time. ``HYPOTHESIS_PROFILE=long pytest -m '' tests/test_properties.py`` looks for new
+ones for about an hour. What it finds becomes a test with a name, in the operator's own file.
 
 The numbers of products and pools are small integers, whose sums are exact in any order: results have to be equal.
 """
@@ -122,6 +122,7 @@ def test_conv2d(data, small):
     compare(kernels.conv2d, reference.conv2d, [x, weight, bias], arguments, small, gradients=draw(st.booleans()))
 
 
+@pytest.mark.full
 @drawn
 @given(data=st.data(), small=st.booleans())
 def test_linear(data, small):
@@ -141,6 +142,7 @@ def test_linear(data, small):
     )
 
 
+@pytest.mark.full
 @drawn
 @given(data=st.data(), small=st.booleans())
 def test_bias_relu(data, small):
@@ -152,6 +154,7 @@ def test_bias_relu(data, small):
     compare(kernels.bias_relu, reference.bias_relu, [x, bias], {}, small, gradients=not special)
 
 
+@pytest.mark.full
 @drawn
 @given(data=st.data(), small=st.booleans())
 def test_max_pool2d(data, small):
@@ -189,12 +192,14 @@ formulas = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.full
 @drawn
 @given(x=images(channels=st.integers(1, 20), special=True), arguments=formulas, small=st.booleans())
 def test_local_response_norm(x, arguments, small):
     compare(kernels.local_response_norm, reference.local_response_norm, [x], arguments, small, equal=False)
 
 
+@pytest.mark.full
 @drawn
 @given(
     x=images(channels=st.integers(1, 20), special=True),
@@ -206,6 +211,7 @@ def test_lrn_max_pool2d(x, formula, window, small):
     compare(kernels.lrn_max_pool2d, reference.lrn_max_pool2d, [x], formula | window, small, equal=False)
 
 
+@pytest.mark.full
 @drawn
 @given(data=st.data(), small=st.booleans())
 def test_softmax(data, small):

@@ -4,6 +4,8 @@ import pytest
 
 from tests.stress import CASES, Case, Folder, make_folder
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
