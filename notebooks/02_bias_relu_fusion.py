@@ -217,7 +217,7 @@ assert grid == (3,)
 
 
 def touched(launch, kernel):
-    """Elements of x and y that all programs load and store."""
+    """Returns how many elements of x and y all programs load and store."""
     traces = [trace(launch, kernel, (pid,)) for pid in range(grid[0])]
     found = [access for one in traces for name in ("x_ptr", "y_ptr") for access in one.accesses(name)]
     return sum(int(access.mask.sum()) for access in found)
@@ -317,7 +317,7 @@ for place, plan in enumerate(ways.values()):
         axes.text(left + us / 2, place, f"{kernel} {us:.0f}", ha="center", va="center", color="white", fontsize=9)
         left += us
 axes.set_yticks(range(len(ways)), list(ways))
-axes.set_xlabel("microseconds at the least, 128 photos in fp16")
+axes.set_xlabel("microseconds, at least, for 128 photos in fp16")
 axes.set_title(f"conv1 with bias and ReLU, three ways\n({label})")
 axes.invert_yaxis()
 

@@ -122,7 +122,7 @@ for axes in (whole, part):
 # %%
 s = torch.linspace(0, 1500, 301, device=device)
 lone = torch.zeros(1, 5, 301, device=device)
-lone[0, 2] = s  # one response, and nothing beside it
+lone[0, 2] = s  # one response without neighbours
 
 figure, (curves, spread) = style.figure(1, 2, height=3.3)
 for (name, arguments), line in zip(LRN.items(), ("-", "--", ":"), strict=True):
@@ -150,7 +150,7 @@ assert peak == 315 and round((2 / 2e-5) ** 0.5) == 316  # where the derivative o
 
 # %%
 def sectors(stride, channel, itemsize=2):
-    """Sectors that hold the five channels around one, at pixel 0."""
+    """Returns the number of sectors that hold the five channels around one channel of pixel 0."""
     offsets = (np.arange(channel - 2, channel + 3) * stride * itemsize) // 32
     return len(set(offsets.tolist()))
 
@@ -357,7 +357,7 @@ roof.floors(costs, measured=ms, title="LRN, 128 photos in fp16")
 roof.plot(
     {"norm1": costs["norm1"], "conv2": LAYERS["conv2"].cost(128, 2)},
     measured=ms,
-    title="LRN, and the convolution that follows; norm2 is where norm1 is",
+    title="LRN, and the convolution that follows (norm2 lies at the same point as norm1)",
 )
 
 # %% [markdown]

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 04 · Overlapping pooling: 55, 27, 13, 6
 #
-# Three times AlexNet makes its maps smaller: it keeps the largest response in a window, and steps on by less than the
-# window's width. You will
+# Three times AlexNet makes its maps smaller. It keeps the largest response in a window. Then the window moves on by
+# less than its own width. You will
 #
-# - see which windows share which pixels, and what that costs,
+# - see which windows share which pixels, and what this costs,
 # - write a pooling kernel, and step through its nine taps,
 # - join LRN and pooling into one pass over memory, as the network does,
-# - see the price of it, arithmetic done twice, and how the kernel pays less.
+# - see the price, arithmetic done twice, and how the kernel reduces it.
 
 # %%
 from lesson import features, machine, maps, passes, roof, source, stepping, style
@@ -35,23 +35,25 @@ machine.describe()
 # %% [markdown]
 # ## The idea
 #
-# A window of 3 x 3, at stride 2. An output pixel is the largest of nine numbers; its neighbour's window begins two
-# pixels on, so the two share a column. Along an axis of H pixels there are (H - 3) // 2 + 1 windows.
+# A window is 3 x 3, at stride 2. An output pixel is the largest of nine numbers. The next output pixel's window begins
+# two pixels further on, so the two windows share a column. Along an axis of H pixels there are (H - 3) // 2 + 1
+# windows.
 
 # %%
 sizes = [55]
 while sizes[-1] > 6:
     sizes.append((sizes[-1] - 3) // 2 + 1)
     if sizes[-1] in (27, 13):
-        assert (sizes[-1] - 1) * 2 + 3 == sizes[-2]  # the last window ends with the map: nothing is left over
+        assert (sizes[-1] - 1) * 2 + 3 == sizes[-2]  # the last window ends where the map ends
 assert sizes == [55, 27, 13, 6]
 maps.windows(13, 3, 2, outputs=((0, 0), (0, 1), (1, 1), (5, 5)))
 
 # %% [markdown]
-# Where both coordinates are even, inside the map, four windows meet; where both are odd, one alone reads the pixel. At
-# 55, the nine taps of all 27 x 27 windows are 6,561 reads of 3,025 pixels: 2.17 reads a pixel.
+# Inside the map, a pixel with an even row and an even column lies in four windows. A pixel with an odd row and an odd
+# column lies in only one. At 55, the nine taps of all 27 x 27 windows are 6,561 reads of 3,025 pixels: 2.17 reads per
+# pixel.
 #
-# Windows of 2 x 2 at stride 2 would give 27, too, with no overlap and fewer reads. The authors of 2012 found that
+# Windows of 2 x 2 at stride 2 would also give 27, with no overlap and fewer reads. The authors of 2012 found that
 # overlap lowers the error by 0.4 % (top-1) and 0.3 % (top-5), and kept it (Krizhevsky et al., section 3.4).
 
 # %%
@@ -73,12 +75,13 @@ for place, size in zip(axes, sizes, strict=True):
     small = max_pool2d(small, 3, 2)
 
 # %% [markdown]
-# (In the network there are convolutions in between; this is what pooling does by itself. Strong responses survive, and
-# where exactly they were is forgotten, a little more each time.)
+# (In the network there are convolutions between the poolings. The pictures show pooling alone. Strong responses stay.
+# Their exact positions are lost, a little more each time.)
 #
 # ## Pointer arithmetic
 #
-# One lane for each output element, in the order of memory, (N, P, Q, C) with the channels fastest:
+# There is one lane for each output element, in the order of memory, (N, P, Q, C), where neighbouring channels are
+# neighbours in memory:
 #
 # ```
 # c = offs % C        q = offs // C % Q        p = offs // (C * Q) % P        n = offs // (C * Q * P)
@@ -86,8 +89,8 @@ for place, size in zip(axes, sizes, strict=True):
 # tap (r, s):            r * W * C + s * C further on
 # ```
 #
-# The loop over taps keeps a running result, as the mean of a row did in notebook 00. It starts at minus infinity, and
-# that is also what masked lanes hold: nothing is smaller.
+# The loop over taps keeps a running result, like the mean of a row in notebook 00. It starts at minus infinity. Masked
+# lanes also get minus infinity, because nothing is smaller.
 
 
 # %%
@@ -130,8 +133,9 @@ assert torch.equal(pooled, F.max_pool2d(x, 3, 2))
 # %% [markdown]
 # ## Step through it
 #
-# One channel of 7 x 7 pixels: nine windows, nine lanes at work in a tile of 16. Every tap is one load. Above are
-# the pixels that the nine lanes load for it, one each; below is `best` after it.
+# One channel of 7 x 7 pixels gives nine windows. Nine lanes of a tile of 16 are active. Every tap is one load. The
+# upper row shows the nine pixels that the lanes load for a tap, one per lane. The lower row shows `best` after this
+# tap.
 
 # %%
 seven = torch.randint(0, 100, (1, 1, 7, 7), device=device).float()
@@ -139,7 +143,7 @@ out = torch.empty(1, 1, 3, 3, device=device)
 geometry = {"C": 1, "H": 7, "W": 7, "P": 3, "Q": 3, "SIZE": 3, "STRIDE": 2}
 launch = lambda: pool_kernel[(1,)](seven, out, 9, **geometry, BLOCK_M=16)
 found = trace(launch, "pool_kernel")
-best = found.values("best")[1:]  # the first is minus infinity throughout
+best = found.values("best")[1:]  # the first value is all minus infinity
 assert len(best) == len(found.accesses("x_ptr")) == 9
 
 shown = (0, 1, 2, 3, 8)
@@ -159,9 +163,9 @@ stepping.slider(found, pool_kernel)
 # %% [markdown]
 # ## The kernel of the library
 #
-# The same loop, with three differences. A thread has 16 bytes of channels instead of one element, as in notebook 03.
-# Padding and dilation are there, so that a tap may lie outside: only then is there a mask per tap (`WHOLE`). And a
-# NaN wins every comparison, as in PyTorch. `WHERE` is for training: which tap won.
+# It has the same loop, with three differences. A thread handles 16 bytes of channels instead of one element, as in
+# notebook 03. It supports padding and dilation, so a tap can lie outside the image. Only then does each tap need a mask
+# (`WHOLE`). And a NaN wins every comparison, as in PyTorch. `WHERE` is for training: it records which tap won.
 
 # %%
 source.show(_max_pool2d_kernel, "VECTOR:", "best = tl.maximum")
@@ -176,8 +180,8 @@ for arguments in ({"stride": 1, "padding": 1}, {"ceil_mode": True}, {"stride": (
 # %% [markdown]
 # ## LRN and pooling in one pass
 #
-# In AlexNet pooling comes right after LRN. As two kernels, the normalised map is written, 74 MB for 128 photos in fp16,
-# and read back only to keep a quarter of it. As one, it never exists.
+# In AlexNet pooling comes right after LRN. Two kernels write the normalised map, 74 MB for 128 photos in fp16, and read
+# it back, only to keep a quarter of it. With one kernel this map never exists.
 
 # %%
 N, itemsize = 128, 2
@@ -195,14 +199,14 @@ two, one = (sum(step.bytes for step in plan) for plan in plans.values())
 assert round(two / one, 1) == 2.6
 
 # %%
-strong = 50 * x  # so that LRN has something to do: see notebook 03
+strong = 50 * x  # so that LRN has an effect: see notebook 03
 expected = F.max_pool2d(F.local_response_norm(strong.double(), **LRN["bvlc"]), 3, 2)
 y = lrn_max_pool2d(strong, **LRN["bvlc"], kernel_size=3, stride=2)
 assert (y - expected).abs().max() < 1e-5 * expected.max()
 
 # %% [markdown]
-# The order is part of the network. Caffe's other model, CaffeNet, pools first and normalises then: less work, but not
-# the same numbers, and weights of the one do not fit the other.
+# The order is part of the network. Caffe's other model, CaffeNet, pools first and then normalises. This is less work,
+# but it gives other numbers. Weights of one model do not fit the other.
 
 # %%
 swapped = F.local_response_norm(F.max_pool2d(strong.double(), 3, 2), **LRN["bvlc"])
@@ -213,14 +217,15 @@ print(f"pooling first: up to {difference:.0%} of the largest response away")
 # %% [markdown]
 # ## The price, and how to pay less
 #
-# Fused, each window normalises its own nine pixels, and pixels in four windows are normalised four times: 9 for each
-# output, where 3,025 / 729 = 4.15 would do. LRN is 14 FLOPs an element, so this is no small matter. The kernel gives
-# each thread a **block** of output pixels. Rows and columns that windows share inside a block are normalised once.
+# In the fused kernel each window normalises its own nine pixels. A pixel in four windows is normalised four times. That
+# makes 9 normalised pixels per output, where 3,025 / 729 = 4.15 would be enough. LRN is 14 FLOPs per element, so this
+# matters. Therefore the kernel gives each thread a **block** of output pixels. Rows and columns that windows share
+# inside a block are normalised only once.
 
 
 # %%
 def normalised_per_output(block_p, block_q):
-    """Pixels under a block of windows, for each of its outputs."""
+    """Returns the number of pixels under a block of windows, per output."""
     return (2 * block_p + 1) * (2 * block_q + 1) / (block_p * block_q)
 
 
@@ -235,12 +240,12 @@ for (p, q), value in np.ndenumerate(table):
 axes.set(xticks=range(5), yticks=range(5), xlabel="BLOCK_Q", ylabel="BLOCK_P")
 axes.set_xticklabels(range(1, 6))
 axes.set_yticklabels(range(1, 6))
-axes.set_title("pixels normalised for each output (4.15 at the least)")
+axes.set_title("pixels normalised per output (at least 4.15)")
 bar = figure.colorbar(image, ax=axes, shrink=0.8)
 
 # %% [markdown]
-# Larger blocks save arithmetic, but they hold more rows in registers and leave fewer threads to fill the GPU. For large
-# batches the default is 3 x 3. Traces of the kernel show the difference, on 7 x 7 pixels of four channels:
+# Larger blocks save arithmetic. But they hold more rows in registers, and they leave fewer threads to fill the GPU. For
+# large batches the default is 3 x 3. Traces of the kernel show the difference, on 7 x 7 pixels with four channels:
 
 # %%
 four = torch.rand(1, 4, 7, 7, device=device).contiguous(memory_format=torch.channels_last)
@@ -256,16 +261,16 @@ for place, (block, lanes) in zip(axes, ((1, 16), (3, 1)), strict=True):
 assert totals == [81, 49]
 
 # %% [markdown]
-# The loop goes down the block's rows. `carry` holds the maxima of the row that the next window shares, so that it is
+# The loop goes down the block's rows. `carry` holds the maxima of the row that the next window shares, so this row is
 # not normalised again.
 
 # %%
 source.show(_lrn_max_pool2d_kernel, "for p in range(BLOCK_P)", "carry_tap = later_tap")
 
 # %% [markdown]
-# There is one more trick in these lines. The largest of nine numbers also has the largest square, if a square keeps its
-# number's sign. So in fp16 the kernel compares x|x| / d^1.5, which takes one root, and takes the second root once for
-# each output, not for each pixel. (Only fp16's squares are sure to fit in fp32.)
+# There is one more trick in these lines. If x is the largest of nine numbers, then x|x|, its square with its sign, is
+# also the largest. So in fp16 the kernel compares x|x| / d^1.5, which needs only one root. It computes the second root
+# once per output, not once per pixel. (Only fp16's squares always fit into fp32.)
 
 # %%
 half = strong.half()
@@ -276,8 +281,8 @@ assert (y.double() - expected).abs().max() < 2e-3 * expected.max()
 # %% [markdown]
 # ## What it costs
 #
-# Bytes decide, for all three. If each pixel is counted as normalised once, the fused kernel does as many FLOPs as the
-# other two together, and waits for memory less than half as long.
+# Bytes decide, for all three. If each pixel counts as normalised once, the fused kernel does as many FLOPs as the two
+# others together. But it waits for memory less than half as long.
 
 # %%
 pool = cost.max_pool2d((N, 96, 55, 55), (3, 3), (2, 2), itemsize=itemsize)
@@ -297,9 +302,9 @@ roof.floors(costs, measured=measured, title="LRN and pooling after conv1, 128 ph
 roof.plot(costs, measured=measured, title="Two kernels, and one")
 
 # %% [markdown]
-# With blocks of 3 x 3 a pixel is normalised not once but 1.3 times, on average, and the roof for this arithmetic is not
-# the tensor cores' 989 TFLOP/s but that of ordinary fp32, 67 TFLOP/s for an H100, square roots slower still. Even so it
-# fits under the bytes:
+# With blocks of 3 x 3 a pixel is normalised 1.3 times on average, not once. This arithmetic does not run on the tensor
+# cores, so its limit is not 989 TFLOP/s. It is the limit of ordinary fp32, 67 TFLOP/s for an H100. Square roots are
+# even slower. Still, the arithmetic takes less time than the bytes:
 
 # %%
 limits = machine.H100["fp32"]
@@ -315,14 +320,14 @@ print(f"a model: {arithmetic_us:.0f} us of fp32 arithmetic, {bytes_us:.0f} us of
 #
 # Solutions are in [`solutions/04_overlapping_pooling.py`](solutions/04_overlapping_pooling.py).
 #
-# **1.** How many windows fit along an axis? `padding` is added at both ends. With `ceil_mode`, a last window may
-# hang over the end, if it begins inside the input or the padding before it.
+# **1.** How many windows fit along an axis? `padding` is added at both ends. With `ceil_mode`, a last window may extend
+# beyond the end, if it begins inside the input or inside the padding before it.
 #
 # <details><summary>Hint 1</summary>The last of n windows begins at (n - 1) * stride - padding.</details>
-# <details><summary>Hint 2</summary>Without <code>ceil_mode</code> round (size + 2 * padding - kernel) / stride down and
-# add one; with it, round up.</details>
-# <details><summary>Hint 3</summary>After rounding up, take one off if
-# <code>(n - 1) * stride >= size + padding</code>.</details>
+# <details><summary>Hint 2</summary>Without <code>ceil_mode</code>, round (size + 2 * padding - kernel) / stride down
+# and add one. With it, round up and add one.</details>
+# <details><summary>Hint 3</summary>After rounding up, subtract one if <code>(n - 1) * stride >= size +
+# padding</code>.</details>
 
 
 # %%
@@ -333,14 +338,15 @@ def windows(size, kernel, stride, padding, ceil_mode):
 nb04.windows(windows)
 
 # %% [markdown]
-# **2.** Max pooling with padding, in `channels_last` memory. Padding never wins, not even where all else is negative.
-# Begin with `pool_kernel`.
+# **2.** Write max pooling with padding, in `channels_last` memory. Padding never wins, even if all other values are
+# negative. Begin with `pool_kernel`.
 #
-# <details><summary>Hint 1</summary>A window now begins at <code>p * STRIDE - PAD</code>, negative perhaps.</details>
-# <details><summary>Hint 2</summary>Each tap needs its own mask: is its row in 0 ... H - 1, and its column in
-# 0 ... W - 1?</details>
-# <details><summary>Hint 3</summary><code>h = p * STRIDE - PAD + r</code>, and
-# <code>inside = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)</code></details>
+# <details><summary>Hint 1</summary>A window now begins at <code>p * STRIDE - PAD</code>. This can be
+# negative.</details>
+# <details><summary>Hint 2</summary>Each tap needs its own mask: is its row in 0 ... H - 1, and its column in 0 ... W -
+# 1?</details>
+# <details><summary>Hint 3</summary><code>h = p * STRIDE - PAD + r</code>, and <code>inside = mask & (h >= 0) & (h < H)
+# & (w >= 0) & (w < W)</code></details>
 
 
 # %%
@@ -365,13 +371,13 @@ def padded(
 nb04.padded(padded)
 
 # %% [markdown]
-# **3.** Which tap won? For each window store `r * SIZE + s` of its largest element, the first if several are equal;
-# after a ReLU, many are equal. Training will need it: the gradient goes to that pixel.
+# **3.** Which tap won? For each window store `r * SIZE + s` of its largest element. If several are equal, take the
+# first. After a ReLU, many are equal. Training needs this, because the gradient goes to that pixel.
 #
 # <details><summary>Hint 1</summary>Keep a second running result beside <code>best</code>.</details>
 # <details><summary>Hint 2</summary>Update both where <code>x > best</code>, the tap first.</details>
-# <details><summary>Hint 3</summary><code>tap = tl.where(x > best, r * SIZE + s, tap)</code>, and then
-# <code>best = tl.maximum(best, x)</code></details>
+# <details><summary>Hint 3</summary><code>tap = tl.where(x > best, r * SIZE + s, tap)</code>, and then <code>best =
+# tl.maximum(best, x)</code></details>
 
 
 # %%
@@ -397,4 +403,4 @@ nb04.winner(winner)
 # %% [markdown]
 # ## Where to go on
 #
-# [05](05_fully_connected.ipynb): 6 x 6 pixels of 256 channels are left, and become a row of 9,216 numbers.
+# In [05](05_fully_connected.ipynb), 6 x 6 pixels of 256 channels are left. They become a row of 9,216 numbers.

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 05 · Fully connected: one product, two limits
 #
-# After the last pooling, AlexNet forgets that there was a picture: 256 maps of 6 x 6 become a row of 9216 numbers, and
-# three **fully connected** layers make 4096, 4096 and 1000 of it. They hold 96 % of the network's parameters. You will
+# After the last pooling, AlexNet no longer keeps the shape of an image. 256 maps of 6 x 6 become a row of 9216 numbers.
+# Three **fully connected** layers turn it into 4096, 4096 and 1000 numbers. They hold 96 % of the network's parameters.
+# You will
 #
-# - write such a layer as a product of matrices, first with a program an output, then in tiles,
-# - count what a tile reads, and see why a large one reads less,
+# - write such a layer as a product of matrices, first with one program per output, then in tiles,
+# - count what a tile reads, and see why a large tile reads less,
 # - step through a program of `kernels/ops/linear.py`,
-# - see the same layer bound by memory for one photo, and by arithmetic for many.
+# - see that memory limits this layer for one photo, and arithmetic for many photos.
 
 # %%
 from lesson import machine, maps, product, roof, source, stepping, style
@@ -37,8 +38,8 @@ machine.describe()
 # %% [markdown]
 # ## From maps to a row
 #
-# First what comes in: the cat, as pool5 leaves it. (The layers up to there run on PyTorch's operators here, which is
-# quicker than the interpreter. Notebook [06](06_alexnet.ipynb) runs all of it on ours.)
+# First the layer's input: the cat, as it comes out of pool5. (Here the layers before run on PyTorch's operators, which
+# are faster than the interpreter. Notebook [06](06_alexnet.ipynb) runs all layers on our kernels.)
 
 # %%
 trained = weights.load(weights.DEFAULT)
@@ -67,9 +68,9 @@ for number, place in enumerate(axes.flat):
     place.set_axis_off()
 
 # %% [markdown]
-# `flatten` lays the maps one behind the other: number 100 * 36 + 2 * 6 + 5 of the row is map 100's at (2, 5). The
-# order matters, because the weights were trained for it. Memory has another one, `channels_last`, with a pixel's
-# channels side by side; so this is one of the few places where the network copies. It copies 37 kB.
+# `flatten` puts the maps one after another: number 100 * 36 + 2 * 6 + 5 of the row is map 100 at (2, 5). The order
+# matters, because the weights were trained for it. The order in memory is different: in `channels_last`, a pixel's
+# channels lie side by side. So the network must copy here, one of the few places where it does. It copies 37 kB.
 
 # %%
 assert not row.is_contiguous() or row.data_ptr() != maps5.data_ptr()  # a copy, not a view
@@ -78,13 +79,13 @@ assert row.numel() * row.element_size() == 36_864
 # %% [markdown]
 # ## The idea
 #
-# A layer has a row of weights for each output, `w` of shape (N, K), as `torch.nn.Linear` keeps it. For a batch of M
-# rows that come in, `x` of shape (M, K):
+# A layer has one row of weights for each output: `w` has shape (N, K), as in `torch.nn.Linear`. The input is a batch of
+# M rows, `x` of shape (M, K):
 #
 # $$ y[m, n] = \mathrm{ReLU}\Big(b[n] + \sum_k x[m, k]\; w[n, k]\Big) $$
 #
-# That is a product of matrices, with the second one transposed. A tile of `y` needs a band of rows of `x` and a band
-# of columns of `w` transposed, and nothing else. A program walks along both, a block of K at a time.
+# This is a product of matrices, with the second matrix transposed. A tile of `y` needs a band of rows of `x` and a band
+# of columns of transposed `w`, nothing else. A program walks along both bands, one block of K at a time.
 
 # %%
 product.picture(
@@ -95,9 +96,10 @@ product.picture(
 )
 
 # %% [markdown]
-# ## Rung 1: a program an output
+# ## Rung 1: one program per output
 #
-# The simplest kernel has a program for each number of `y`. It multiplies a row of `x` by a row of `w`, and sums.
+# The simplest kernel has one program for each number of `y`. It multiplies a row of `x` by a row of `w` and sums up the
+# products.
 
 
 # %%
@@ -128,7 +130,7 @@ error = lambda out, ref: ((out - ref).abs().max() / ref.abs().max()).item()
 assert error(y, expected) < 1e-5
 
 # %% [markdown]
-# It is right. What does it read? The trace of a program knows.
+# It is right. What does it read? The trace of a program tells us.
 
 # %%
 found = trace(launch, "output_kernel", program=(2, 5))
@@ -137,8 +139,9 @@ assert loaded(found, "x_ptr", "w_ptr") == 2 * 200  # K multiply-accumulates
 print(f"{loaded(found, 'x_ptr', 'w_ptr')} numbers read for {200} multiply-accumulates")
 
 # %% [markdown]
-# Two numbers for every multiply-accumulate. For all of fc6 and 256 photos, 19 billion numbers, where `x` and `w` have
-# 40 million. Every row of `w` is read 256 times, every row of `x` 4096 times. Caches soften this, and cannot cure it.
+# It reads two numbers for every multiply-accumulate. For all of fc6 and 256 photos that is 19 billion numbers, but `x`
+# and `w` have only 40 million. Every row of `w` is read 256 times, and every row of `x` 4096 times. Caches make this
+# less bad, but do not solve the problem.
 
 # %%
 M, N, K = 256, 4096, 9216
@@ -148,8 +151,8 @@ assert M * K + N * K == 40_108_032
 # %% [markdown]
 # ## Rung 2: tiles
 #
-# A program that makes a tile of BLOCK_M x BLOCK_N outputs reads BLOCK_M + BLOCK_N numbers for each k, and multiplies
-# BLOCK_M * BLOCK_N pairs of them. Twice as large a tile reads half as much in all.
+# A program that computes a tile of BLOCK_M x BLOCK_N outputs reads BLOCK_M + BLOCK_N numbers for each k, and multiplies
+# BLOCK_M * BLOCK_N pairs of them. If both sides of the tile are twice as long, all programs together read half as much.
 
 # %%
 reads = lambda m, n: M * N * K // (m * n) * (m + n)
@@ -175,16 +178,16 @@ assert reads(128, 128) * 128 == reads(1, 1)
 #
 # ### Pointer arithmetic
 #
-# `x[m, k]` is element m * K + k, and `w[n, k]` element n * K + k. The kernel calls its operands `a` [M, K] and `b`
-# [K, N], and is told by how many elements each index moves: `STRIDE_AM` = K, `STRIDE_AK` = 1, `STRIDE_BK` = 1 and
-# `STRIDE_BN` = K. That is all there is to "transposed": nothing is moved, two strides change places. Training needs
-# `g @ w` and `g.T @ x` for its gradients, and gets both from the same kernel.
+# `x[m, k]` is element m * K + k, and `w[n, k]` is element n * K + k. The kernel calls its operands `a` [M, K] and `b`
+# [K, N]. Its arguments say by how many elements each index moves: `STRIDE_AM` = K, `STRIDE_AK` = 1, `STRIDE_BK` = 1 and
+# `STRIDE_BN` = K. So "transposed" moves no data. It only swaps two strides. Training needs `g @ w` and `g.T @ x` for
+# its gradients, and gets both from the same kernel.
 
 # %%
 source.show(_linear_kernel, "rows = batch", "acc = runtime.dot")
 
 # %% [markdown]
-# After the loop, while the tile is still in registers, come bias and ReLU, for nothing. Notebook
+# After the loop the tile is still in registers. Bias and ReLU are applied there, at no cost. Notebook
 # [02](02_bias_relu_fusion.ipynb) is about that.
 
 # %%
@@ -193,8 +196,8 @@ source.show(_linear_kernel, "if HAS_BIAS", "tl.store")
 # %% [markdown]
 # ## Step through a program
 #
-# A small layer with awkward sizes: 7 rows, 200 inputs, 100 outputs, in tiles of 16 x 64 and blocks of 64. The last
-# program has 36 columns left, and the last block 8 of 64.
+# This is a small layer with awkward sizes: 7 rows, 200 inputs and 100 outputs, in tiles of 16 x 64 and blocks of 64.
+# The last program has 36 columns left, and the last block has 8 of 64 numbers.
 
 # %%
 x = torch.randn(7, 200, device=device)
@@ -215,18 +218,19 @@ assert found.values("mask_n")[0].sum() == 100 - 64 == 36
 assert found.values("mask_m")[0].sum() == 7
 assert len(found.accesses("a_ptr")) == 4 and 200 - 3 * 64 == 8
 stepping.strip(found, "a", "b", "acc", columns=4, height=1.6)
-assert len(found.values("acc")) == 7  # of which the strip shows every other one
+assert len(found.values("acc")) == 7  # the strip shows every second one
 
 # %% [markdown]
 # Rows of `a` and of `acc` from 7 on stay empty, and so do columns of `b` from 36 on. In the last block, 8 numbers are
-# left. `acc` is shown as it begins, after two blocks, after all four, and at the end. In between the bias came to all
-# its rows, masked ones too, and ReLU after it. The store's mask leaves out what should not be there.
+# left. The strip shows `acc` at the start, after two blocks, after all four, and at the end. Between the last two, the
+# bias was added to all rows, also to masked rows, and then ReLU was applied. The store's mask leaves these rows out.
 
 # %%
 stepping.slider(found, _linear_kernel)
 
 # %% [markdown]
-# What does it touch? Of `w`, as `b` sees it with K downwards, the last 36 columns, a block at a time.
+# Which elements does it load? In the picture, `w` is drawn as `b` sees it, with K downwards. The program loads the last
+# 36 columns, one block at a time.
 
 # %%
 figure, axes = style.figure(1, 2, height=3.2)
@@ -238,10 +242,10 @@ assert loaded(found, "a_ptr", "b_ptr") == (7 + 36) * 200
 # %% [markdown]
 # ## One photo
 #
-# With a batch of 1, a tile of 16 rows, the least that tensor cores multiply, has 15 rows of nothing. They have no part
-# in this, either: what takes long is to read the weights, each for a single multiply-accumulate. So a single row has a
-# kernel of its own: a block of `w` times a block of `x`, element by element. Each thread adds up its own columns, and
-# the threads' sums meet once, at the end.
+# Tensor cores multiply at least 16 rows. With a batch of 1, 15 of these rows are empty. Tensor cores do not help here
+# anyway: most of the time goes into reading the weights, and each weight is used for a single multiply-accumulate.
+# Therefore a single row has its own kernel. It multiplies a block of `w` by a block of `x`, element by element. Each
+# thread sums up its own columns, and the sums of the threads are added once, at the end.
 
 # %%
 source.show(_linear_row_kernel, "acc = tl.zeros", "y = tl.sum")
@@ -261,11 +265,12 @@ assert found.values("mask_n")[0].sum() == 100 - 3 * 32 == 4
 stepping.strip(found, "w", "acc", columns=4, height=1.6)
 
 # %% [markdown]
-# The last program has 4 of 32 outputs left. On a GPU, tiles are smaller, so that hundreds of programs read at once.
+# The last program has 4 of 32 outputs left. On a GPU, tiles are smaller, so that hundreds of programs read at the same
+# time.
 #
 # ## The photo, through all three
 #
-# Now at full size, on the kernels and in float64. (The last layer has an output for each class that the weights know.)
+# Now at full size, on the kernels and in float64. (The last layer has one output for each class that the weights know.)
 
 # %%
 inputs = row
@@ -282,8 +287,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Its cost
 #
-# `kernels/tools/cost.py` counts: two FLOPs a multiply-accumulate; each input, the weights among them, read once, and
-# each output written once.
+# `kernels/tools/cost.py` counts two FLOPs per multiply-accumulate. It counts each input, also the weights, as read
+# once, and each output as written once.
 
 # %%
 source.show(cost.linear)
@@ -303,16 +308,17 @@ for layer in FC:
 assert sum(layer.cost(1).macs for layer in FC) == 58_621_952
 parameters = sum(n * k + n for layer in FC for n, k in layer.parameters[:1])
 assert parameters == 58_631_144
-assert round(parameters / 60_965_224, 2) == 0.96  # of the network's
+assert round(parameters / 60_965_224, 2) == 0.96  # of the network's parameters
 assert round(FC[0].cost(1, 2).flops / FC[0].cost(1, 2).bytes, 1) == 1.0
 assert round(FC[0].cost(256, 2).flops / FC[0].cost(256, 2).bytes) == 235
 
 # %% [markdown]
-# One photo: a weight is read, 2 bytes, used for a single multiply-accumulate, 2 FLOPs, and never again. One FLOP per
-# byte. With 256 photos each weight that was read serves 256 times, and it is 235.
+# With one photo, the kernel reads a weight, 2 bytes, and uses it for a single multiply-accumulate, 2 FLOPs. That is one
+# FLOP per byte. With 256 photos it uses each weight 256 times, and the number is 235.
 #
-# What is that good for? An H100, as its maker states it, does 989 TFLOP/s in fp16 and moves 3.35 TB/s: 295 FLOPs in
-# the time of a byte. Up to there memory is the limit, and beyond it arithmetic. For fc6 the two meet at 330 photos.
+# What does this number tell us? NVIDIA states that an H100 does 989 TFLOP/s in fp16 and moves 3.35 TB/s. That is 295
+# FLOPs in the time of one byte. Below this number memory is the limit. Above it arithmetic is the limit. For fc6 the
+# two limits meet at 330 photos.
 
 # %%
 H100 = machine.H100["fp16"]
@@ -328,21 +334,22 @@ for layer, marker in zip(FC, "osD", strict=True):
     costs = [layer.cost(int(batch), itemsize=2) for batch in batches]
     left.plot(batches, [found.flops / found.bytes for found in costs], f"-{marker}", label=layer.name, markersize=5)
 left.axhline(limits.rate / limits.bandwidth, color=style.GREY, linestyle="--", label="where the limits meet")
-left.set(xscale="log", yscale="log", xlabel="batch (photos)", ylabel="FLOP per byte", title="what it does for a byte")
+left.set(xscale="log", yscale="log", xlabel="batch (photos)", ylabel="FLOP per byte", title="work per byte")
 left.legend()
 together = [[sum(layer.cost(int(batch), itemsize=2)[part] for layer in FC) for batch in batches] for part in (2, 3)]
 right.plot(batches, np.array(together[1]) / limits.bandwidth / batches * 1e6, color=style.BLUE, label="bytes")
 right.plot(batches, np.array(together[0]) / limits.rate / batches * 1e6, color=style.ORANGE, label="FLOPs")
-right.set(xscale="log", yscale="log", xlabel="batch (photos)", ylabel="microseconds a photo, at the least")
-right.set_title("what takes that long")
+right.set(xscale="log", yscale="log", xlabel="batch (photos)", ylabel="microseconds per photo, at least")
+right.set_title("which part takes this time")
 right.legend()
 for axes in (left, right):
     axes.grid()
 
 # %% [markdown]
-# The blue line is why one waits for a batch: twice as many photos, half as long for each, because the weights are read
-# once for all of them. That helps until it crosses the orange one, which then is the limit. Where it does is a matter
-# of the two limits and of the bytes of a number, and not of the kernel:
+# The blue line shows why it helps to collect a batch. With twice as many photos, each photo takes half as long, because
+# the weights are read once for all of them. This helps until the blue line crosses the orange line. From there on, the
+# orange line is the limit. The crossing depends on the two limits and on the bytes of a number. It does not depend on
+# the kernel:
 
 # %%
 print("where fc6 turns from memory to arithmetic, on an H100 as its maker states it")
@@ -353,8 +360,8 @@ for dtype, itemsize in (("fp16", 2), ("tf32", 4), ("fp32", 4)):
     print(f"{dtype}: {batch} photos")
 
 # %% [markdown]
-# (TF32 numbers are stored in 4 bytes, twice as many, and the tensor cores multiply half as many of them in a second. So
-# it is the same batch.)
+# (TF32 numbers take 4 bytes, twice as many as fp16, and the tensor cores multiply half as many of them per second. So
+# the batch is the same.)
 #
 # ## Under the roofline
 
@@ -368,23 +375,24 @@ for batch in (1, 16, 256):
 roof.plot(work, dtype="fp16", measured=timed, title="fc6 and fc8 for 1, 16 and 256 photos")
 
 # %% [markdown]
-# For one photo, no kernel can be faster than memory. What remains is to have fewer bytes: fp16 instead of fp32, or a
-# byte for each weight, as in exercise 3. For 256 photos both limits are near, so loads and products have to overlap.
-# That is what a deep pipeline (`num_stages`) is for.
+# For one photo, no kernel can be faster than memory. Only fewer bytes help: fp16 instead of fp32, or one byte per
+# weight, as in exercise 3. For 256 photos both limits are near, so loads and products must overlap. This is the purpose
+# of a deep **pipeline** (`num_stages`): it loads the next blocks while it multiplies the current ones.
 #
 # ## Exercises
 #
 # Solutions are in [`solutions/05_fully_connected.py`](solutions/05_fully_connected.py).
 #
-# **1.** From which batch on do the FLOPs of a layer (K inputs, N outputs, with a bias) take at least as long as its
-# bytes? `rate` is in FLOP per second, `bandwidth` in bytes per second. Some layers never get there: return None.
+# **1.** A layer has K inputs, N outputs and a bias. From which batch on do its FLOPs take at least as long as its
+# bytes? `rate` is in FLOP per second, `bandwidth` in bytes per second. For some layers there is no such batch: return
+# None.
 #
 # <details><summary>Hint 1</summary>FLOPs are 2 M N K. Bytes are itemsize (M K + N K + N + M N). Both are linear in
 # M.</details>
-# <details><summary>Hint 2</summary>With each photo more, the FLOPs take 2 N K / rate longer, and the bytes
-# itemsize (K + N) / bandwidth. Unless the first is more, they never meet.</details>
-# <details><summary>Hint 3</summary>What is there without any photo, itemsize (N K + N) / bandwidth, divided by the
-# difference of the two, and rounded up.</details>
+# <details><summary>Hint 2</summary>With each further photo, the FLOPs take 2 N K / rate longer, and the bytes take
+# itemsize (K + N) / bandwidth longer. If the first is not larger, they never meet.</details>
+# <details><summary>Hint 3</summary>Take the time without any photo, itemsize (N K + N) / bandwidth. Divide it by the
+# difference of the two, and round up.</details>
 
 
 # %%
@@ -395,15 +403,15 @@ def meeting_batch(N, K, itemsize, rate, bandwidth):
 nb05.meeting_batch(meeting_batch)
 
 # %% [markdown]
-# **2.** Some files keep `w` the other way round, as (K, N): `bvlc_alexnet.npy` does. Write y = ReLU(x @ w + b) for
-# those. `x` is (M, K), all are in fp32, and a program (pid_m, pid_n) makes a tile.
+# **2.** Some files store `w` the other way round, as (K, N). `bvlc_alexnet.npy` is one of them. Write y = ReLU(x @ w +
+# b) for these. `x` is (M, K), and all are in fp32. A program (pid_m, pid_n) computes a tile.
 #
 # <details><summary>Hint 1</summary>Take <code>output_kernel</code>'s loop, and tiles with two ranges instead of one:
-# rows upright with <code>[:, None]</code>, columns flat with <code>[None, :]</code>.</details>
-# <details><summary>Hint 2</summary>The tile of <code>w</code> is [BLOCK_K, BLOCK_N], at element
-# <code>offs_k[:, None] * N + offs_n[None, :]</code>. Its mask has a part for k and a part for n.</details>
-# <details><summary>Hint 3</summary><code>acc = tl.dot(x, w, acc, input_precision="ieee")</code>, where
-# <code>acc</code> begins as <code>tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)</code>.</details>
+# rows as a column with <code>[:, None]</code>, columns as a row with <code>[None, :]</code>.</details>
+# <details><summary>Hint 2</summary>The tile of <code>w</code> is [BLOCK_K, BLOCK_N], at element <code>offs_k[:, None] *
+# N + offs_n[None, :]</code>. Its mask has a part for k and a part for n.</details>
+# <details><summary>Hint 3</summary><code>acc = tl.dot(x, w, acc, input_precision="ieee")</code>, where <code>acc</code>
+# begins as <code>tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)</code>.</details>
 
 
 # %%
@@ -426,11 +434,11 @@ def linear_kn(
 nb05.linear_kn(linear_kn)
 
 # %% [markdown]
-# **3.** For one photo the weights' bytes are the time. Read them as int8, with a scale for each output:
-# y[n] = scale[n] * (sum over k of w[n, k] x[k]), where `w` is int8 and the rest fp32. No bias, no ReLU.
+# **3.** For one photo, the time is the time to read the weights. Read them as int8, with one scale per output: y[n] =
+# scale[n] * (sum over k of w[n, k] x[k]), where `w` is int8 and the rest fp32. There is no bias and no ReLU.
 #
 # <details><summary>Hint 1</summary>It is <code>_linear_row_kernel</code> with one more conversion.</details>
-# <details><summary>Hint 2</summary>Convert what is loaded, <code>w.to(tl.float32)</code>, and multiply by the scale
+# <details><summary>Hint 2</summary>Convert what you load, <code>w.to(tl.float32)</code>, and multiply by the scale
 # once, after the sum.</details>
 # <details><summary>Hint 3</summary><code>tl.store(y_ptr + offs_n, tl.sum(acc, 1) * scale, mask=mask_n)</code></details>
 
@@ -453,7 +461,7 @@ def row_int8(
 nb05.row_int8(row_int8)
 
 # %% [markdown]
-# How much would that save?
+# How many bytes would this save?
 
 # %%
 numbers = sum(n * k for layer in FC for n, k in layer.parameters[:1])
@@ -463,4 +471,4 @@ print(f"the weights of fc6, fc7 and fc8: {2 * numbers:,} bytes in fp16, {numbers
 # %% [markdown]
 # ## Where to go on
 #
-# [06](06_alexnet.ipynb) puts all layers in a row, and looks at what the cat becomes on the way.
+# [06](06_alexnet.ipynb) puts all layers in a row, and shows what the cat becomes on the way.

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 06 · AlexNet: the whole chain
 #
-# Convolution, normalisation, pooling, fully connected: notebooks 01 to 05 took them apart. Here they stand in a row,
-# and a photo goes through. You will
+# Notebooks 01 to 05 explained convolution, normalisation, pooling and fully connected layers one by one. Here they form
+# the network, and a photo goes through it. You will
 #
 # - see 227 become 55, 27, 13 and 6, and know the rule behind it,
 # - see what the first filters look for, and what each layer makes of the cat,
-# - know where the parameters are and where the work is, which are not the same places,
+# - learn where the parameters are and where the work is, and that these are different places,
 # - read the prediction, and check it against PyTorch.
 
 # %%
@@ -35,7 +35,7 @@ machine.describe()
 # %% [markdown]
 # ## The network, in a dozen lines
 #
-# This is all of it. What the layers do is in `kernels/`; here is only their order.
+# This is all of it. `kernels/` holds what the layers do. These lines only hold their order.
 
 # %%
 source.show(AlexNet.forward, "#                      N x", "return")
@@ -43,11 +43,11 @@ source.show(AlexNet.forward, "#                      N x", "return")
 # %% [markdown]
 # ## The walk
 #
-# A window of size r that slides over n pixels by steps of s, with p pixels of padding at each end, fits so many times:
+# A window of size r slides over n pixels in steps of s, with p pixels of padding at each end. It fits this many times:
 #
 # $$ \Big\lfloor \frac{n + 2p - r}{s} \Big\rfloor + 1 $$
 #
-# That is all that happens to the size, eight times.
+# This formula gives all the sizes. It is applied eight times.
 
 
 # %%
@@ -72,8 +72,8 @@ for name, (r, s, p) in walk.items():
 assert list(dict.fromkeys(sizes)) == [227, 55, 27, 13, 6]
 
 # %% [markdown]
-# At 227 every division is exact, so that no pixel is left over. At 224, which the paper states, conv1 would not fit
-# evenly: (224 - 11) / 4 is no whole number.
+# At 227 every division is exact, so no pixel is left over. The paper states 224, but then conv1 would not fit evenly:
+# (224 - 11) / 4 is not a whole number.
 
 # %%
 assert all((n + 2 * p - r) % s == 0 for n, (r, s, p) in zip(sizes, walk.values(), strict=False))
@@ -82,9 +82,9 @@ assert (224 - 11) % 4 != 0
 blocks = [("photo", (3, 227, 227)), *((layer.name, layer.cost().output[1:]) for layer in ALEXNET)]
 colours = {"photo": style.GREY, "conv": style.BLUE, "pool": style.SKY, "fc": style.ORANGE}
 figure, axes = style.figure(height=3.4)
-axes.set_title("Channels x height x width: fewer pixels, more channels (bars are wider where there are more)")
+axes.set_title("Channels x height x width: fewer pixels, more channels (wider bars: more channels)")
 axes.set_xticks(range(len(blocks)), [name for name, _ in blocks])
-axes.set(ylim=(0, 290), ylabel="pixels of a side")
+axes.set(ylim=(0, 290), ylabel="pixels per side")
 for number, (name, shape) in enumerate(blocks):
     side = shape[1] if len(shape) == 3 else 1
     axes.bar(number, side, width=0.12 + 0.16 * np.log2(shape[0]) / 3, color=colours[name.rstrip("12345678")])
@@ -93,12 +93,12 @@ for number, (name, shape) in enumerate(blocks):
 # %% [markdown]
 # ## Parameters and work
 #
-# A convolution's filter sees `C / groups` channels: with two groups half of the input, as each of the two GPUs of 2012
-# did. A layer has `K * C / groups * R * S` weights and K biases, and makes a multiply-accumulate (MAC) of each weight
-# at each of its P * Q output pixels.
+# A convolution's filter sees `C / groups` channels. With two groups this is half of the input. Each of the two GPUs of
+# 2012 had one half. A layer has `K * C / groups * R * S` weights and K biases. It does one multiply-accumulate (MAC)
+# per weight at each of its P * Q output pixels.
 
 # %%
-with torch.device("meta"):  # shapes alone
+with torch.device("meta"):  # shapes without data
     imagenet = AlexNet(num_classes=1000)
 table = imagenet.layers()
 print(f"{'layer':6} {'output':>16} {'parameters':>12} {'MACs':>13}")
@@ -127,14 +127,14 @@ assert round(sum(found.parameters for found in convolutions) / parameters, 3) ==
 assert round(sum(found.macs for found in convolutions) / macs, 3) == 0.919
 
 # %% [markdown]
-# Convolutions (blue) have 4 % of the parameters and do 92 % of the work: each weight is used at every pixel. Fully
-# connected layers (orange) are the other way round. So the two kinds are slow for different reasons: notebook
-# [07](07_roofline.ipynb) says which.
+# Convolutions (blue) have 4 % of the parameters and do 92 % of the work, because each weight is used at every pixel.
+# For fully connected layers (orange) it is the other way round. So the two kinds are slow for different reasons.
+# Notebook [07](07_roofline.ipynb) explains the reasons.
 #
 # ## The photo goes in
 #
-# Weights and photo have to suit each other: colours in the order that the weights were trained with, less their mean
-# and divided as they were then, and resized by the same rule. All this comes with the weights.
+# The photo must be prepared as the weights expect it: with the colours in the same order, minus the same mean, divided
+# by the same numbers, and resized by the same rule as in training. All this is stored with the weights.
 
 # %%
 trained = weights.load(weights.DEFAULT)
@@ -161,7 +161,8 @@ for axes in (left, right):
 # %% [markdown]
 # ## Through all layers
 #
-# A hook on each layer keeps what it makes. Then the net runs, every operator on our kernels.
+# A **hook** is a function that PyTorch calls after a layer. Here a hook on each layer keeps the layer's output. Then
+# the network runs, with every operator on our kernels.
 
 # %%
 kept = {}
@@ -178,7 +179,7 @@ for name, output in kept.items():
 assert [kept[name].shape[-1] for name in walk] == sizes[1:]
 
 # %% [markdown]
-# Are they right? PyTorch's operators in float64 say so, layer by layer.
+# Are they right? We compare layer by layer with PyTorch's operators in float64.
 
 # %%
 reference = AlexNet.from_weights(trained).to(device).use(torch_ops).double()
@@ -193,9 +194,10 @@ print("max|ours - exact| / max|exact| is under 1e-5 in every layer")
 # %% [markdown]
 # ## What the first filters look for
 #
-# conv1's 96 filters of 11 x 11 look at colours directly, so they can be shown as pictures. Each is stretched from its
-# least to its greatest weight. Filters that were trained long, on many sharp photos, are edges of all directions and
-# blobs of colour. Where they look like noise, as they began, training had no need to change them much.
+# conv1's 96 filters of 11 x 11 look at colours directly, so they can be shown as pictures. In each picture the least
+# weight is darkest and the greatest is brightest. Filters that were trained long, on many sharp photos, look like edges
+# in all directions and like blobs of colour. Filters that look like noise still look as they did before training. Then
+# training had no need to change them much.
 
 # %%
 weight = net.conv1.weight.detach().cpu()
@@ -203,8 +205,8 @@ assert weight.shape == (96, 3, 11, 11)
 chain.filters(np.stack([rgb(one) for one in weight]), 16, title="conv1: 96 filters, 11 x 11 pixels, three colours")
 
 # %% [markdown]
-# And this is where on the photo each of them finds what it looks for: 96 feature maps, in the same order. ReLU has set
-# to zero, dark here, whatever was negative.
+# The next picture shows where each of them finds what it looks for: 96 feature maps, in the same order. ReLU has set
+# all negative values to zero, which is dark here.
 
 # %%
 found = kept["conv1"][0].numpy()
@@ -212,7 +214,8 @@ assert found.shape == (96, 55, 55) and (found >= 0).all()
 chain.maps(found, 16, title="conv1, ReLU: 96 maps of 55 x 55, each from 0 (dark) to its greatest value")
 
 # %% [markdown]
-# One of them at a time: the filter of the largest answer anywhere, its map, and the patch of the photo that gave it.
+# Now look at a single filter, the one with the largest response anywhere: the filter, the patch of the photo that gave
+# this response, and its map.
 
 # %%
 best, top, left = np.unravel_index(found.argmax(), found.shape)
@@ -223,19 +226,19 @@ axes[1].imshow(rgb(patch).transpose(1, 2, 0).clip(0, 255).astype(np.uint8))
 axes[1].set_title(f"pixels from ({4 * top}, {4 * left}) on")
 axes[2].imshow(found[best])
 axes[2].plot(left, top, "s", markerfacecolor="none", markeredgecolor=style.VERMILION, markersize=10, markeredgewidth=2)
-axes[2].set_title(f"map {best}, and where that is")
+axes[2].set_title(f"map {best}, and the place of this response")
 for place in axes:
     place.set_axis_off()
 
 inside = x[0, :, 4 * top : 4 * top + 11, 4 * left : 4 * left + 11].cpu()
 value = (inside.double() * weight[best].double()).sum() + net.conv1.bias[best].item()
-assert abs(value - found.max()) < 1e-5 * found.max()  # the filter on the patch, multiplied and summed
+assert abs(value - found.max()) < 1e-5 * found.max()  # the filter times the patch, summed up
 
 # %% [markdown]
 # ## What the layers make of it
 #
-# Further on a map no longer has colours to show. Here are the 24 of each layer that answer most. Pixels become fewer
-# and their meaning larger: by pool5 there are 36 left in each map.
+# The maps of later layers have no colours to show. Here are the 24 maps of each layer with the strongest responses.
+# There are fewer and fewer pixels, and each stands for more of the photo. In pool5, 36 are left in each map.
 
 # %%
 for name in ("pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"):
@@ -246,7 +249,8 @@ for name in ("pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5"):
     chain.maps(values[np.sort(most)], 12, title=f"{name}: 24 of {len(values)} maps of {shape}", axes=axes)
 
 # %% [markdown]
-# And the fully connected layers, as barcodes: 4096 numbers in four rows of 1024. ReLU switches many of them off.
+# The outputs of the fully connected layers are drawn as barcodes: 4096 numbers in four rows of 1024. ReLU sets many of
+# them to zero.
 
 # %%
 figure, axes = style.figure(2, 1, height=2.6)
@@ -259,9 +263,9 @@ for place, name in zip(axes, ("fc6", "fc7"), strict=True):
 # %% [markdown]
 # ## How much of the photo does a pixel see?
 #
-# A pixel of conv1's map sees 11 x 11 pixels of the photo. A pixel of pool1's sees three of those in each direction, 4
-# apart, and so on. The patch is called its **receptive field**: each layer adds `(window - 1)` times the distance of
-# two neighbours in its input, and its stride multiplies that distance.
+# A pixel of conv1's map sees 11 x 11 pixels of the photo. A pixel of pool1's map sees three of those in each direction,
+# 4 apart, and so on. The patch of the photo that a pixel sees is called its **receptive field**. Each layer adds
+# `(window - 1)` times the distance between two neighbours in its input. Its stride multiplies that distance.
 
 # %%
 seen_by, jump, fields = 1, 1, {}
@@ -281,7 +285,7 @@ chain.fields(
 # %% [markdown]
 # ## The prediction
 #
-# fc8 gives a number for each class, a **logit**, and softmax makes probabilities of them.
+# fc8 gives one number for each class, a **logit**. Softmax turns the logits into probabilities.
 
 # %%
 probabilities = kernels.softmax(logits)[0].cpu()
@@ -300,14 +304,14 @@ right.set(xlim=(0, 1.12), xlabel="probability", title=f"likeliest of {len(traine
 print(f"likeliest: {names[0]}, {likeliest.values[0].item():.0%}")
 
 # %% [markdown]
-# It is a cat. Whether the network says so depends on its weights: on how many photos, and how sharp ones, they were
-# trained on. `alexnet weights list` names those that can be downloaded, and `weights.load("bvlc")` above gets
-# BVLC's, with the 1000 classes of ImageNet.
+# It is a cat. Whether the network says so depends on its weights: on how many photos they were trained, and on how
+# sharp these were. `alexnet weights list` lists the weights that can be downloaded. `weights.load("bvlc")` in the cell
+# above would load BVLC's, with the 1000 classes of ImageNet.
 #
 # ## Step through the last kernel
 #
-# The tracer works on a network, too: it runs everything, and notes one program of one kernel. Softmax, here on the
-# logits.
+# The tracer also works on a network. It runs everything, and records one program of one kernel. Here it records
+# softmax, on the logits.
 
 # %%
 traced = trace(lambda: kernels.softmax(logits), "_softmax_kernel")
@@ -316,8 +320,8 @@ stepping.slider(traced, _softmax_kernel)
 # %% [markdown]
 # ## What it costs
 #
-# What each layer must do at the least, for 128 photos in fp16, under a device's limits. The longer of two bars is the
-# floor.
+# This is the least work of each layer, for 128 photos in fp16, under a device's limits. The longer of the two bars is
+# the floor.
 
 # %%
 work = {layer.name: layer.cost(128, itemsize=2) for layer in ALEXNET}
@@ -326,17 +330,19 @@ roof.floors(
 )
 
 # %% [markdown]
-# Of a pooling nearly all is bytes, of conv2 to conv5 most is FLOPs. [07](07_roofline.ipynb) goes on from here.
+# In a pooling layer, nearly all of the time is for bytes. In conv2 to conv5, most of it is for FLOPs.
+# [07](07_roofline.ipynb) continues from here.
 #
 # ## Exercises
 #
 # Solutions are in [`solutions/06_alexnet.py`](solutions/06_alexnet.py).
 #
 # **1.** Which pixels of the photo does output pixel `index` see, along one axis? `layers` is a list of (window, stride,
-# padding), the first layer first. Return the first pixel and the last. Both may lie outside the photo, in the padding.
+# padding), the first layer first. Return the first pixel and the last pixel. Both may lie outside the photo, in the
+# padding.
 #
 # <details><summary>Hint 1</summary>Go backwards: begin with <code>first = last = index</code> at the last layer's
-# output, and ask of each layer which of its inputs these came from.</details>
+# output. For each layer, find the inputs that these came from.</details>
 # <details><summary>Hint 2</summary>Output i of a layer looks at inputs from <code>i * stride - padding</code> to
 # <code>i * stride - padding + window - 1</code>.</details>
 # <details><summary>Hint 3</summary><code>for window, stride, padding in reversed(layers): ...</code></details>
@@ -350,13 +356,13 @@ def sees(layers, index):
 nb06.sees(sees)
 
 # %% [markdown]
-# **2.** conv2 has two groups. Write it for any number of groups with `kernels.conv2d` calls that have none: cut the
-# input's channels and the filters, and put the results together.
+# **2.** conv2 has two groups. Write it for any number of groups, with `kernels.conv2d` calls that have no groups: cut
+# the input's channels and the filters into parts, and join the results.
 #
-# <details><summary>Hint 1</summary>Group g has the g-th part of the input's channels and the g-th part of the
-# filters, and makes the g-th part of the output's channels.</details>
-# <details><summary>Hint 2</summary><code>x.chunk(groups, 1)</code> cuts channels, <code>weight.chunk(groups)</code> and
-# <code>bias.chunk(groups)</code> the filters.</details>
+# <details><summary>Hint 1</summary>Group g has the g-th part of the input's channels and the g-th part of the filters.
+# It computes the g-th part of the output's channels.</details>
+# <details><summary>Hint 2</summary><code>x.chunk(groups, 1)</code> cuts channels. <code>weight.chunk(groups)</code> and
+# <code>bias.chunk(groups)</code> cut the filters.</details>
 # <details><summary>Hint 3</summary><code>torch.cat([kernels.conv2d(...) for ... in zip(...)], 1)</code></details>
 
 
@@ -368,15 +374,16 @@ def grouped(x, weight, bias, stride, padding, groups):
 nb06.grouped(grouped)
 
 # %% [markdown]
-# **3.** Subtracting the mean from a photo costs a pass over it. conv1 has no padding, so its bias can do it: find the
-# bias that makes conv1 of a photo what it was of the photo less `mean`, one number a channel. No loops are needed.
+# **3.** To subtract the mean from a photo costs a pass over it. conv1 has no padding, so its bias can do this work.
+# `mean` is one number per channel. Find the bias for which conv1 of a photo gives the same result as conv1 of the photo
+# minus `mean` with the old bias. You need no loops.
 #
 # <details><summary>Hint 1</summary>A convolution is linear: conv(x - mean) = conv(x) - conv(mean), and the mean is the
 # same at every pixel.</details>
-# <details><summary>Hint 2</summary>What a filter makes of a constant colour is each channel's number times the sum of
-# the filter's weights in that channel.</details>
-# <details><summary>Hint 3</summary><code>weight.sum((2, 3))</code> is (K, C). Why would it be wrong with padding?
-# </details>
+# <details><summary>Hint 2</summary>For a constant colour, a filter's output is a sum over channels: the channel's
+# number times the sum of the filter's weights in this channel.</details>
+# <details><summary>Hint 3</summary><code>weight.sum((2, 3))</code> is (K, C). Why would it be wrong with
+# padding?</details>
 
 
 # %%
@@ -389,4 +396,4 @@ nb06.fold_mean(fold_mean)
 # %% [markdown]
 # ## Where to go on
 #
-# [07](07_roofline.ipynb) asks of each layer what it is bound by, [09](09_training.ipynb) trains the network.
+# [07](07_roofline.ipynb) shows what limits each layer, and [09](09_training.ipynb) trains the network.

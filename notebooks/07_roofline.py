@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 07 · The roofline: how fast could it be?
 #
-# A kernel has taken 80 microseconds. Is that good? That it is faster than yesterday says little, and so does a number
-# of TFLOP/s. What helps is to know the least time that it can take. You will
+# A kernel takes 80 microseconds. Is that good? It may be faster than yesterday, but this says little. A number of
+# TFLOP/s also says little. You need to know the shortest time that the kernel can take. You will
 #
-# - see where the two limits come from, with a kernel that has a dial,
-# - count FLOPs and bytes of every layer of AlexNet, and see which of the limits is its own,
-# - read a roofline: what is measured in it, and what is only stated,
-# - know what moves a point in it: batch, bytes, fusion, tiles.
+# - see where the two limits come from, with a kernel whose work can be turned up like a dial,
+# - count FLOPs and bytes of every layer of AlexNet, and see which of the two limits applies to it,
+# - read a roofline: what is measured in it, and what is only stated by the maker,
+# - learn what moves a point in it: batch, bytes, fusion, tiles.
 
 # %%
 from lesson import machine, roof, source, stepping, style
@@ -33,7 +33,8 @@ machine.describe()
 # %% [markdown]
 # ## The idea: a kernel with a dial
 #
-# A GPU loads while it computes. So the time of a kernel is not the sum of the two but, at best, the longer of them:
+# A GPU loads while it computes. So the time of a kernel is not the sum of the two times. At best it is the longer of
+# them:
 #
 # $$ t \ge \max\Big(\frac{\text{FLOPs}}{\text{rate}},\; \frac{\text{bytes}}{\text{bandwidth}}\Big) $$
 #
@@ -46,7 +47,7 @@ machine.describe()
 # store y[offs] = x                       4 bytes
 # ```
 #
-# Its bytes stay the same, whatever `STEPS` is. Its pointer arithmetic is that of notebook 00.
+# Its bytes stay the same for every `STEPS`. Its pointer arithmetic is the same as in notebook 00.
 
 
 # %%
@@ -73,19 +74,20 @@ assert (y - expected).abs().max() / expected.abs().max() < 1e-6
 
 found = trace(launch, "dial_kernel", program=(3,))
 loads, stores = found.accesses("x_ptr"), found.accesses("y_ptr")
-assert len(loads) == len(stores) == 1  # however many steps
+assert len(loads) == len(stores) == 1  # for any number of steps
 assert loads[0].mask.sum() == stores[0].mask.sum() == 1000 - 3 * 256
 stepping.strip(found, "mask", "x", columns=4, height=1.2)
 
 # %% [markdown]
-# One load, three steps, one store. The last program has 232 numbers of its 256. Line by line:
+# It does one load, three steps and one store. The last program has only 232 of 256 numbers. Line by line:
 
 # %%
 stepping.slider(found, dial_kernel)
 
 # %% [markdown]
-# Now turn the dial, for a hundred million numbers. FLOPs over bytes is called **arithmetic intensity**; with it as the
-# horizontal axis, and FLOPs per second as the vertical one, the two limits are two straight lines: a roof.
+# Now turn the dial, for a hundred million numbers. FLOPs divided by bytes is called **arithmetic intensity**. Draw it
+# on the horizontal axis, and FLOPs per second on the vertical axis. Then the two limits are two straight lines.
+# Together they look like a roof.
 
 # %%
 numbers = 100_000_000
@@ -94,9 +96,9 @@ assert dial["4 steps"].flops / dial["4 steps"].bytes == 1.0
 roof.plot(dial, dtype="fp32", title="The kernel with the dial, at its floor")
 
 # %% [markdown]
-# From left to right the kernel does more and more. At first that takes no longer: memory is waited for anyway, and
-# FLOPs come for nothing. This goes on up to the bend. Under the limits of an H100, as its maker states them for fp32
-# outside the tensor cores, the bend is at 20 FLOPs a byte, which is 80 steps.
+# From left to right the kernel does more and more work. At first this takes no longer: the kernel waits for memory
+# anyway, so the FLOPs cost nothing. This is true up to the bend. NVIDIA states limits for an H100. For fp32 outside the
+# tensor cores they put the bend at 20 FLOPs per byte, which is 80 steps.
 
 # %%
 stated = machine.H100
@@ -110,10 +112,10 @@ for dtype, intensity in bend.items():
 # %% [markdown]
 # ## Roofs are measured
 #
-# What a maker states is reached by nothing: clocks go down when all of a chip works, memory has to be refreshed. A
-# kernel at 80 % of the stated limit may be at the end of what can be done. So `kernels/tools/bench/timing.py` measures
-# the roofs on the device itself, in the same run as the kernels: a copy of far more than a cache holds, and a large
-# matrix product.
+# No kernel reaches the limits that a maker states. Clocks go down when the whole chip works, and memory must be
+# refreshed. A kernel at 80 % of the stated limit may already be as fast as possible. Therefore
+# `kernels/tools/bench/timing.py` measures the roofs on the device itself, in the same run as the kernels. It times a
+# copy that is much larger than any cache, and a large matrix product.
 
 # %%
 source.show(timing.roof_copy)
@@ -133,9 +135,9 @@ else:
 # %% [markdown]
 # ## Count: every layer
 #
-# FLOPs follow from shapes. Bytes are counted at the least: each input and weight read once, each output written once,
-# as if caches were perfect. A real kernel may move more. It moves less only where a cache keeps something from one
-# kernel to the next, as an H100's L2 of 50 MB may for a few photos.
+# FLOPs follow from shapes. For bytes we count the minimum: each input and weight is read once, and each output is
+# written once, as if caches were perfect. A real kernel may move more. It moves less only if a cache keeps data from
+# one kernel to the next. An H100's L2 cache of 50 MB can do this for a few photos.
 
 # %%
 source.show(cost.conv2d)
@@ -161,9 +163,9 @@ assert 3 * 11 * 11 == 363
 assert all(found.flops / found.bytes < 10 for name, found in work.items() if name.startswith("pool"))
 
 # %% [markdown]
-# So conv2 to conv5 are bound by arithmetic. Pooling is bound by memory, far from the bend. And conv1, of all things,
-# stands a little to the left of it: its input has three channels, so that an output, which has to be written, takes
-# only 363 multiply-accumulates. Fully connected layers are memory's at this batch, as notebook
+# So conv2 to conv5 are bound by arithmetic. Pooling is bound by memory, far from the bend. conv1 is a surprise: it lies
+# a little left of the bend. Its input has three channels, so each output needs only 363 multiply-accumulates, and each
+# output must be written. Fully connected layers are bound by memory at this batch, as notebook
 # [05](05_fully_connected.ipynb) has shown.
 #
 # ## AlexNet under the roofline
@@ -174,13 +176,13 @@ measured = machine.measure(*operators, batch=BATCH)
 roof.plot(work, measured=machine.ours(measured), title=f"AlexNet, {BATCH} photos, fp16")
 
 # %% [markdown]
-# Open marks lie on the roof: that is the floor of each layer. A kernel that was measured is a filled mark below. How
-# far below is what can still be gained.
+# Open marks lie on the roof: this is the floor of each layer. Filled marks below are measured kernels. The distance
+# between the two is what can still be gained.
 
 # %%
 if measured:
     table = {row.layer: row for row in measured if row.provider == "triton"}
-    roofs = roofline.roofs(measured, "fp16") or limits.roofs  # of the same run, where it was measured just now
+    roofs = roofline.roofs(measured, "fp16") or limits.roofs  # from the same run, if it has just been measured
     print(f"{'layer':6} {'ms':>8} {'of the roofline':>16}")
     for name, row in table.items():
         print(f"{name:6} {row.p50_ms:8.4f} {roofline.share(row, roofs):16.0%}")
@@ -188,8 +190,8 @@ else:
     print("Nothing has been measured yet: alexnet bench, on a GPU, adds the table that fills this in.")
 
 # %% [markdown]
-# A photo alone is another picture. Weights are read for it alone, so that everything but conv2 is memory's, the fully
-# connected layers at a FLOP per byte.
+# A single photo gives another picture. The weights are read for this one photo. So everything except conv2 is bound by
+# memory, and the fully connected layers have one FLOP per byte.
 
 # %%
 single = {layer.name: layer.cost(1, itemsize=2) for layer in ALEXNET}
@@ -201,7 +203,7 @@ assert round(single["fc6"].flops / single["fc6"].bytes, 1) == 1.0
 # ## What moves a point
 #
 # **To the right: a larger batch.** Weights are read once for all photos. The network's floor is the sum of its layers'
-# floors, since they run one after another.
+# floors, because the layers run one after another.
 
 # %%
 batches = 2 ** np.arange(11)
@@ -211,21 +213,21 @@ groups = {"convolutions": "conv", "pooling": "pool", "fully connected": "fc"}
 floor = lambda layer, batch: limits.roofs.floor_ms(*layer.cost(int(batch), itemsize=2)[2:]) * 1e3
 parts = [[sum(floor(x, b) for x in ALEXNET if x.name.startswith(p)) / b for b in batches] for p in groups.values()]
 left.stackplot(batches, parts, labels=groups, colors=(style.BLUE, style.SKY, style.ORANGE))
-left.set(xscale="log", xlabel="batch (photos)", ylabel="microseconds a photo", title="what the time is spent on")
+left.set(xscale="log", xlabel="batch (photos)", ylabel="microseconds per photo", title="what the time is spent on")
 left.set(xlim=(1, 1024), ylim=(0, None))
 left.legend()
 right.plot(batches, 1e6 / np.sum(parts, 0), "o-", color=style.GREEN)
-right.set(xscale="log", yscale="log", xlabel="batch (photos)", ylabel="photos a second, at the most")
-right.set_title("how many photos that are")
+right.set(xscale="log", yscale="log", xlabel="batch (photos)", ylabel="photos per second, at most")
+right.set_title("how many photos this makes")
 right.grid(which="both")
 
 whole = {batch: sum(H100.floor_ms(*layer.cost(batch, itemsize=2)[2:]) for layer in ALEXNET) for batch in (1, 128)}
 held = 2 * sum(layer.parameters[0][0] * layer.parameters[0][1] for layer in ALEXNET if layer.operator == "linear")
-assert held / H100.bandwidth * 1e3 > 0.9 * whole[1]  # one photo: nearly all of it is reading the fc weights
+assert held / H100.bandwidth * 1e3 > 0.9 * whole[1]  # one photo: nearly all of the time is for reading the fc weights
 
 # %% [markdown]
-# **To the right as well: fewer bytes.** pool1 stands for LRN and pooling in one pass. In two passes the normalised map
-# would be written and read again. Likewise ReLU as a pass of its own after conv1.
+# **Also to the right: fewer bytes.** pool1 does LRN and pooling in one pass. Two passes would write and read the
+# normalised map. The same is true for ReLU as a separate pass after conv1.
 
 # %%
 norm, pool = LAYERS["norm1"].cost(BATCH, 2), cost.max_pool2d((BATCH, 96, 55, 55), (3, 3), (2, 2), itemsize=2)
@@ -242,13 +244,15 @@ assert round(fusion["norm1, then pool1"].bytes / fusion["both in one pass"].byte
 assert round(fusion["conv1, then bias and ReLU"].bytes / fusion["both in conv1"].bytes, 1) == 2.3
 
 # %% [markdown]
-# **Another roof: shorter numbers.** From fp32, multiplied as TF32, to fp16 the bytes become half as many, and the
-# tensor cores are twice as fast. A point moves to the right, the bend moves with it, and all floors are half as high.
+# **Another roof: shorter numbers.** From fp32 (multiplied as TF32) to fp16, the bytes become half as many, and the
+# tensor cores are twice as fast. A point moves to the right, the bend moves with it, and all floors become half as
+# high.
 #
-# **Up, towards the roof: the kernel itself.** The floor supposes that the device is always full. Tiles see to it that
-# it is not: they hang over the edge, and they come in rounds. conv3, for 128 photos, is a product of M = 21,632 pixels
-# by N = 384 channels. In tiles of 128 x 128 that is 169 by 3 = 507 programs. An H100 has 132 multiprocessors: with one
-# program on each, three rounds are full, and in the fourth 21 of them have nothing to do.
+# **Up, towards the roof: the kernel itself.** The floor assumes that the device is always full. With tiles it is not,
+# for two reasons. Tiles extend beyond the edge, and programs run in rounds. For 128 photos, conv3 is a product of M =
+# 21,632 pixels by N = 384 channels. In tiles of 128 x 128 that is 169 by 3 = 507 programs. An H100 has 132
+# multiprocessors. With one program on each, three rounds are full. In the fourth round, 21 multiprocessors have nothing
+# to do.
 
 # %%
 M, N = BATCH * 13 * 13, 384
@@ -266,7 +270,7 @@ left.set(
     ylim=(rounds + 0.5, -0.6), title=f"conv3: {programs} programs in {rounds} rounds: {programs / 132 / rounds:.0%}"
 )
 left.legend(loc="lower left", ncols=2)
-channels = {"conv1": 96, "conv2": 128, "conv3": 384, "conv4": 192, "conv5": 128}  # of a group
+channels = {"conv1": 96, "conv2": 128, "conv3": 384, "conv4": 192, "conv5": 128}  # channels per group
 columns = {name: triton.cdiv(count, 128) * 128 for name, count in channels.items()}
 right.barh(list(columns), list(columns.values()), color=style.ORANGE, label="masked")
 right.barh(list(channels), list(channels.values()), color=style.BLUE, label="in use")
@@ -275,21 +279,22 @@ right.set(xlabel="columns of the tiles (channels of a group)", title="Channels i
 right.invert_yaxis()
 
 # %% [markdown]
-# conv1 leaves a quarter of each tile unused, conv4 a quarter of all. That is why tiles are chosen for each layer
-# (`alexnet tune`), and why conv4 has narrower ones in the README's table.
+# conv1 leaves a quarter of each tile unused, and conv4 a quarter of all its tiles together. Therefore each layer has
+# its own tile sizes (`alexnet tune` finds them), and conv4 has narrower tiles in the README's table.
 #
 # ## Exercises
 #
 # Solutions are in [`solutions/07_roofline.py`](solutions/07_roofline.py).
 #
-# **1.** A dial of another kind: a polynomial. Write y = c[0] + c[1] x + c[2] x^2 + ... + c[ORDER] x^ORDER for n
-# numbers in fp32, with ORDER multiply-adds for each, not more: the checker counts the multiplications.
+# **1.** Here is another dial: a polynomial. Write y = c[0] + c[1] x + c[2] x^2 + ... + c[ORDER] x^ORDER for n numbers
+# in fp32. Use ORDER multiply-adds for each number, not more. The checker counts the multiplications.
 #
-# <details><summary>Hint 1</summary>Horner: c0 + x (c1 + x (c2 + x c3)). It begins with the last coefficient.</details>
-# <details><summary>Hint 2</summary>A coefficient is one number for the whole tile: <code>tl.load(c_ptr + i)</code>.
-# </details>
-# <details><summary>Hint 3</summary><code>for i in range(ORDER): y = y * x + tl.load(c_ptr + ORDER - 1 - i)</code>
-# </details>
+# <details><summary>Hint 1</summary>Horner's rule: c0 + x (c1 + x (c2 + x c3)). It begins with the last
+# coefficient.</details>
+# <details><summary>Hint 2</summary>A coefficient is one number for the whole tile: <code>tl.load(c_ptr +
+# i)</code>.</details>
+# <details><summary>Hint 3</summary><code>for i in range(ORDER): y = y * x + tl.load(c_ptr + ORDER - 1 -
+# i)</code></details>
 
 
 # %%
@@ -301,14 +306,14 @@ def polynomial(x_ptr, c_ptr, y_ptr, n, ORDER: tl.constexpr, BLOCK: tl.constexpr)
 nb07.polynomial(polynomial)
 
 # %% [markdown]
-# **2.** How much of a device does a product use? For M x N outputs of K terms each, in tiles, and one program at a time
-# on each multiprocessor: the multiply-accumulates that are wanted, over those that all multiprocessors could have done
-# in all rounds, the masked ones and the idle ones included.
+# **2.** How much of a device does a product use? There are M x N outputs of K terms each, in tiles, and each
+# multiprocessor runs one program at a time. Divide the multiply-accumulates that are needed by those that all
+# multiprocessors could do in all rounds. Count the masked ones and the idle ones among the latter.
 #
 # <details><summary>Hint 1</summary>A program does BLOCK_M * BLOCK_N multiply-accumulates for each k, and K is rounded
 # up to whole blocks.</details>
-# <details><summary>Hint 2</summary>Programs: the product of two roundings up. Rounds: programs / multiprocessors,
-# rounded up.</details>
+# <details><summary>Hint 2</summary>Programs: the product of two numbers, each rounded up. Rounds: programs /
+# multiprocessors, rounded up.</details>
 # <details><summary>Hint 3</summary>M N K / (rounds * multiprocessors * BLOCK_M * BLOCK_N * blocks * BLOCK_K)</details>
 
 
@@ -320,11 +325,11 @@ def tile_use(M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, multiprocessors):
 nb07.tile_use(tile_use)
 
 # %% [markdown]
-# **3.** How many photos a second can a network do at the most? `costs` is a list of its layers' `Cost` for the batch,
-# and layers run one after another.
+# **3.** How many photos per second can a network do at most? `costs` is a list of its layers' `Cost` for the batch.
+# Layers run one after another.
 #
-# <details><summary>Hint 1</summary>Each layer has its own limit. What one waits for memory, another cannot
-# use.</details>
+# <details><summary>Hint 1</summary>Each layer has its own limit. While one layer waits for memory, no other layer can
+# use the arithmetic.</details>
 # <details><summary>Hint 2</summary>So it is the sum of the floors, not the floor of the sums.</details>
 
 
@@ -338,4 +343,5 @@ nb07.photos_a_second(photos_a_second)
 # %% [markdown]
 # ## Where to go on
 #
-# A floor says how far one could come, and a rival how far others came. [08](08_against_cublas.ipynb) is about them.
+# A floor shows how fast a kernel could be. A rival shows how fast others are. [08](08_against_cublas.ipynb) is about
+# rivals.

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 08 · Against cuBLAS and cuDNN
 #
-# PyTorch calls cuBLAS for matrix products and cuDNN for convolutions, which NVIDIA's engineers have polished for more
-# than a decade. What can a few hundred lines of Triton do beside them? You will
+# PyTorch calls cuBLAS for matrix products and cuDNN for convolutions. NVIDIA's engineers have improved both for more
+# than a decade. How do a few hundred lines of Triton compare with them? You will
 #
-# - know what makes a comparison fair, and see how easily it is not,
-# - count what each side has to move through memory, before anything is timed,
+# - learn what makes a comparison fair, and how easily it becomes unfair,
+# - count what each side must move through memory, before anything is timed,
 # - see what a good product does besides its tiles,
 # - read the comparison: where we win, where we lose, and why.
 
@@ -32,8 +32,9 @@ machine.describe()
 # %% [markdown]
 # ## Fair, first rule: right before fast
 #
-# A kernel that computes nonsense can be very fast. So a time counts only where the same run's result was right. Even
-# that check can be fooled. Here is a result with a NaN in it, as a kernel makes it that never wrote an element:
+# A kernel that computes nonsense can be very fast. So a time counts only if the result of the same run was right. Even
+# this check can fail to see an error. Here is a result with one NaN in it. A kernel that never wrote this element
+# leaves such a result:
 
 # %%
 expected = torch.randn(64, 64, dtype=torch.float64)
@@ -47,8 +48,8 @@ print(f"largest difference: {largest.item()}; careless: {careless}; careful: {ca
 assert careless and not careful
 
 # %% [markdown]
-# Nothing is larger than a bound, and nothing is smaller, if it is compared with NaN. The benchmark here fills outputs
-# with NaN before a run, compares every element with float64, and takes NaN for an infinite error:
+# A comparison with NaN is always false: NaN is not larger than a bound, and not smaller. The benchmark of this project
+# fills outputs with NaN before a run, compares every element with float64, and counts NaN as an infinite error:
 
 # %%
 source.show(timing.Gap.add)
@@ -59,8 +60,8 @@ assert gap.share == float("inf")
 # %% [markdown]
 # ## Second rule: one precision
 #
-# Both sides have to be equally precise. Below is one product, of numbers that were rounded first, as tensor cores see
-# them. TF32 keeps 10 of the 23 bits that follow the point in fp32.
+# Both sides must be equally precise. The next cell computes one product four times. Its numbers are first rounded as
+# tensor cores round them. TF32 keeps 10 of the 23 bits that follow the point in fp32.
 
 
 # %%
@@ -85,7 +86,7 @@ for dtype, cut in rounded.items():
 figure, (left, right) = style.figure(1, 2, height=2.6)
 figure.suptitle("One product, its numbers rounded in four ways", x=0.01, ha="left")
 left.barh(list(errors), list(errors.values()), color=style.BLUE, label="error")
-left.plot([timing.BOUNDS[dtype] for dtype in errors], range(4), "D", color=style.ORANGE, label="what a kernel may have")
+left.plot([timing.BOUNDS[dtype] for dtype in errors], range(4), "D", color=style.ORANGE, label="allowed error")
 left.set(xscale="log", xlim=(1e-8, 1), xlabel="max|out - ref| / max|ref|")
 left.legend(fontsize=8)
 rates = [machine.H100[dtype].rate * 1e-12 for dtype in errors]
@@ -97,13 +98,14 @@ assert round(machine.H100["tf32"].rate / machine.H100["fp32"].rate, 1) == 7.4
 assert errors["tf32"] > 100 * errors["fp32"]
 
 # %% [markdown]
-# TF32 may be 7 times as fast as fp32, at more than a hundred times the error. PyTorch, as it comes, multiplies fp32 as
-# fp32 in `matmul`, but as TF32 in cuDNN's convolutions. A kernel in TF32 beside a `matmul` in fp32 "wins" before a line
-# of it is written. Here both sides are set to the same, and every row of a table says to which.
+# TF32 may be 7 times as fast as fp32, but its error is more than a hundred times as large. By default, PyTorch
+# multiplies fp32 as fp32 in `matmul`, but as TF32 in cuDNN's convolutions. A kernel in TF32 beside a `matmul` in fp32
+# "wins" before a line of it is written. Here both sides use the same precision, and every row of a table says which.
 #
 # ## Third rule: a time is a distribution
 #
-# The same product, 300 times, on the CPU that this ran on. It says nothing about a GPU, and much about timing.
+# The next cell times the same product 300 times, on this machine's CPU. It says nothing about a GPU, but much about
+# timing.
 
 # %%
 import time
@@ -119,15 +121,19 @@ axes.hist(times, bins=np.geomspace(min(times), max(times), 80), color=style.SKY)
 for value, name, colour in ((times[0], "first", style.VERMILION), (p50, "median", style.BLUE)):
     axes.axvline(value, color=colour, label=name)
 axes.axvspan(p20, p80, color=style.LIGHT, zorder=0, label="20th to 80th percentile")
-axes.set(xscale="log", xlabel="ms, on this machine's CPU (no GPU's time)", ylabel="runs")
+axes.set(xscale="log", xlabel="ms, on this machine's CPU (not a GPU's time)", ylabel="runs")
 axes.set_title("One product, timed 300 times")
 axes.legend()
 assert p20 <= p50 <= p80
 
 # %% [markdown]
-# So: a median with percentiles, never the best run; the first runs left out, for they compile, choose algorithms and
-# warm caches; what others load flushed from the cache before each run; enough runs that a second measurement gives the
-# same. And against the others at their best: PyTorch in both memory orders, and `torch.compile` with all its tuning.
+# This gives five rules for timing:
+#
+# - Report a median with percentiles, never the best run.
+# - Leave out the first runs. They compile, choose algorithms and fill caches.
+# - Before each run, remove from the cache what other runs have loaded.
+# - Repeat until a second measurement gives the same result.
+# - Compare with the others at their best: PyTorch in both memory orders, and `torch.compile` with all its tuning.
 
 # %%
 source.show(timing.Gpu.time)
@@ -135,8 +141,9 @@ source.show(timing.Gpu.time)
 # %% [markdown]
 # ## Before the race: what does each side have to move?
 #
-# PyTorch dispatches one operator after another, and each reads its inputs and writes its output. That can be counted
-# without a GPU, even without data: on the `meta` device tensors are shapes. Whatever PyTorch dispatches passes this:
+# PyTorch runs one operator after another. Each operator reads its inputs and writes its output. These bytes can be
+# counted without a GPU and even without data: on the `meta` device, tensors have shapes but no data. Each operator that
+# PyTorch dispatches (starts) goes through this function:
 
 
 # %%
@@ -161,17 +168,17 @@ for layer in ALEXNET:
         assert len(eager[layer.name]) == 8 and round(theirs / ours) == 14
 
 # %% [markdown]
-# There it is. A convolution has ReLU as a second pass. (On a GPU the bias is one more: PyTorch calls cuDNN's
-# convolution without it and adds it afterwards. That happens inside `convolution`, so it is not counted here.) Local
-# response normalisation is no operator of its own in PyTorch but seven, with the whole feature map through memory at
-# each, and pooling is the eighth; it also writes the places of the maxima, 8 bytes each, in case that somebody wants
-# gradients. In `kernels/ops/lrn_max_pool2d.py` all of it is one pass.
+# Look at the last column. A convolution has ReLU as a second pass. (On a GPU the bias is one more pass: PyTorch calls
+# cuDNN's convolution without the bias and adds it afterwards. That happens inside `convolution`, so it is not counted
+# here.) PyTorch has no single operator for local response normalisation. It uses seven operators, and each moves the
+# whole feature map through memory. Pooling is the eighth. It also writes the positions of the maxima, 8 bytes each,
+# because gradients may need them. `kernels/ops/lrn_max_pool2d.py` does all of it in one pass.
 #
-# (Some of this may be found in the L2 cache. But conv1's output for 128 photos is 74 MB, and an H100's L2 holds 50.)
+# (The L2 cache may hold some of this. But conv1's output for 128 photos is 74 MB, and an H100's L2 holds 50.)
 #
-# So here is what to expect, before anything was timed: the least time of each side, as if everything were at its roof.
-# Ours is one pass, the longer of its FLOPs and its bytes. PyTorch's is the sum of its passes, of which only the product
-# has FLOPs to speak of.
+# So we can say what to expect before anything is timed. The next cell computes the least time of each side, as if every
+# kernel reached its roof. Ours is one pass: the longer of the times for its FLOPs and its bytes. PyTorch's is the sum
+# of its passes. Only the product among them has many FLOPs.
 
 # %%
 limits, _, label = machine.limits("fp16")
@@ -191,7 +198,7 @@ for shift, (name, values), colour in zip((-0.2, 0.2), floors.items(), (style.VER
     bars = axes.barh(places + shift, values, 0.38, color=colour, label=name)
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
 axes.set_yticks(places, [layer.name for layer in ALEXNET])
-axes.set(xscale="log", xlabel="microseconds at the least")
+axes.set(xscale="log", xlabel="microseconds, at least")
 axes.invert_yaxis()
 axes.legend(loc="lower right")
 axes.set_title(f"What each side's FLOPs and bytes take, {BATCH} photos\n({label})")
@@ -199,23 +206,24 @@ axes.set_title(f"What each side's FLOPs and bytes take, {BATCH} photos\n({label}
 assert round(2 * BATCH * 96 * 55 * 55 * 1e-6) == 74
 
 # %% [markdown]
-# Where can we win? Where the other side has to move more: pooling with normalisation, by far. `torch.compile` is the
-# harder rival there, since it fuses element-wise passes, too. Where can we hardly win? In the products themselves. Both
-# sides have the same FLOPs, and the rival is a library that knows its device well. All that is ours there are bias and
-# ReLU, which cost PyTorch's convolutions a pass each and us nothing.
+# Where can we win? Where the other side must move more bytes: most of all in pooling with normalisation. There,
+# `torch.compile` is the stronger rival, because it also fuses element-wise passes. Where can we hardly win? In the
+# products themselves. Both sides have the same FLOPs, and the rival is a library that is made for its device. Our only
+# advantage there is bias and ReLU. Each costs PyTorch's convolutions a pass, and costs us nothing.
 #
 # ## What a good product does besides tiles
 #
-# One thing can be seen from here: the order of the tiles. Programs start in the order of their numbers, which CUDA does
-# not promise but does, a hundred or more at a time, and what those load together should fit into L2. Row by row, they
-# would need all columns of B. So `runtime.tile_order` counts `GROUP_M` rows of tiles at a time, column by column.
+# One thing can be shown without a GPU: the order of the tiles. Programs start in the order of their numbers, a hundred
+# or more at a time. (CUDA does not promise this order, but it is so.) What these programs load together should fit into
+# L2. Row by row, they would need all columns of B. Therefore `runtime.tile_order` takes `GROUP_M` rows of tiles at a
+# time, and counts column by column inside them.
 
 # %%
 source.show(runtime.tile_order)
 
 
 # %% [markdown]
-# A kernel that does nothing but write its number where its tile is:
+# This kernel only writes its number at the place of its tile:
 
 
 # %%
@@ -250,7 +258,7 @@ assert bands == {1: 4 + 18, 8: 8 + 9}
 assert sorted(number.flat) == list(range(ROWS * COLUMNS))  # every tile has one program
 
 # %% [markdown]
-# 22 bands against 17, for the same 72 tiles. Step through it: program 80 with groups of 8.
+# The same 72 tiles need 22 bands in one order and 17 in the other. Step through it: program 80 with groups of 8.
 
 # %%
 out = torch.empty(ROWS, COLUMNS, dtype=torch.int32, device=device)
@@ -260,15 +268,19 @@ stepping.listing(found)
 assert (found.values("pid_m")[0], found.values("pid_n")[0]) == (80 % 8, 80 // 8)
 
 # %% [markdown]
-# What else do libraries do? Choose among hundreds of kernels for each shape; keep programs alive from tile to tile, so
-# that one tile's stores overlap the next one's loads; let some warps only load and others only multiply; load through
-# Hopper's tensor memory accelerator. The kernels here do none of the last three. Each can be had in Triton, at the cost
-# of lines.
+# What else do libraries do?
+#
+# - They choose among hundreds of kernels for each shape.
+# - They keep programs running from tile to tile, so that one tile's stores overlap the next tile's loads.
+# - They let some warps only load and others only multiply.
+# - They load through Hopper's **tensor memory accelerator**, a unit that copies whole tiles.
+#
+# The kernels here do none of the last three. Each of them is possible in Triton, but needs more lines.
 #
 # ## What was measured
 #
-# `alexnet bench --network` writes the table. On a machine with a GPU this cell measures, without one it reads
-# the table of another.
+# `alexnet bench --network` writes the table. On a machine with a GPU this cell measures. Without a GPU it reads the
+# table of another machine.
 
 # %%
 OPERATORS = ("conv2d", "lrn_max_pool2d", "max_pool2d", "linear")
@@ -296,26 +308,26 @@ if both:
         )
 
 # %% [markdown]
-# How to read it. The model's ratio is that of the floors above, PyTorch's operator by operator over ours. A ratio near
-# it: both sides are as close to their roofs. A smaller one: the rival fuses as well, or our kernel is further from the
-# roof, which notebook [07](07_roofline.ipynb) shows for each layer. Two ranges from the 20th to the 80th percentile
-# that overlap are no difference at all.
+# How to read it: the column "model" divides the two floors above, PyTorch's operator by operator over ours. If the
+# measured ratio is near it, both sides are equally close to their roofs. If it is smaller, either the rival also fuses,
+# or our kernel is further from its roof. Notebook [07](07_roofline.ipynb) shows this distance for each layer. If two
+# ranges from the 20th to the 80th percentile overlap, there is no difference.
 #
 # ## What others have published
 #
-# These are figures that other projects published about other Triton kernels, collected as a yardstick. None of them was
-# measured here, and not all of them are of an H100.
+# Other projects published these numbers about other Triton kernels. They are collected here for orientation. None of
+# them was measured here, and not all of them are from an H100.
 
 # %%
 rivals.published()
 
 # %% [markdown]
-# Products come close to cuBLAS with effort. Convolutions reach cuDNN for some shapes and not for others. Gradients of
+# With effort, products come close to cuBLAS. Convolutions reach cuDNN for some shapes and not for others. Gradients of
 # convolutions are hard.
 #
-# KernelBench times AlexNet in PyTorch on an H100, in fp32 as PyTorch comes, with TF32 in its convolutions: its problem
-# 1-50 is conv1 alone, and 3-5 the network without normalisation and groups. These are the only published times of
-# AlexNet on such a card that we know of:
+# KernelBench times AlexNet in PyTorch on an H100, in fp32 with PyTorch's defaults, so with TF32 in its convolutions.
+# Its problem 1-50 is conv1 alone, and 3-5 is the network without normalisation and groups. We know of no other
+# published times of AlexNet on such a card:
 
 # %%
 print("published by KernelBench's authors, github.com/ScalingIntelligence/KernelBench, results/timing")
@@ -333,20 +345,20 @@ assert round(least.flops / conv1.compile_ms * 1e-9) == 31
 assert round(conv1.compile_ms / machine.H100["tf32"].floor_ms(least.flops, least.bytes)) == 13
 
 # %% [markdown]
-# conv1 is at 31 TFLOP/s in that table, and its floor is 13 times less. Three channels are an awkward product: runs of
-# three numbers are neither loaded nor multiplied well. So `kernels/ops/conv2d.py` folds blocks of 4 x 4 pixels into
-# channels first, as notebook [01](01_convolution_as_gemm.ipynb) tells. If anywhere in a convolution, there is room to
-# win here. `alexnet bench --preset kernelbench` runs the same problems on our kernels.
+# conv1 reaches 31 TFLOP/s in that table. Its floor is 13 times lower than its time. A product with three channels is
+# hard: runs of three numbers are slow to load and to multiply. Therefore `kernels/ops/conv2d.py` first folds blocks of
+# 4 x 4 pixels into channels, as notebook [01](01_convolution_as_gemm.ipynb) explains. Of all convolutions, this one has
+# the most room to win. `alexnet bench --preset kernelbench` runs the same problems on our kernels.
 #
 # ## Exercises
 #
 # Solutions are in [`solutions/08_against_cublas.py`](solutions/08_against_cublas.py).
 #
 # **1.** Is a result right? Return True only if `out` has `ref`'s shape and max|out - ref| <= bound * max|ref|. Neither
-# NaN nor infinity may pass, and `out` may be fp16.
+# NaN nor infinity may pass. `out` may be fp16.
 #
-# <details><summary>Hint 1</summary>Compare shapes first: (3, 1) minus (1, 3) broadcasts, and is no error.</details>
-# <details><summary>Hint 2</summary>Convert both to float64, or a difference is rounded to fp16.</details>
+# <details><summary>Hint 1</summary>Compare shapes first: (3, 1) minus (1, 3) broadcasts and raises no error.</details>
+# <details><summary>Hint 2</summary>Convert both to float64. Otherwise the difference is rounded to fp16.</details>
 # <details><summary>Hint 3</summary>Ask whether all differences are small enough. Do not ask whether one is too
 # large.</details>
 
@@ -359,8 +371,8 @@ def right(out, ref, bound):
 nb08.right(right)
 
 # %% [markdown]
-# **2.** Who is faster? You get two lists of times in ms, of which the first `warmup` do not count. Return "faster" if
-# our 80th percentile is below their 20th, "slower" if our 20th is above their 80th, and "no difference" otherwise.
+# **2.** Who is faster? You get two lists of times in ms. The first `warmup` times of each do not count. Return "faster"
+# if our 80th percentile is below their 20th, "slower" if our 20th is above their 80th, and "no difference" otherwise.
 #
 # <details><summary>Hint 1</summary><code>np.quantile(times, [0.2, 0.8])</code></details>
 # <details><summary>Hint 2</summary><code>times[warmup:]</code>, of both.</details>
@@ -374,15 +386,15 @@ def verdict(ours, theirs, warmup):
 nb08.verdict(verdict)
 
 # %% [markdown]
-# **3.** Win where a library has nothing: fc8 and softmax in one kernel, y = softmax(x @ w.T + b), where w is (N, K) and
-# a tile is wide enough for all N outputs. What must masked columns hold before the softmax?
+# **3.** Win where a library has no kernel: write fc8 and softmax in one kernel, y = softmax(x @ w.T + b). w is (N, K),
+# and a tile is wide enough for all N outputs. Which value must masked columns have before the softmax?
 #
 # <details><summary>Hint 1</summary>Take the loop of notebook 05's exercise 2, with w read as (N, K). There is only one
 # tile of columns.</details>
-# <details><summary>Hint 2</summary>Masked columns must add nothing to the sum: minus infinity, since exp of that is 0.
-# <code>tl.where(mask, y, float("-inf"))</code></details>
-# <details><summary>Hint 3</summary>Subtract each row's largest first: <code>y - tl.max(y, 1)[:, None]</code>. Then
-# <code>tl.exp</code>, and divide by <code>tl.sum(..., 1)[:, None]</code>.</details>
+# <details><summary>Hint 2</summary>Masked columns must add nothing to the sum. Minus infinity does this, since its exp
+# is 0. <code>tl.where(mask, y, float("-inf"))</code></details>
+# <details><summary>Hint 3</summary>Subtract each row's largest value first: <code>y - tl.max(y, 1)[:, None]</code>.
+# Then <code>tl.exp</code>, and divide by <code>tl.sum(..., 1)[:, None]</code>.</details>
 
 
 # %%

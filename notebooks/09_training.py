@@ -1,14 +1,15 @@
 # %% [markdown]
 # # 09 · Training: every operator backwards
 #
-# A network learns by following its loss downhill, and for that each operator must say how the loss changes with its
-# inputs. Autograd chains these answers; somebody has to write them. You will
+# A network learns by changing its weights so that its **loss**, the measure of its error, becomes smaller. For this,
+# each operator must say how the loss changes with its inputs. These changes are called **gradients**. Autograd chains
+# them from operator to operator, but somebody must write the gradient of each operator. You will
 #
 # - derive and see the gradient of each of AlexNet's operators,
-# - learn what each keeps from the forward pass, and how little that can be,
-# - see a dropout mask that is never stored, but made a second time,
+# - learn what each operator keeps from the forward pass, and how little is enough,
+# - see a dropout mask that is never stored, but computed a second time,
 # - fine-tune fc8 on classes that the network has never seen,
-# - understand what two GPUs of 2012 left behind in the network: its groups.
+# - understand what the two GPUs of 2012 left in the network: its groups.
 
 # %%
 from lesson import features, halves, machine, roof, source, stepping, style
@@ -46,14 +47,14 @@ machine.describe()
 # %% [markdown]
 # ## One rule
 #
-# Call the loss L, and write dy for the change of L with y, element by element: a tensor of y's shape. An operator
-# y = f(x) is given dy, and returns dx. Everything in this notebook follows from one rule:
+# Call the loss L. dy is the change of L with y, element by element: a tensor of y's shape. An operator y = f(x) gets dy
+# and returns dx. Everything in this notebook follows from one rule:
 #
-# > Each x collects, from every y that it went into, that y's dy times how strongly it went in.
+# > Each x collects a term from every y that it went into: this y's dy times how strongly x went in.
 #
-# The chain begins at the loss. Cross entropy is -log of the probability that softmax gives to the right class, and
-# its gradient is as simple as it could be: the probabilities, minus 1 at the right class. What is too likely is pushed
-# down, what is not likely enough is pulled up.
+# The chain begins at the loss. Cross entropy is -log of the probability that softmax gives to the right class. Its
+# gradient is very simple: the probabilities, minus 1 at the right class. It pushes down what is too likely, and pulls
+# up what is not likely enough.
 
 # %%
 logits = torch.tensor([[1.0, 3.0, 0.5, 2.0]], device=device, requires_grad=True)
@@ -66,18 +67,18 @@ assert (logits.grad[0] - (probabilities - onehot)).abs().max() < 1e-6
 
 figure, (left, right) = style.figure(1, 2, height=2.3)
 left.bar(range(4), probabilities.cpu(), color=style.BLUE)
-left.set(title="softmax(logits)", xlabel="class, of which 3 is right", xticks=range(4))
+left.set(title="softmax(logits)", xlabel="class (3 is right)", xticks=range(4))
 right.bar(range(4), logits.grad[0].cpu(), color=style.ORANGE)
 right.axhline(0, color=style.BLACK, linewidth=0.8)
 right.set(title="gradient of the logits", xlabel="class", xticks=range(4))
-assert abs(logits.grad.sum()) < 1e-6  # it moves probability, and makes none
+assert abs(logits.grad.sum()) < 1e-6  # it moves probability, the sum stays the same
 
 # %% [markdown]
 # ## ReLU: a mask from the output
 #
-# y = max(0, z). Where z was positive, y went up and down with it: dz = dy. Elsewhere, nothing changed: dz = 0.
-# The forward pass could keep a mask for this. It need not, for y tells: it is positive in just those places. And y is
-# kept anyhow, since the next layer needs it as its input.
+# y = max(0, z). Where z was positive, y changed as z did: dz = dy. Elsewhere y did not change: dz = 0. The forward pass
+# could keep a mask for this. But y already shows it: y is positive at exactly these places. And y is kept anyway,
+# because the next layer needs it as its input.
 
 # %%
 operands = features.conv1()
@@ -97,7 +98,7 @@ for place, tensor, title in zip(
 
 # %% [markdown]
 # The bias went into every pixel of its channel, so it collects all of them: db is the sum of dz over images and pixels.
-# One kernel does both, mask and sums, on the way from dy to dz; convolutions and fully connected layers share it.
+# One kernel does both, mask and sums, on the way from dy to dz. Convolutions and fully connected layers share it.
 
 # %%
 source.show(_bias_relu_gradient_kernel, "acc = ", "acc += grad")
@@ -105,14 +106,14 @@ source.show(_bias_relu_gradient_kernel, "acc = ", "acc += grad")
 # %% [markdown]
 # ## Convolution: two products more
 #
-# A convolution is linear: y is a matrix times x. For one channel of 7 x 7 pixels and a filter of 3 x 3 at stride 2,
-# the matrix has 9 rows, one for each output, and 49 columns, and in each row stand the nine weights. Nobody stores it;
-# but it shows what the gradient is. If y = A x, an x collects its column: dx = A^T dy.
+# A convolution is linear: y is a matrix times x. Take one channel of 7 x 7 pixels and a filter of 3 x 3 at stride 2.
+# Then the matrix has 9 rows, one for each output, and 49 columns. Each row holds the nine weights. Nobody stores this
+# matrix, but it shows what the gradient is. If y = A x, each x collects its column: dx = A^T dy.
 
 # %%
 w = torch.arange(1.0, 10.0, device=device).view(1, 1, 3, 3) / 9
 basis = torch.eye(49, device=device).view(49, 1, 7, 7)
-A = F.conv2d(basis, w, stride=2).view(49, 9).T  # column j is what pixel j alone makes
+A = F.conv2d(basis, w, stride=2).view(49, 9).T  # column j is the output for pixel j alone
 
 x = torch.randn(1, 1, 7, 7, device=device, requires_grad=True)
 dy = torch.randn(1, 1, 3, 3, device=device)
@@ -130,9 +131,10 @@ right.set(xlabel="pixel of y", ylabel="pixel of x")
 assert A.shape == (9, 49) and (A > 0).sum() == 81
 
 # %% [markdown]
-# The rows of A all have nine weights, one for each tap. The rows of A^T do not: at stride 2, a pixel's row and column
-# decide which taps ever reach it. Even and even: four, inside the map. Odd and odd: one. These **phases** each make a
-# dense product of their own, so that no multiplication is wasted on zeros.
+# All rows of A have nine weights, one for each tap. The rows of A^T do not: at stride 2, a pixel's row and column
+# decide which taps can reach it. Inside the map, four taps reach a pixel with an even row and an even column. Only one
+# tap reaches a pixel with an odd row and an odd column. These groups of pixels are called **phases**. Each phase is
+# computed as a dense product of its own, so no multiplication is wasted on zeros.
 
 # %%
 figure, axes = style.figure(height=3.7)
@@ -150,8 +152,9 @@ axes.set(xlim=(-0.6, 6.6), ylim=(6.6, -0.6), aspect="equal", title="taps that re
 assert np.array_equal(counts.flatten(), (A > 0).sum(0).cpu().numpy())
 
 # %% [markdown]
-# At stride 1 there is one phase, and dx is itself a convolution: of dz, with the filters turned by 180 degrees, and
-# inputs and outputs swapped. Only conv1 has a stride, and its dx is the gradient of the photo, which nobody wants.
+# At stride 1 there is one phase, and dx is itself a convolution of dz. Its filters are turned by 180 degrees, and
+# inputs and outputs are swapped. Only conv1 has a larger stride. Its dx is the gradient of the photo, and nobody needs
+# that.
 
 # %%
 x = torch.randn(1, 8, 6, 6, device=device, requires_grad=True)
@@ -164,8 +167,8 @@ assert (F.conv2d(dz, turned, padding=1) - x.grad).abs().max() < 1e-4
 # %% [markdown]
 # ### The weights
 #
-# A weight went into all pixels of its output map. The rule says what it collects: for tap (r, s), the sum over pixels
-# of dz times the pixel of x that lay under the tap.
+# A weight went into all pixels of its output map. The rule says what it collects. For tap (r, s), it is the sum over
+# pixels of dz times the pixel of x that was under the tap.
 
 # %%
 figure, axes = style.figure(1, 5, height=2.4, width_ratios=(1, 1, 1, 1, 0.8))
@@ -186,8 +189,9 @@ style.tile(axes[4], weight.grad[0, 0].cpu().numpy(), "dw")
 assert abs(weight.grad[0, 0, 2, 2].item() - total) < 1e-3 * weight.grad.abs().max()
 
 # %% [markdown]
-# Read as products of matrices, all three passes have the same three extents, in different roles. So each gradient costs
-# as many multiplications as the forward pass: training is about three times the work. Here for conv3 with 128 photos:
+# All three passes are products of matrices with the same three sizes, in different roles. So each gradient costs as
+# many multiplications as the forward pass: training is about three times the work. Here are the sizes for conv3 with
+# 128 photos:
 
 # %%
 N, K, C, pixels, taps = 128, 384, 256, 13 * 13, 3 * 3
@@ -203,16 +207,17 @@ for name, (m, n, k) in products.items():
 assert LAYERS["conv3"].cost(N, backward=True).macs == 2 * LAYERS["conv3"].cost(N).macs
 
 # %% [markdown]
-# dw is the odd one: a small result, and sums of 21,632 terms. One program a tile would leave most of a GPU idle, so the
-# pixels are shared out among programs (`SPLIT_K`), and their sums added up in a second kernel. The loop walks over
-# pixels, where the forward loop walked over taps:
+# dw is different: its result is small, and its sums have 21,632 terms. With one program per tile, most of a GPU would
+# have nothing to do. Therefore the pixels are divided among several programs (`SPLIT_K`), and a second kernel adds up
+# their partial sums. The forward loop goes over taps. This loop goes over pixels:
 
 # %%
 source.show(_conv2d_weight_gradient_kernel, "acc = tl.zeros", "acc = runtime.dot")
 
 # %% [markdown]
-# Step through one program: four filters of 3 x 3 over 7 x 7 pixels, so 25 pixels of dz, in blocks of 16. A row of `acc`
-# is a filter, a column a tap. After the first block the sums are unfinished; the second brings the last nine pixels.
+# Step through one program: four filters of 3 x 3 over 7 x 7 pixels, so 25 pixels of dz, in blocks of 16. One row of
+# `acc` is a filter, one column a tap. After the first block the sums are not complete. The second block adds the last
+# nine pixels.
 
 # %%
 x = torch.randn(1, 1, 7, 7, device=device)
@@ -232,12 +237,12 @@ stepping.slider(found, _conv2d_weight_gradient_kernel)
 # %% [markdown]
 # ## Pooling: the winner takes it
 #
-# Only the largest pixel of a window went into y, so it alone collects dy. Windows overlap: a strong pixel can win four
-# windows, and collects from all four. Which tap won is kept from the forward pass, in one byte a window.
+# Only the largest pixel of a window went into y, so only this pixel collects dy. Windows overlap: a strong pixel can
+# win four windows, and then collects from all four. The forward pass keeps which tap won, in one byte per window.
 
 # %%
 x = torch.randint(0, 50, (1, 1, 7, 7), device=device).float()
-x[0, 0, 2, 4] = 99.0  # in four windows
+x[0, 0, 2, 4] = 99.0  # lies in four windows
 x.requires_grad_()
 y = kernels.max_pool2d(x, 3, 2)
 dy = torch.arange(1.0, 10.0, device=device).view(1, 1, 3, 3)
@@ -251,15 +256,16 @@ for place, tensor, title in zip(axes, (x, dy, x.grad), ("x", "dy", "dx"), strict
     style.tile(place, tensor[0, 0].detach().cpu().numpy(), title)
 
 # %% [markdown]
-# A kernel that goes from windows to pixels would have two programs add to the same dx at once: atomics, in whatever
-# order they come, rounding differently each time. This one turns it round: a pixel **gathers** from the few windows
-# that hold it, those whose winning tap points at it. Every dx is written once, by one thread.
+# A kernel that goes from windows to pixels would have a problem: two programs may add to the same dx at once.
+# **Atomics** (additions that cannot interrupt each other) solve this, but they run in any order, and each order rounds
+# differently. Therefore this kernel goes the other way. A pixel **gathers** from the few windows that hold it, if their
+# winning tap points at it. Every dx is written once, by one thread.
 
 # %%
 source.show(gather, "for r in", "cell = updated")
 
 # %% [markdown]
-# A tap in a byte is small. As PyTorch keeps it, an index in 8 bytes, pool1 would hold for 128 photos:
+# One byte for a tap is small. PyTorch keeps an index of 8 bytes instead. For pool1 and 128 photos this makes:
 
 # %%
 windows = 128 * 96 * 27 * 27
@@ -269,20 +275,21 @@ print(f"taps: {windows / 1e6:.0f} MB, indices of int64: {8 * windows / 1e6:.0f} 
 # %% [markdown]
 # ## LRN: a window and its mirror image
 #
-# y = x / d^beta, and d holds the squares of the neighbours. So x goes into its own y directly, and into each y whose
-# window it is in, through d, weakening it:
+# y = x / d^beta, and d holds the squares of the neighbours. So x goes into its own y directly. Through d it also goes
+# into each y whose window contains it, and makes that y smaller:
 #
 # ```
 # dx[c] = dy[c] / d[c]^beta - 2 * alpha / size * beta * x[c] * sum of dy[c'] x[c'] / d[c']^(beta + 1)
 # ```
 #
-# The sum is over the windows that hold c, the mirror image of c's own window; for odd sizes the two are the same.
-# The Jacobian of one pixel, every y's change with every x, shows both: a strong diagonal, and weak negative bands.
+# The sum is over the windows that hold c. This set is the mirror image of c's own window. For odd sizes the two are the
+# same. The **Jacobian** of one pixel shows how every y changes with every x. It has a strong diagonal and weak negative
+# bands.
 
 
 # %%
 def jacobian(size):
-    """How each of 12 channels of y changes with each of x, at one pixel."""
+    """Returns how each of 12 channels of y changes with each channel of x, at one pixel: (12, 12)."""
     x = torch.linspace(0.5, 1.5, 12, device=device).view(1, 12, 1)
     run = lambda f: torch.autograd.functional.jacobian(lambda v: f(v, size, 5.0, 0.75, 1.0), x).view(12, 12)
     ours, theirs = run(kernels.local_response_norm), run(F.local_response_norm)
@@ -298,10 +305,11 @@ for place, size in zip(axes, (5, 4), strict=True):
     assert (np.diag(J) > 0).all() and J[6, 8 if size == 5 else 7] < 0 and J[6, 9 if size == 5 else 8] == 0
 
 # %% [markdown]
-# Row 6 is what y[6] depends on: its window. Column 6 is what x[6] collects from. With size 4 a window reaches two
-# channels down and one up; so a column reaches one down and two up.
+# Row 6 shows what y[6] depends on: its window. Column 6 shows what x[6] collects from. With size 4 a window reaches two
+# channels down and one up. So a column reaches one down and two up.
 #
-# Nothing but x is kept. d is computed a second time, for the neighbours as well: arithmetic is cheaper than bytes.
+# The forward pass keeps only x. d is computed a second time, also for the neighbours, because arithmetic is cheaper
+# than bytes.
 
 # %%
 source.show(normalise_gradient, "for c in tl.static_range(-HIGH", "dx +=")
@@ -309,12 +317,13 @@ source.show(normalise_gradient, "for c in tl.static_range(-HIGH", "dx +=")
 # %% [markdown]
 # ## Dropout: the same mask, twice
 #
-# In training, fc6 and fc7 lose a random half of their outputs, and the rest is doubled. Backwards, dx is dy where x was
-# kept, doubled: the same mask. It could be stored. It need not be, if the random numbers can be made again.
+# In training, fc6 and fc7 lose a random half of their outputs, and the other half is doubled. Backwards, dx is dy,
+# doubled, where x was kept. So the backward pass needs the same mask. It could be stored. But this is not necessary if
+# the same random numbers can be computed again.
 #
-# Philox is a generator without a state: a function of a seed and a counter. The number of element i is
-# Philox(seed, i), in any order, in any tile, at any time. So backwards is the forward kernel, run on dy with the same
-# seed, and 8 bytes are all that is kept.
+# Philox is a random generator without a state. It is a function of a seed and a counter. The random number of element i
+# is Philox(seed, i), in any order, in any tile, at any time. So the backward pass runs the forward kernel on dy with
+# the same seed. The forward pass keeps only this seed, 8 bytes.
 
 # %%
 source.show(_dropout_kernel, "offs =")
@@ -338,9 +347,9 @@ for place, tensor, title in zip(axes, (y, ones.grad, other), ("forward", "backwa
 # %% [markdown]
 # ## What it costs
 #
-# The time that the bytes and FLOPs of each layer take at the least, forwards and backwards, for 128 photos in fp16. A
-# product's backward pass is two products, but conv1's only one. fc6 reads its 37.7 million weights and writes as many
-# gradients, whatever the batch.
+# This is the least time for the bytes and FLOPs of each layer, forwards and backwards, for 128 photos in fp16. The
+# backward pass of a product is two products, but only one for conv1. fc6 reads its 37.7 million weights and writes the
+# same number of gradients, for every batch size.
 
 # %%
 forward = {layer.name: layer.cost(128, 2) for layer in ALEXNET}
@@ -362,7 +371,7 @@ for shift, costs, ms, colour, what in (
     (0.2, backward, timed[1], style.ORANGE, "backward"),
 ):
     floors = [1e3 * limits.floor_ms(c.flops, c.bytes) for c in costs.values()]
-    axes.bar(places + shift, floors, 0.38, color=colour, label=f"{what}, at the least")
+    axes.bar(places + shift, floors, 0.38, color=colour, label=f"{what}, at least")
     known = [(place + shift, 1e3 * ms[name]) for place, name in enumerate(costs) if name in ms]
     if known:
         axes.plot(*zip(*known, strict=True), "D", color=style.BLACK, markersize=4, label=f"{what}, measured")
@@ -377,11 +386,12 @@ roof.plot(some, measured=timed[1], title="Backwards, 128 photos")
 # %% [markdown]
 # ## Fine-tuning fc8 on new classes
 #
-# A trained network is more than its classes: up to fc7 it turns a photo into 4,096 numbers, **features**, that are of
-# use for other questions. So for new classes keep all of it, and train a new fc8 alone.
+# A trained network knows more than its classes. Up to fc7 it turns a photo into 4,096 numbers, called **features**.
+# They are useful for other questions, too. So for new classes, keep these layers and train only a new fc8.
 #
-# The bundled network knows ten classes of CIFAR-10. Here are four that it does not know, of which we have a single
-# photo each, from scikit-image. Cropped and mirrored at random, each makes six images to train with and three to test.
+# The bundled network knows the ten classes of CIFAR-10. Here are four classes that it does not know. We have a single
+# photo of each, from scikit-image. Each photo is cropped and mirrored at random. This gives six images to train with
+# and three to test.
 
 # %%
 names = {
@@ -395,7 +405,7 @@ random = np.random.default_rng(0)
 
 
 def crop(image):
-    """A random square of 60 to 95 % of the shorter side, mirrored half of the time."""
+    """Cuts a random square, 60 to 95 % of the shorter side, and mirrors it half of the time."""
     side = int(min(image.size) * random.uniform(0.6, 0.95))
     left, top = (int(random.integers(extent - side + 1)) for extent in image.size)
     square = image.crop((left, top, left + side, top + side))
@@ -411,8 +421,9 @@ for number, row in enumerate(axes.T):
         place.set_axis_off()
 
 # %% [markdown]
-# The features do not change while fc8 learns, so they are computed once. (By PyTorch's operators, which on a CPU are
-# faster than an interpreter; `net.use` exchanges them, and the tests see to it that both compute the same.)
+# The features do not change while fc8 learns, so they are computed once. (PyTorch's operators compute them, because on
+# a CPU they are faster than the interpreter. `net.use` exchanges the operators. The tests check that both compute the
+# same.)
 
 # %% tags=["varies"]
 loaded = weights.load("cifar10")
@@ -439,7 +450,7 @@ train_x, train_y = fc7[:, :6].reshape(24, 4096), labels[:, :6].reshape(24)
 weight = (0.01 * torch.randn(4, 4096, device=device)).requires_grad_()
 bias = torch.zeros(4, device=device, requires_grad=True)
 optimizer = torch.optim.SGD([weight, bias], lr=0.01, momentum=0.9)
-history = []  # loss, and the share of train and test that is right
+history = []  # (loss, right share of train, right share of test)
 for step in range(20):
     kept = kernels.dropout(train_x, 0.5, seed=step)
     loss = kernels.cross_entropy(kernels.linear(kept, weight, bias), train_y)
@@ -459,13 +470,13 @@ left.plot([step[0] for step in history], color=style.BLUE)
 left.set(xlabel="step", ylabel="cross entropy", title="loss, with dropout")
 right_.plot([step[1] for step in history], color=style.BLUE, label="24 to train with")
 right_.plot([step[2] for step in history], "--", color=style.ORANGE, label="12 to test")
-right_.set(xlabel="step", ylabel="share that is right", ylim=(0, 1.05), title="accuracy")
+right_.set(xlabel="step", ylabel="right share", ylim=(0, 1.05), title="accuracy")
 _ = right_.legend(loc="lower right")
 
 # %% [markdown]
-# Mind what this shows: that the gradients work, and that fc7's features tell these photos apart. It does not show that
-# the network knows coffee: train and test are crops of the same photo. For a folder of photos of your own, a
-# sub-folder a class, the same is one command:
+# Be careful about what this shows. It shows that the gradients work, and that fc7's features can tell these photos
+# apart. It does not show that the network knows coffee, because train and test images are crops of the same photo. If
+# you have a folder of your own photos, with one sub-folder per class, one command does the same:
 #
 # ```
 # alexnet train photos/ --weights bvlc_alexnet.npy --skip-layer fc8 --freeze conv1 conv2 conv3 --out run
@@ -473,12 +484,12 @@ _ = right_.legend(loc="lower right")
 #
 # ## What two GPUs had to do with groups
 #
-# In 2012 the network, with all that training keeps, did not fit into the 3 GB of a GTX 580. So it was cut in two: each
-# GPU had half of the filters of every layer. A filter of conv2 would have to read all 96 maps of conv1, half of them on
-# the other GPU. To spare that, conv2, conv4 and conv5 read the maps of their own GPU only. conv3 and the fully
-# connected layers read all, and only there did the two exchange anything.
+# In 2012 the network and everything that training keeps did not fit into the 3 GB of a GTX 580. So the authors cut it
+# into two halves: each GPU had half of the filters of every layer. A filter of conv2 would have to read all 96 maps of
+# conv1, and half of them were on the other GPU. To avoid this, conv2, conv4 and conv5 read only the maps of their own
+# GPU. conv3 and the fully connected layers read all maps. Only there did the two GPUs exchange data.
 #
-# A convolution with `groups=2` is just that, two convolutions side by side:
+# A convolution with `groups=2` is exactly this, two convolutions side by side:
 
 # %%
 x = torch.randn(1, 96, 9, 9, device=device)
@@ -490,8 +501,9 @@ assert (both - torch.cat([first, second], 1)).abs().max() < 1e-5 * both.abs().ma
 assert w.numel() == 307_200  # with all 96 maps it would be 614,400
 
 # %% [markdown]
-# `model.two_gpus` has this network in two halves, for two processes. Here they run as two threads, and note what each
-# is sent by the other for the photo of the cat. (fc8 has five outputs in each half, for the ten classes.)
+# `model.two_gpus` has this network in two halves, for two processes. Here they run as two threads, for the photo of the
+# cat. They count the bytes that each half receives from the other. (fc8 has five outputs in each half, for the ten
+# classes.)
 
 # %%
 x = loaded.preprocess(open_image(default_photo()))[None]
@@ -526,24 +538,24 @@ for number, name in enumerate(layers):
     if number and received[name]:
         axes.text(number - 0.5, 1.45, f"{received[name] / 1e3:.1f} kB", color=style.VERMILION, ha="center", fontsize=9)
 axes.set(xlim=(-0.5, 7.5), ylim=(1.7, -0.35), yticks=[0, 1], yticklabels=["GPU 0", "GPU 1"], xticks=[])
-axes.set_title("Maps and units of each half; in red what crosses, each way, for one photo in fp32")
+axes.set_title("Maps and units of each half; red: what is exchanged, each way, for one photo in fp32")
 axes.spines[:].set_visible(False)
 
 # %% [markdown]
-# The table counts two small exchanges more, for pool1 and pool2: windows of LRN across the border between the halves.
-# The authors' GPUs did without them. BVLC's weights were trained on one GPU, with windows across the border, and the
-# groups kept all the same, because they are part of the network. With them conv2, conv4 and conv5 have half of the
-# weights and half of the multiplications that they would have without.
+# The table shows two more small exchanges, for pool1 and pool2. There, windows of LRN cross the border between the
+# halves. The authors' GPUs did not do this exchange. BVLC's weights were trained on one GPU, with windows across the
+# border. Its groups were kept, because they are part of the network. With groups, conv2, conv4 and conv5 have half of
+# the weights and half of the multiplications that they would have without.
 #
 # ## Exercises
 #
 # Solutions are in [`solutions/09_training.py`](solutions/09_training.py).
 #
-# **1.** The gradient of cross entropy's mean: softmax minus one-hot, divided by the number of rows. `BLOCK_C` is a
-# power of two, at least C. Logits may be as large as 1000.
+# **1.** Compute the gradient of cross entropy's mean: softmax minus one-hot, divided by the number of rows. `BLOCK_C`
+# is a power of two, at least C. Logits may be as large as 1000.
 #
 # <details><summary>Hint 1</summary>A tile of [BLOCK_M, BLOCK_C] holds whole rows.</details>
-# <details><summary>Hint 2</summary>Subtract each row's maximum before <code>tl.exp</code>; masked lanes hold minus
+# <details><summary>Hint 2</summary>Subtract each row's maximum before <code>tl.exp</code>. Masked lanes get minus
 # infinity, which becomes 0.</details>
 # <details><summary>Hint 3</summary>One-hot: <code>(offs_c[None, :] == target[:, None]).to(tl.float32)</code></details>
 
@@ -557,15 +569,15 @@ def loss_gradient(x_ptr, target_ptr, dx_ptr, M, C: tl.constexpr, BLOCK_M: tl.con
 nb09.loss_gradient(loss_gradient)
 
 # %% [markdown]
-# **2.** fc6 is followed by a ReLU and by dropout: y = relu(z), out = dropout(y). Go back through both in one pass: from
-# `dout` and `y`, and the seed, to `dz`.
+# **2.** A ReLU and dropout follow fc6: y = relu(z), out = dropout(y). Go back through both in one pass: compute `dz`
+# from `dout`, `y` and the seed.
 #
-# <details><summary>Hint 1</summary>Two masks: one read off y, one made again by
+# <details><summary>Hint 1</summary>There are two masks. Read one off y. Compute the other again with
 # <code>tl.rand(seed, offs) >= p</code>.</details>
-# <details><summary>Hint 2</summary>What was kept was divided by 1 - p on the way forward, so its gradient is as
-# well.</details>
-# <details><summary>Hint 3</summary><code>tl.where((y > 0.0) & (tl.rand(seed, offs) >= p), dout / (1.0 - p), 0.0)</code>
-# </details>
+# <details><summary>Hint 2</summary>On the way forward, kept values were divided by 1 - p. So their gradients are
+# divided by it, too.</details>
+# <details><summary>Hint 3</summary><code>tl.where((y > 0.0) & (tl.rand(seed, offs) >= p), dout / (1.0 - p),
+# 0.0)</code></details>
 
 
 # %%
@@ -577,12 +589,13 @@ def relu_dropout_gradient(dout_ptr, y_ptr, dz_ptr, elements, p, seed, BLOCK_M: t
 nb09.relu_dropout_gradient(relu_dropout_gradient)
 
 # %% [markdown]
-# **3.** In plain PyTorch, write a convolution's weight gradient as one product of matrices. x is (N, C, H, W), dz
-# (N, K, P, Q), `size` the filter's side; return (K, C, size, size).
+# **3.** In plain PyTorch, write a convolution's weight gradient as one product of matrices. x is (N, C, H, W), dz is
+# (N, K, P, Q), and `size` is the filter's side. Return (K, C, size, size).
 #
-# <details><summary>Hint 1</summary><code>F.unfold(x, size, padding=padding, stride=stride)</code> is the matrix of what
-# lies under the taps: (N, C * size * size, P * Q).</details>
-# <details><summary>Hint 2</summary>dz as (N, K, P * Q), times its transpose, summed over N.</details>
+# <details><summary>Hint 1</summary><code>F.unfold(x, size, padding=padding, stride=stride)</code> is the matrix of the
+# pixels under the taps: (N, C * size * size, P * Q).</details>
+# <details><summary>Hint 2</summary>Take dz as (N, K, P * Q), multiply it by that matrix transposed, and sum over
+# N.</details>
 # <details><summary>Hint 3</summary><code>torch.einsum("nkm,ntm->kt", dz.flatten(2), columns)</code></details>
 
 
@@ -596,5 +609,5 @@ nb09.weight_gradient(weight_gradient)
 # %% [markdown]
 # ## The end, and a beginning
 #
-# You have seen every operator of AlexNet, forwards and backwards. `alexnet train` puts them together;
-# `kernels/` has all of them, a file each.
+# You have seen every operator of AlexNet, forwards and backwards. `alexnet train` puts them together. `kernels/` has
+# all of them, one file per operator.
