@@ -284,6 +284,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
         import kernels
         from kernels import runtime
         from kernels.tools.roofline import roofs_for
+        from kernels.tools.workloads import torch_dtype
         from model import weights
         from model.alexnet import AlexNet
 
@@ -295,7 +296,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
     top = min(5, len(loaded.classes)) if args.top is None else args.top
     if top > len(loaded.classes):
         raise AlexNetError(f"--top must be at most the {len(loaded.classes)} classes of {loaded.name}, got {top}")
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
+    dtype = torch_dtype(args.dtype)
     net.to(device, dtype)
     stopwatch = Stopwatch(net, device) if args.layers else None
     if not args.images:

@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from kernels import conv2d, local_response_norm, runtime, tiles
 from kernels.ops.local_response_norm import _local_response_norm_kernel, _sums, divisor, normalise
 from kernels.tools.trace import trace
-from kernels.tools.workloads import LAYERS
+from kernels.tools.workloads import WORKLOADS
 from model.alexnet import LRN
 
 style.use()
@@ -348,14 +348,14 @@ assert len(composed) == 7 and round(sum(one.bytes for one in composed) / x.nbyte
 # Notebook 04 does this.
 
 # %%
-costs = {name: LAYERS[name].cost(128, 2) for name in ("norm1", "norm2")}
+costs = {name: WORKLOADS[name].cost(128, 2) for name in ("norm1", "norm2")}
 assert all(what.flops / what.bytes == 3.5 for what in costs.values())
 ms = machine.ours(machine.measure("local_response_norm"))
 roof.floors(costs, measured=ms, title="LRN, 128 photos in fp16")
 
 # %%
 roof.plot(
-    {"norm1": costs["norm1"], "conv2": LAYERS["conv2"].cost(128, 2)},
+    {"norm1": costs["norm1"], "conv2": WORKLOADS["conv2"].cost(128, 2)},
     measured=ms,
     title="LRN, and the convolution that follows (norm2 lies at the same point as norm1)",
 )

@@ -24,7 +24,7 @@ from kernels.ops.lrn_max_pool2d import _lrn_max_pool2d_kernel
 from kernels.ops.max_pool2d import _max_pool2d_kernel
 from kernels.tools import cost
 from kernels.tools.trace import trace
-from kernels.tools.workloads import LAYERS
+from kernels.tools.workloads import WORKLOADS
 from model.alexnet import LRN
 
 style.use()
@@ -287,9 +287,9 @@ assert (y.double() - expected).abs().max() < 2e-3 * expected.max()
 # %%
 pool = cost.max_pool2d((N, 96, 55, 55), (3, 3), (2, 2), itemsize=itemsize)
 costs = {
-    "norm1 alone": LAYERS["norm1"].cost(N, itemsize),
+    "norm1 alone": WORKLOADS["norm1"].cost(N, itemsize),
     "pooling alone": pool,
-    "pool1: both": LAYERS["pool1"].cost(N, itemsize),
+    "pool1: both": WORKLOADS["pool1"].cost(N, itemsize),
 }
 assert costs["pool1: both"].flops == costs["norm1 alone"].flops + pool.flops
 assert costs["pool1: both"].bytes == large + little == pool.bytes

@@ -24,7 +24,7 @@ from kernels import runtime, tiles
 from kernels.ops.linear import _linear_kernel, _linear_row_kernel
 from kernels.tools import cost, torch_ops
 from kernels.tools.trace import trace
-from kernels.tools.workloads import LAYERS
+from kernels.tools.workloads import WORKLOADS
 from model import weights
 from model.alexnet import AlexNet
 from model.infer import default_photo
@@ -294,7 +294,7 @@ with torch.no_grad():
 source.show(cost.linear)
 
 # %%
-FC = [LAYERS[name] for name in ("fc6", "fc7", "fc8")]
+FC = [WORKLOADS[name] for name in ("fc6", "fc7", "fc8")]
 print("fp16    batch        MACs         bytes   of these weights   FLOP per byte")
 for layer in FC:
     for batch in (1, 256):

@@ -23,7 +23,7 @@ from kernels.tools import cost, roofline
 from kernels.tools.bench import timing
 from kernels.tools.cost import Cost
 from kernels.tools.trace import trace
-from kernels.tools.workloads import ALEXNET, LAYERS
+from kernels.tools.workloads import ALEXNET, WORKLOADS
 
 style.use()
 torch.manual_seed(0)
@@ -230,9 +230,9 @@ assert held / H100.bandwidth * 1e3 > 0.9 * whole[1]  # one photo: nearly all of 
 # normalised map. The same is true for ReLU as a separate pass after conv1.
 
 # %%
-norm, pool = LAYERS["norm1"].cost(BATCH, 2), cost.max_pool2d((BATCH, 96, 55, 55), (3, 3), (2, 2), itemsize=2)
+norm, pool = WORKLOADS["norm1"].cost(BATCH, 2), cost.max_pool2d((BATCH, 96, 55, 55), (3, 3), (2, 2), itemsize=2)
 together = lambda first, second: Cost(second.output, 0, first.flops + second.flops, first.bytes + second.bytes)
-relu = LAYERS["relu1"].cost(BATCH, 2)
+relu = WORKLOADS["relu1"].cost(BATCH, 2)
 fusion = {
     "norm1, then pool1": together(norm, pool),
     "both in one pass": work["pool1"],

@@ -32,7 +32,7 @@ from kernels.ops.local_response_norm import normalise_gradient
 from kernels.ops.max_pool2d import gather
 from kernels.tools import torch_ops
 from kernels.tools.trace import trace
-from kernels.tools.workloads import ALEXNET, LAYERS
+from kernels.tools.workloads import ALEXNET, WORKLOADS
 from model import weights
 from model.alexnet import AlexNet
 from model.infer import default_photo
@@ -203,8 +203,8 @@ products = {
 print(f"{'':22}{'M':>8}{'N':>8}{'K':>8}")
 for name, (m, n, k) in products.items():
     print(f"{name:22}{m:8,}{n:8,}{k:8,}")
-    assert m * n * k == LAYERS["conv3"].cost(N).macs == 128 * 149_520_384
-assert LAYERS["conv3"].cost(N, backward=True).macs == 2 * LAYERS["conv3"].cost(N).macs
+    assert m * n * k == WORKLOADS["conv3"].cost(N).macs == 128 * 149_520_384
+assert WORKLOADS["conv3"].cost(N, backward=True).macs == 2 * WORKLOADS["conv3"].cost(N).macs
 
 # %% [markdown]
 # dw is different: its result is small, and its sums have 21,632 terms. With one program per tile, most of a GPU would

@@ -10,7 +10,7 @@ import pytest
 from kernels import tiles
 from kernels.tiles.choices import SHARED_MEMORY
 from kernels.tools.assembly import Assembly, Task, assemble, main
-from kernels.tools.workloads import DTYPES, LAYERS
+from kernels.tools.workloads import DTYPES, WORKLOADS
 
 PRODUCTS = ("_conv2d_kernel", "_conv2d_input_gradient_kernel", "_conv2d_weight_gradient_kernel", "_linear_kernel")
 
@@ -27,7 +27,7 @@ def check_chosen(task: Task, assembly: Assembly) -> None:
 
 
 def test_every_layer_compiles_well_for_an_h100():
-    tasks = [Task(layer, "sm_90") for layer in LAYERS]
+    tasks = [Task(layer, "sm_90") for layer in WORKLOADS]
     tasks += [Task(layer, "sm_90", batch=1) for layer in ("conv1", "conv3", "fc6")]
     for task, assemblies in assemble(tasks):
         assert assemblies, task
@@ -93,8 +93,8 @@ class H100:
 
 driver.set_active(H100())
 from kernels.tools.assembly import Task, launches
-from kernels.tools.workloads import LAYERS
-for task in [Task(layer, "sm_90", batch=batch) for batch in (1, 128) for layer in LAYERS]:
+from kernels.tools.workloads import WORKLOADS
+for task in [Task(layer, "sm_90", batch=batch) for batch in (1, 128) for layer in WORKLOADS]:
     for launch, tile, _ in launches(task):
         compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
         assert compiled.metadata.num_warps == tile["num_warps"]
@@ -107,7 +107,7 @@ def test_launches_are_what_triton_takes_on_a_gpu():
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     result = subprocess.run([sys.executable, "-c", LAUNCH], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
-    assert {line.split()[0] for line in result.stdout.splitlines()} == set(LAYERS)
+    assert {line.split()[0] for line in result.stdout.splitlines()} == set(WORKLOADS)
 
 
 def test_normalisation_and_pooling_load_16_bytes_and_stay_in_registers():
@@ -124,8 +124,8 @@ def test_normalisation_and_pooling_load_16_bytes_and_stay_in_registers():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
 def test_every_layer_dtype_and_batch_compiles_well(architecture):
-    tasks = [Task(layer, architecture, dtype) for layer in LAYERS for dtype in DTYPES]
-    tasks += [Task(layer, architecture, dtype, batch=1) for layer in LAYERS for dtype in ("fp16", "fp32")]
+    tasks = [Task(layer, architecture, dtype) for layer in WORKLOADS for dtype in DTYPES]
+    tasks += [Task(layer, architecture, dtype, batch=1) for layer in WORKLOADS for dtype in ("fp16", "fp32")]
     for task, assemblies in assemble(tasks):
         for assembly in assemblies:
             check_chosen(task, assembly)

@@ -17,7 +17,7 @@ from kernels import runtime
 from kernels.errors import AlexNetError
 from kernels.tools import roofline
 from kernels.tools.bench import cli, timing
-from kernels.tools.workloads import LAYERS
+from kernels.tools.workloads import WORKLOADS
 
 REPOSITORY = Path(kernels.__file__).parent.parent
 COLUMNS = "date,commit,gpu,torch,triton,operator,layer,pass,dtype,batch,provider,p20_ms,p50_ms,p80_ms,flops,bytes,error"
@@ -108,7 +108,7 @@ def test_out_and_plot(tmp_path):
         assert float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
         assert float(row["error"]) <= 1e-5
     pool = next(row for row in rows if row["layer"] == "pool5")
-    cost = LAYERS["pool5"].cost(1, 4)
+    cost = WORKLOADS["pool5"].cost(1, 4)
     assert (int(pool["flops"]), int(pool["bytes"])) == (cost.flops, cost.bytes)
 
 
@@ -227,7 +227,7 @@ def test_a_crash_does_not_stop_the_rest(fake, monkeypatch, tmp_path, capsys):
     ],
 )
 def test_deviation_sees_every_element_and_no_other_difference(name, shapes):
-    work = timing.Work(name, (LAYERS[name]._replace(**shapes),))
+    work = timing.Work(name, (WORKLOADS[name]._replace(**shapes),))
     operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
     right = work.theirs(*operands)
     assert timing.deviation(work, operands, [right]) <= 1e-5
@@ -256,7 +256,7 @@ BACKWARD = [
 
 @pytest.mark.parametrize(("name", "shapes"), BACKWARD)
 def test_deviation_sees_every_element_of_every_gradient(name, shapes):
-    work = timing.Work(name, (LAYERS[name]._replace(**shapes),), "backward")
+    work = timing.Work(name, (WORKLOADS[name]._replace(**shapes),), "backward")
     operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
     started = work.start(work.theirs, None, operands)
     right = started.run()
@@ -274,7 +274,7 @@ def test_deviation_sees_every_element_of_every_gradient(name, shapes):
 
 def small_network() -> tuple:
     """The end of AlexNet, with few features."""
-    layers = [LAYERS[name] for name in ("conv5", "pool5", "fc7", "fc8")]
+    layers = [WORKLOADS[name] for name in ("conv5", "pool5", "fc7", "fc8")]
     layers[0] = layers[0]._replace(input=(384, 5, 5), first=True)
     layers[1] = layers[1]._replace(input=(256, 5, 5))
     layers[2] = layers[2]._replace(input=(1024,), parameters=((50, 1024), (50,)))
@@ -310,13 +310,13 @@ def test_backward_and_step_on_the_kernels(fake, monkeypatch, tmp_path, capsys):
     passes += [("alexnet", "forward"), ("alexnet", "step")]
     assert timed == {(*each, provider) for each in passes for provider in ("triton", "torch", "compile")}
     pool = next(row for row in rows if (row.layer, row.pass_) == ("pool5", "backward"))
-    assert (pool.flops, pool.bytes) == LAYERS["pool5"].cost(2, 4, backward=True)[2:]
+    assert (pool.flops, pool.bytes) == WORKLOADS["pool5"].cost(2, 4, backward=True)[2:]
     assert (tmp_path / "fake-gpu-80gb-roofline-fp32-backward.png").exists()
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.6, 1.0])
 def test_deviation_of_dropout_counts_what_is_kept(kept):
-    work = timing.Work("drop6", (LAYERS["drop6"],))
+    work = timing.Work("drop6", (WORKLOADS["drop6"],))
     operands = work.random_operands(16, torch.float32, torch.device("cpu"))
     x = operands[0]
     assert timing.deviation(work, operands, [torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)]) == math.inf
@@ -336,7 +336,7 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
     assert [(row.provider, row.p50_ms) for row in first] == [("triton", 3.0), ("torch", 4.0), ("compile", 6.0)]
     line = next(line for line in out.splitlines() if line.startswith("pool5"))
     limits = roofline.Roofs(2 * 1024 * 4 / 1.0e-3, 2 * 64**3 / 2.0e-3)
-    share = limits.floor_ms(*LAYERS["pool5"].cost(2, 4)[2:]) / 3.0
+    share = limits.floor_ms(*WORKLOADS["pool5"].cost(2, 4)[2:]) / 3.0
     assert line.split() == [
         "pool5",
         "forward",
@@ -434,7 +434,7 @@ def test_one_precision_under_all_of_its_names(dtype):
 def test_filters_are_folded_at_each_step_of_training(pass_, trains):
     device = Mock()
     device.prepare.side_effect = RuntimeError("enough")
-    work = timing.Work("fc8", (LAYERS["fc8"],), pass_)
+    work = timing.Work("fc8", (WORKLOADS["fc8"],), pass_)
     timing.judge_work(device, "triton", work, "fp32", work.ours, kernels.cross_entropy, [])
     assert device.prepare.call_args.args[1] is trains
 

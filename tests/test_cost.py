@@ -115,7 +115,7 @@ def test_cross_entropy():
 
 @pytest.mark.parametrize("layer", [*LAYERS, "relu1", "norm1", "drop6", "prob"])
 def test_gradients_have_the_inputs_shape_and_a_product_is_two_more(layer):
-    layer = workloads.LAYERS[layer]
+    layer = workloads.WORKLOADS[layer]
     forward, backward = layer.cost(2), layer.cost(2, backward=True)
     assert backward.output == (2, *layer.input)
     assert backward.macs == forward.macs * (1 if layer.first else 2)

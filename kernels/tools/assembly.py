@@ -28,7 +28,7 @@ from kernels.errors import AlexNetError
 from kernels.tiles import Problem, choices
 from kernels.tools import command
 from kernels.tools.command import Parser
-from kernels.tools.workloads import DTYPES, LAYERS, torch_dtype
+from kernels.tools.workloads import DTYPES, WORKLOADS, torch_dtype
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _noted(task: Task) -> list[tuple[Problem, tiles.Config, runtime.Launch]]:
 
     from kernels import runtime
 
-    layer = LAYERS[task.layer]
+    layer = WORKLOADS[task.layer]
     torch.backends.cuda.matmul.fp32_precision = "tf32" if task.dtype == "tf32" else "ieee"
     try:
         operands = layer.operands(task.batch, torch_dtype(task.dtype), "cpu")  # never filled
@@ -235,12 +235,14 @@ def run(argv: list[str] | None) -> int:
         "(how many in the code x bytes each), matrix instructions in the code. * marks the tile a layer runs with; the "
         "others are those that the tuner tries.",
     )
-    operators = sorted({layer.operator for layer in LAYERS.values()})
+    operators = sorted({layer.operator for layer in WORKLOADS.values()})
     parser.add_argument(
         "operator", nargs="?", choices=operators, metavar="OPERATOR", help=f"{', '.join(operators)} (all)"
     )
     parser.add_argument("--arch", choices=tiles.ARCHITECTURES, default="sm_90", help="of the GPU (%(default)s)")
-    parser.add_argument("--layer", choices=LAYERS, metavar="LAYER", help=f"{', '.join(LAYERS)} (all of the operator's)")
+    parser.add_argument(
+        "--layer", choices=WORKLOADS, metavar="LAYER", help=f"{', '.join(WORKLOADS)} (all of the operator's)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="tf32: fp32 multiplied as TF32 (%(default)s)")
     parser.add_argument(
         "--batch", type=int, default=128, metavar="N", help="images, which decide the tile (%(default)s)"
@@ -256,11 +258,11 @@ def run(argv: list[str] | None) -> int:
         parser.error("argument --ptx/--sass: NVIDIA's; for AMD's assembly see kernels.tools.assembly.Assembly.text")
     layers = [
         name
-        for name, layer in LAYERS.items()
+        for name, layer in WORKLOADS.items()
         if options.operator in (None, layer.operator) and options.layer in (None, name)
     ]
     if not layers:
-        operator = LAYERS[options.layer].operator
+        operator = WORKLOADS[options.layer].operator
         parser.error(f"argument --layer: {options.layer} is a layer of {operator}, not of {options.operator}")
 
     code = "ptx" if options.ptx else "sass" if options.sass else None

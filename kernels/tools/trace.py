@@ -23,7 +23,7 @@ from kernels import tiles
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser, interrupts_exit
-from kernels.tools.workloads import LAYERS
+from kernels.tools.workloads import WORKLOADS
 
 if TYPE_CHECKING:
     import torch
@@ -279,7 +279,7 @@ def _print(found: Trace) -> None:
 
 
 def run(argv: list[str] | None) -> int:
-    operators = sorted({layer.operator for layer in LAYERS.values()})
+    operators = sorted({layer.operator for layer in WORKLOADS.values()})
     parser = Parser(
         prog="alexnet trace",
         description="Runs one program of one of AlexNet's layers in the interpreter, and prints every step: the line, "
@@ -287,14 +287,14 @@ def run(argv: list[str] | None) -> int:
     )
     add = parser.add_argument
     add("operator", choices=operators, metavar="OPERATOR", help=", ".join(operators))
-    add("--layer", choices=LAYERS, metavar="LAYER", help="one of the operator's (its first)")
+    add("--layer", choices=WORKLOADS, metavar="LAYER", help="one of the operator's (its first)")
     add("--program", type=int, nargs="+", default=[0], metavar="ID", help="program ids, up to three (0)")
     add("--architecture", choices=tiles.ARCHITECTURES, default="sm_90", help="whose tile (%(default)s)")
     options = parser.parse_args(argv)
-    layers = [name for name, layer in LAYERS.items() if layer.operator == options.operator]
+    layers = [name for name, layer in WORKLOADS.items() if layer.operator == options.operator]
     name = options.layer or layers[0]
     if name not in layers:
-        parser.error(f"argument --layer: {name} is a layer of {LAYERS[name].operator}, not of {options.operator}")
+        parser.error(f"argument --layer: {name} is a layer of {WORKLOADS[name].operator}, not of {options.operator}")
     if len(options.program) > 3:
         parser.error(f"argument --program: takes up to three ids, got {len(options.program)}")
 
@@ -303,7 +303,7 @@ def run(argv: list[str] | None) -> int:
 
         from kernels import runtime
     torch.manual_seed(0)
-    layer = LAYERS[name]
+    layer = WORKLOADS[name]
     operands = layer.random_operands(1, torch.float32, "cpu")
     with runtime.record_launches() as launches, tiles.target(options.architecture):
         layer.run(*operands)

@@ -23,7 +23,7 @@ from kernels.tiles.choices import Config, Problem, candidates
 from kernels.tools import command
 from kernels.tools.assembly import Task, compile_ahead
 from kernels.tools.command import Parser, interrupts_exit, write_bytes
-from kernels.tools.workloads import ALEXNET, DTYPES, LAYERS, torch_dtype
+from kernels.tools.workloads import ALEXNET, DTYPES, WORKLOADS, torch_dtype
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def tune(gpu: Gpu, task: Task, done: dict[Problem, Config]) -> None:
     from kernels import runtime
     from kernels.tools.bench.timing import Work, judge_work
 
-    layer = LAYERS[task.layer]
+    layer = WORKLOADS[task.layer]
     work = Work(layer.name, (layer,), "backward" if task.backward else "forward")
     operands = work.random_operands(task.batch, torch_dtype(task.dtype), gpu.device)
     started = lambda: work.start(work.ours, kernels.cross_entropy, operands)
@@ -81,7 +81,7 @@ def write(architecture: str, device: str, tuned: dict[Problem, Config]) -> None:
 
 
 def run(argv: list[str] | None) -> int:
-    operators = sorted({layer.operator for layer in LAYERS.values()})
+    operators = sorted({layer.operator for layer in WORKLOADS.values()})
     parser = Parser(
         prog="alexnet tune",
         description="Tunes the tiles for the GPU that is here. Adds to the table of its architecture; about a second a "
@@ -108,7 +108,7 @@ def run(argv: list[str] | None) -> int:
 
     gpu = Gpu()
     architecture = runtime.architecture(gpu.device)
-    layers = [x for x in LAYERS.values() if x.operator in options.operators] if options.operators else ALEXNET
+    layers = [x for x in WORKLOADS.values() if x.operator in options.operators] if options.operators else ALEXNET
     tuned = dict(tiles.table(architecture))
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for dtype, batch in itertools.product(options.dtype, options.batch):

@@ -28,7 +28,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return getattr(torch, _DTYPES[name])
 
 
-class Layer(NamedTuple):
+class Workload(NamedTuple):
     """One call of an operator."""
 
     name: str
@@ -77,12 +77,12 @@ class Layer(NamedTuple):
         return list(operands[1:] if self.first else operands)
 
 
-def _conv(name: str, input: cost.Shape, weight: cost.Shape, **geometry) -> Layer:
-    return Layer(name, "conv2d", input, (weight, weight[:1]), {**geometry, "relu": True})
+def _conv(name: str, input: cost.Shape, weight: cost.Shape, **geometry) -> Workload:
+    return Workload(name, "conv2d", input, (weight, weight[:1]), {**geometry, "relu": True})
 
 
-def _fc(name: str, features: int, outputs: int, *, relu: bool) -> Layer:
-    return Layer(name, "linear", (features,), ((outputs, features), (outputs,)), {"relu": relu})
+def _fc(name: str, features: int, outputs: int, *, relu: bool) -> Workload:
+    return Workload(name, "linear", (features,), ((outputs, features), (outputs,)), {"relu": relu})
 
 
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
@@ -90,13 +90,13 @@ POOL = {"kernel_size": (3, 3), "stride": (2, 2)}
 
 ALEXNET = (
     _conv("conv1", (3, 227, 227), (96, 3, 11, 11), stride=(4, 4))._replace(first=True),
-    Layer("pool1", "lrn_max_pool2d", (96, 55, 55), (), {**LRN, **POOL}),
+    Workload("pool1", "lrn_max_pool2d", (96, 55, 55), (), {**LRN, **POOL}),
     _conv("conv2", (96, 27, 27), (256, 48, 5, 5), padding=(2, 2), groups=2),
-    Layer("pool2", "lrn_max_pool2d", (256, 27, 27), (), {**LRN, **POOL}),
+    Workload("pool2", "lrn_max_pool2d", (256, 27, 27), (), {**LRN, **POOL}),
     _conv("conv3", (256, 13, 13), (384, 256, 3, 3), padding=(1, 1)),
     _conv("conv4", (384, 13, 13), (384, 192, 3, 3), padding=(1, 1), groups=2),
     _conv("conv5", (384, 13, 13), (256, 192, 3, 3), padding=(1, 1), groups=2),
-    Layer("pool5", "max_pool2d", (256, 13, 13), (), POOL),
+    Workload("pool5", "max_pool2d", (256, 13, 13), (), POOL),
     _fc("fc6", 9216, 4096, relu=True),
     _fc("fc7", 4096, 4096, relu=True),
     _fc("fc8", 4096, 1000, relu=False),
@@ -104,13 +104,13 @@ ALEXNET = (
 """The network in evaluation, in order."""
 
 UNFUSED = (
-    Layer("relu1", "bias_relu", (96, 55, 55), ((96, 1, 1),), {}),
-    Layer("norm1", "local_response_norm", (96, 55, 55), (), LRN),
-    Layer("norm2", "local_response_norm", (256, 27, 27), (), LRN),
-    Layer("drop6", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
-    Layer("drop7", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
-    Layer("prob", "softmax", (1000,), (), {"dim": 1}),
+    Workload("relu1", "bias_relu", (96, 55, 55), ((96, 1, 1),), {}),
+    Workload("norm1", "local_response_norm", (96, 55, 55), (), LRN),
+    Workload("norm2", "local_response_norm", (256, 27, 27), (), LRN),
+    Workload("drop6", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
+    Workload("drop7", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
+    Workload("prob", "softmax", (1000,), (), {"dim": 1}),
 )
 """What the network fuses into other layers, needs in training, or leaves to who reads its logits."""
 
-LAYERS = {layer.name: layer for layer in ALEXNET + UNFUSED}
+WORKLOADS = {layer.name: layer for layer in ALEXNET + UNFUSED}

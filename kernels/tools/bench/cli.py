@@ -14,7 +14,7 @@ from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser, interrupts_exit
 from kernels.tools.roofline import MEASUREMENTS, PROVIDERS, load, plot_all, slug
-from kernels.tools.workloads import ALEXNET, DTYPES, LAYERS, Layer
+from kernels.tools.workloads import ALEXNET, DTYPES, WORKLOADS, Workload
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
 
     if args.preset:
         return [(item.work, batch) for item in KERNELBENCH for batch in args.batch or [item.batch]]
-    layers: Sequence[Layer] = () if args.network else ALEXNET
+    layers: Sequence[Workload] = () if args.network else ALEXNET
     if args.operators:
-        layers = [layer for layer in LAYERS.values() if layer.operator in args.operators]
+        layers = [layer for layer in WORKLOADS.values() if layer.operator in args.operators]
     chosen = []
     for name in args.passes:
         chosen += [Work(layer.name, (layer,), name) for layer in layers]

@@ -43,7 +43,7 @@ from kernels.ops.conv2d import fold_once
 from kernels.tools import torch_ops
 from kernels.tools.cost import Cost
 from kernels.tools.roofline import COLUMNS, PROVIDERS, Row, baseline, roofs, share
-from kernels.tools.workloads import ALEXNET, LAYERS, POOL, Layer, torch_dtype
+from kernels.tools.workloads import ALEXNET, POOL, WORKLOADS, Workload, torch_dtype
 
 BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|out - ref| / max|ref|
 STEP_BOUNDS = {"fp16": 0.1, "bf16": 0.25, "fp32": 2e-3, "tf32": 0.1}  # for a training step: see _step_deviation
@@ -62,7 +62,7 @@ class Work(NamedTuple):
     """Something to time: a pass of one layer, or of several in a row."""
 
     name: str
-    layers: tuple[Layer, ...]
+    layers: tuple[Workload, ...]
     pass_: str = "forward"  # or backward, or step
 
     @property
@@ -102,7 +102,7 @@ class Work(NamedTuple):
         """The same in PyTorch, in the operands' own dtype and memory order."""
         return self._chain(lambda layer: functools.partial(getattr(torch_ops, layer.operator), **layer.arguments))
 
-    def _chain(self, take: Callable[[Layer], Callable[..., torch.Tensor]]) -> Callable[..., torch.Tensor]:
+    def _chain(self, take: Callable[[Workload], Callable[..., torch.Tensor]]) -> Callable[..., torch.Tensor]:
         calls = [(take(layer), len(layer.parameters), layer.operator == "linear") for layer in self.layers]
 
         def forward(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
@@ -163,18 +163,18 @@ NETWORK = Work("alexnet", ALEXNET)
 STEP = Work("alexnet", ALEXNET, "step")
 
 
-def _whole(name: str) -> Layer:
+def _whole(name: str) -> Workload:
     """A convolution of AlexNet's, not in groups."""
-    layer = LAYERS[name]
+    layer = WORKLOADS[name]
     (K, C, R, S), bias = layer.parameters
     arguments = {**layer.arguments}
     groups = arguments.pop("groups", 1)
     return layer._replace(parameters=((K, C * groups, R, S), bias), arguments=arguments)
 
 
-_CONV1 = LAYERS["conv1"]._replace(input=(3, 224, 224), arguments={"stride": (4, 4), "padding": (2, 2)})
+_CONV1 = WORKLOADS["conv1"]._replace(input=(3, 224, 224), arguments={"stride": (4, 4), "padding": (2, 2)})
 _RELU1 = _CONV1._replace(arguments={**_CONV1.arguments, "relu": True})
-_POOLS = [Layer(name, "max_pool2d", LAYERS[name].input, (), POOL) for name in ("pool1", "pool2", "pool5")]
+_POOLS = [Workload(name, "max_pool2d", WORKLOADS[name].input, (), POOL) for name in ("pool1", "pool2", "pool5")]
 
 
 class Published(NamedTuple):
