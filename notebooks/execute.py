@@ -1,7 +1,7 @@
-"""Writes each notebook's .ipynb from its .py, executed from a fresh kernel: ``python notebooks/execute.py [NAMES]``.
+"""Executes each notebook's .py from a fresh kernel and writes its .ipynb: ``python notebooks/execute.py [NAMES]``.
 
-A name is a notebook's or begins one: ``python notebooks/execute.py 00 01``. Kernels are interpreted, GPU or not, so
-that outputs are the same everywhere; those of cells tagged ``varies`` (times, rounding errors) may differ.
+A name is the start of a notebook's name: ``python notebooks/execute.py 00 01``. Triton's interpreter runs the kernels,
+with or without a GPU, so outputs are the same everywhere. Only cells tagged ``varies`` (times, rounding errors) differ.
 """
 
 import base64
@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-import model as model  # the kernels beside it, wherever Hugging Face's package of that name is installed, too
+import model as model  # first, so that `kernels` is ours and not Hugging Face's package of the same name
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser
@@ -26,12 +26,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def names() -> list[str]:
-    """Every notebook, in order."""
+    """Returns the names of all notebooks, in order."""
     return sorted(path.stem for path in HERE.glob("[0-9][0-9]_*.py"))
 
 
 def read(name: str) -> nbformat.NotebookNode:
-    """A notebook as its .py has it, without outputs."""
+    """Reads a notebook from its .py, without outputs."""
     notebook = jupytext.read(HERE / f"{name}.py", fmt="py:percent")
     notebook.metadata = nbformat.from_dict(
         {
@@ -46,10 +46,10 @@ def read(name: str) -> nbformat.NotebookNode:
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
-    """Runs all cells in place.
+    """Runs all cells and stores their outputs in the notebook.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell raised.
+        nbclient.exceptions.CellExecutionError: a cell raised an exception.
     """
     metadata = notebook.metadata.copy()
     environment = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
@@ -68,13 +68,13 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            data.pop(WIDGET, None)  # a widget lives as long as its kernel; what stays is the picture beside it
+            data.pop(WIDGET, None)  # a widget ends with its kernel; the picture beside it stays
             if "image/png" in data:
                 data["image/png"] = small(data["image/png"])
 
 
 def small(png: str) -> str:
-    """A picture, in base64, with the 256 colours that suit it best: a third of the bytes where it shows photos."""
+    """Reduces a picture, in base64, to the 256 colours that suit it best. Photos take a third of the bytes then."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     file = io.BytesIO()
     image.quantize(256).save(file, "PNG", optimize=True)
@@ -82,8 +82,8 @@ def small(png: str) -> str:
 
 
 def run(argv: list[str] | None) -> int:
-    parser = Parser(prog="python notebooks/execute.py", description="Executes notebooks, and writes what they show.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a notebook's name, or how it begins (all)")
+    parser = Parser(prog="python notebooks/execute.py", description="Executes notebooks and writes their .ipynb files.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="the start of a notebook's name (default: all)")
     given = parser.parse_args(argv).names
     wanted = [name for name in names() if not given or name.startswith(tuple(given))]
     for start in given:

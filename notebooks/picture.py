@@ -1,6 +1,6 @@
-"""The README's picture, ``images/alexnet.png``: a photo, what the layers make of it, and what each costs at the least.
+"""The README's picture, ``images/alexnet.png``: a photo, its feature maps, the prediction and each layer's roofline.
 
-``python notebooks/picture.py`` draws it again: after other weights are bundled, or a GPU has been measured.
+Run ``python notebooks/picture.py`` to draw it again, after the bundled weights or the measured tables have changed.
 """
 
 import sys
@@ -26,7 +26,7 @@ PICTURE = Path(__file__).parent / "images" / "alexnet.png"
 
 
 def run(trained: weights.Weights) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What each layer makes of the photo, by name, and the probabilities of the classes; computed by the kernels."""
+    """Returns each layer's output for the photo, by name, and the classes' probabilities. The kernels compute both."""
     device, kept = runtime.default_device(), {}
     net = AlexNet.from_weights(trained).to(device)
     for name, layer in net.named_children():
@@ -37,7 +37,7 @@ def run(trained: weights.Weights) -> tuple[dict[str, torch.Tensor], torch.Tensor
 
 
 def draw_walk(axes: Sequence[Axes], kept: dict[str, torch.Tensor]) -> None:
-    """The photo, and of each size that follows the map that answers most, its pixels as large as they come."""
+    """Draws the photo, and for each later map size the map with the strongest response."""
     axes[0].imshow(photo.square())
     axes[0].set_title("photo\n3 x 227 x 227")
     for place, name in zip(axes[1:], ("conv1", "pool1", "pool2", "pool5"), strict=True):
@@ -49,7 +49,7 @@ def draw_walk(axes: Sequence[Axes], kept: dict[str, torch.Tensor]) -> None:
 
 
 def draw_prediction(axes: Axes, trained: weights.Weights, probabilities: torch.Tensor) -> None:
-    """The likeliest classes as bars."""
+    """Draws the likeliest classes as bars."""
     likeliest = probabilities.topk(min(5, len(trained.classes)))
     bars = axes.barh([trained.classes[i] for i in likeliest.indices], likeliest.values.numpy(), color=style.BLUE)
     axes.bar_label(bars, [f"{value:.1%}" for value in likeliest.values.tolist()], padding=3)
@@ -68,7 +68,7 @@ def main() -> int:
     draw_prediction(left, trained, probabilities)
     costs = {layer.name: layer.cost(128, itemsize=2) for layer in ALEXNET}
     rows = [row for row in machine.rows() if (row.batch, row.dtype, row.pass_) == (128, "fp16", "forward")]
-    title = "Roofline: what each layer reaches at the most, 128 photos in fp16"
+    title = "Roofline: the limit of each layer, 128 photos in fp16"
     roof.plot(costs, measured=machine.ours(rows), title=title, axes=right)
     above.figure.savefig(PICTURE, metadata={"Software": None})
     print(f"drawn in {PICTURE}")

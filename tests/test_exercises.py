@@ -1,7 +1,7 @@
-"""Every exercise: its solution passes the checker; what the notebook leaves to be written, and wrong answers, do not.
+"""Every exercise: its solution passes the checker. The notebook's empty answer and wrong answers do not.
 
 Four files belong to a notebook: ``NN_name.py``, ``lesson/check/nbNN.py``, ``solutions/NN_name.py``, and here
-``wrong_answers/nbNN.py``, where ``WRONG[exercise][mistake]`` is what is replaced in the solutions' source, and what by.
+``wrong_answers/nbNN.py``. There, ``WRONG[exercise][mistake]`` is (old, new): new replaces old in the solutions.
 """
 
 import importlib
@@ -22,7 +22,7 @@ import execute
 from kernels import runtime
 from tests.launches import noting
 
-pytestmark = pytest.mark.skipif(not runtime.INTERPRETED, reason="notebooks interpret kernels, wrong ones above all")
+pytestmark = pytest.mark.skipif(not runtime.INTERPRETED, reason="notebooks interpret their kernels")
 
 EXERCISES = [
     (name, exercise)
@@ -63,8 +63,9 @@ def test_solution_passes(name, exercise):
     assert result.passed, result
 
 
+@pytest.mark.full
 def test_solutions_compile(monkeypatch):
-    """A notebook interprets its kernels, and the interpreter takes what the compiler does not."""
+    """A notebook interprets its kernels, and the interpreter accepts code that the compiler refuses."""
     launches: dict = {}
     own = lambda kernel: Path(kernel.__code__.co_filename).parent == execute.HERE / "solutions"
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", noting(launches, own))
@@ -74,7 +75,7 @@ def test_solutions_compile(monkeypatch):
         checker(name, exercise)(answer)
     tasks = {}
     for name, launch in launches.items():
-        kernels[name].fn.__module__ = "__main__"  # as a notebook's own
+        kernels[name].fn.__module__ = "__main__"  # as in a notebook
         tasks[name] = compiler.Launch(kernels[name], *launch)
     assert len(tasks) >= 17
     assert compiler.compile(tasks).keys() == tasks.keys()
@@ -84,8 +85,8 @@ def test_solutions_compile(monkeypatch):
 def test_wrong_answer_fails(name, exercise, mistake, tmp_path):
     old, new = WRONG[name][exercise][mistake]
     right = solutions(name).read_text()
-    assert right.count(old) == 1, f"{old!r} must be in {solutions(name)} once, is {right.count(old)} times"
-    answers = tmp_path / f"{name}.py"  # in a file: Triton reads a kernel's source
+    assert right.count(old) == 1, f"{old!r} must be in {solutions(name)} once, not {right.count(old)} times"
+    answers = tmp_path / f"{name}.py"  # in a file, because Triton reads a kernel's source
     answers.write_text(right.replace(old, new))
     result = checker(name, exercise)(getattr(load(answers), exercise))
     assert not result.passed
@@ -99,7 +100,7 @@ def test_sees_may_return_a_list():
 
 @pytest.mark.parametrize(("name", "exercise"), EXERCISES)
 def test_notebook_asks(name, exercise):
-    """The notebook calls the checker, in a cell whose answer is still to be written, and offers hints."""
+    """The notebook calls the checker in a cell with an empty answer, and offers hints."""
     cells = nbformat.read(execute.HERE / f"{name}.ipynb", as_version=4).cells
     call = f"nb{name[:2]}.{exercise}({exercise})"
     asked = [number for number, cell in enumerate(cells) if call in cell.source]
@@ -130,8 +131,8 @@ class TestSame:
     @pytest.mark.parametrize(
         ("actual", "message"),
         [
-            (None, "case: a tensor should come back, got NoneType"),
-            (torch.ones(5, 3), "case: shape (3, 5) should come back, got (5, 3)"),
+            (None, "case: expected a tensor, got NoneType"),
+            (torch.ones(5, 3), "case: expected shape (3, 5), got (5, 3)"),
             (torch.ones(3, 5) * (1 + 1e-4), "case: element [0, 0] should be 1, got 1.0001"),
             (torch.full((3, 5), float("nan")), "case: element [0, 0] should be 1, got nan (never written"),
             (torch.full((3, 5), float("inf")), "case: element [0, 0] should be 1, got inf"),
@@ -148,22 +149,22 @@ class TestSame:
         out = check.output(torch.zeros(3, 5))
         out.copy_(torch.ones(3, 5))
         out.as_strided((1,), (1,), out.storage_offset() + element).zero_()
-        with pytest.raises(check.Wrong, match="stored outside the output"):
+        with pytest.raises(check.Wrong, match="a store wrote outside the output"):
             check.same(out, torch.ones(3, 5), "case")
 
     @pytest.mark.parametrize(
         ("load", "store", "message"),
         [
             (0, 0, "right"),
-            (-1, 0, "case: something was loaded outside an input: does each load have its mask?"),
-            (1, 0, "case: something was loaded outside an input: does each load have its mask?"),
-            (0, -1, "case: something was stored outside the output: does the store have a mask?"),
-            (1, 1, "case: something was stored outside the output: does the store have a mask?"),
+            (-1, 0, "case: a load read outside an input: does each load have its mask?"),
+            (1, 0, "case: a load read outside an input: does each load have its mask?"),
+            (0, -1, "case: a store wrote outside the output: does it have a mask?"),
+            (1, 1, "case: a store wrote outside the output: does it have a mask?"),
         ],
     )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
     def test_guards_of_an_attempt(self, load, store, message, dtype):
-        """What is loaded and then dropped shows, and what is stored in a guard although it is what was there."""
+        """The checker sees a load whose value is not used, and a store into a guard that does not change it."""
 
         @check.Checker
         def attempt(kernel):

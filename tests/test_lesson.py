@@ -1,4 +1,4 @@
-"""What the notebooks share: maps against geometry, sources against files, measurements against tables."""
+"""The notebooks' shared code: maps, sources, steps, measurements, rooflines, compiled kernels."""
 
 import inspect
 import subprocess
@@ -59,7 +59,7 @@ class TestMaps:
 
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
     def test_indices(self, memory_format):
-        """In PyTorch's order, whatever the order in memory; masked lanes left out."""
+        """Indices are in PyTorch's order for any order in memory. Masked lanes are left out."""
         x = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).contiguous(memory_format=memory_format)
         offsets = np.array([7, 0, 119, 64])
         mask = np.array([True, False, True, True])
@@ -80,7 +80,7 @@ class TestMaps:
         assert (shown == maps.counts(window, "x_ptr")).all()
 
     def test_windows(self):
-        """3 x 3 at stride 2: the pixels between two windows are read twice, those between four, four times."""
+        """3 x 3 at stride 2: pixels in two windows count twice, pixels in four windows count four times."""
         maps.windows(5, 3, 2)
         (image,) = plt.gcf().axes[0].images
         assert image.get_array().tolist() == [
@@ -93,7 +93,7 @@ class TestMaps:
         assert plt.gcf().axes[0].get_title(loc="left") == "3 x 3 at stride 2: 5 x 5 -> 2 x 2"
 
     def test_footprint(self):
-        maps.footprint((5, 5), 3, 1, 1, range(3, 9))  # output pixels (0, 3) to (1, 3); the padding is read as well
+        maps.footprint((5, 5), 3, 1, 1, range(3, 9))  # output pixels (0, 3) to (1, 3), which read padding, too
         made, read = plt.gcf().axes
         assert made.get_title(loc="left") == "makes 6 of 5 x 5 output pixels"
         assert read.get_title(loc="left") == "reads 15 of 5 x 5 input pixels"
@@ -149,7 +149,7 @@ class TestStepping:
         ]
 
     def test_strip(self, window):
-        """A row a variable, a figure a value; of many values the first and the last are among those shown."""
+        """One row per variable, one picture per value."""
         stepping.strip(window, "x", "mask")
         titles = [axes.get_title(loc="left") for axes in plt.gcf().axes]
         assert titles == ["step 3: x", "step 6: x", "step 1: mask", ""]
@@ -166,7 +166,7 @@ class TestStepping:
         ]
 
     def test_slider(self, window, monkeypatch):
-        """It begins with the first load; moving it changes the picture, and back again."""
+        """It begins with the first load. Moving it changes the picture, and moving it back restores it."""
         shown = []
         monkeypatch.setattr(stepping, "display", lambda bundle, raw: shown.append(bundle))
         stepping.slider(window, _window_kernel)
@@ -183,8 +183,9 @@ class TestStepping:
 
     def test_every_frame_can_be_drawn(self, window):
         for number in range(len(window.steps)):
-            stepping.frame(window, _window_kernel, number)
-            text = [found.get_text() for axes in plt.gcf().subfigs[0].axes for found in axes.texts]
+            figure = plt.figure()
+            stepping.draw(figure, window, _window_kernel, number)
+            text = [found.get_text() for axes in figure.subfigs[0].axes for found in axes.texts]
             assert any(window.steps[number].source in line for line in text)
             plt.close("all")
 
@@ -224,7 +225,7 @@ TABLE = """{columns}
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """A table of another GPU, and none here."""
+    """A table of another GPU, and no GPU here."""
     (tmp_path / "some-gpu.csv").write_text(TABLE)
     monkeypatch.setattr(roofline, "MEASUREMENTS", tmp_path)
     monkeypatch.setattr(machine, "gpu", lambda: None)
@@ -258,7 +259,7 @@ class TestMachine:
 
     @pytest.mark.parametrize("status", [0, 1, 2], ids=["all", "all but some", "none"])
     def test_live(self, measured, monkeypatch, status):
-        """With a GPU, kernels.tools.bench.cli measures, in a process that compiles."""
+        """With a GPU, ``alexnet bench`` measures, in a process that compiles."""
         monkeypatch.setattr(machine, "gpu", lambda: "My GPU")
         asked = {}
 
@@ -301,7 +302,7 @@ class TestRoof:
 
 
 def test_compiler():
-    """A kernel of the library, in a process that compiles; 01_convolution_as_gemm compiles its own."""
+    """Compiles a kernel of the library. 01_convolution_as_gemm compiles a kernel of its own."""
     half = torch.empty(0, dtype=torch.float16)
     constants = {"N": 1000, "INDEX": tl.int32, "BLOCK_M": 1, "BLOCK_N": 1024, "num_warps": 4}
     (found,) = compiler.compile({"softmax": compiler.Launch(_softmax_kernel, (half, half, 64), constants)}).values()

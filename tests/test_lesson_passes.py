@@ -1,4 +1,4 @@
-"""What notebooks show of passes over memory, and of conv1 with the bundled weights."""
+"""lesson.passes, and conv1's operands in lesson.features."""
 
 from lesson import features, passes
 

@@ -1,4 +1,4 @@
-"""What the notebooks on whole networks draw with: lesson.product, lesson.chain, lesson.rivals."""
+"""The drawings of lesson.product, lesson.chain and lesson.rivals, and the README's picture."""
 
 from lesson import chain, product, rivals
 
@@ -13,7 +13,7 @@ from kernels.tools.roofline import Comparison, Row
 
 @pytest.fixture(autouse=True)
 def axes():
-    """No window opens, and neither a figure nor a setting stays."""
+    """No window opens, and no figure or setting stays."""
     with plt.rc_context():
         plt.switch_backend("Agg")
         _, axes = plt.subplots()
@@ -24,12 +24,12 @@ def axes():
 def test_product(axes):
     product.picture(("M", "N", "K"), tile=(0.25, 0.5, 0.5, 1.0), step=(0.0, 0.5), axes=axes)
     boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-    whole, tile = boxes[2], boxes[-1]  # of C
+    whole, tile = boxes[2], boxes[-1]  # the rectangles of C
     assert tile.get_x() == whole.get_x() + whole.get_width() / 2
     assert tile.get_y() == whole.get_y() + whole.get_height() / 2  # rows are counted from the top
     assert tile.get_width() == whole.get_width() / 2
     assert tile.get_height() == whole.get_height() / 4
-    band, step = boxes[3], boxes[5]  # of A
+    band, step = boxes[3], boxes[5]  # the rectangles of A
     assert (band.get_y(), band.get_height()) == (tile.get_y(), tile.get_height())
     assert step.get_width() == band.get_width() / 2
 
@@ -42,7 +42,7 @@ def test_maps(axes):
     assert image.shape == (3 * 3 + 2 * chain.GAP, 2 * 4 + chain.GAP)
     assert np.allclose(image[:3, :4], values[0] / values[0].max())
     assert np.allclose(image[:3, 4 + chain.GAP :], values[1] / values[1].max())
-    assert not image[2 * (3 + chain.GAP) :, :4].any()  # of a map without a value above zero
+    assert not image[2 * (3 + chain.GAP) :, :4].any()  # a map without a value above zero
     assert np.ma.getmaskarray(image)[3].all() and np.ma.getmaskarray(image)[-1, 4:].all()
 
 
@@ -87,8 +87,9 @@ def test_published_is_marked_as_others(axes):
     assert all(source in text for text, (*_, source) in zip(texts, rivals.PUBLISHED, strict=True))
 
 
+@pytest.mark.full
 def test_readme_picture(monkeypatch, tmp_path):
-    """The walk, the prediction and the roofline, drawn again."""
+    """It draws the walk, the prediction and the roofline."""
     monkeypatch.setattr(picture, "PICTURE", tmp_path / "alexnet.png")
     assert picture.main() == 0
     drawn = plt.imread(tmp_path / "alexnet.png")

@@ -1,6 +1,6 @@
-"""The notebooks about speed, once there is a measured table: with one that is made up, and that no one else sees.
+"""The notebooks about speed, with a made-up measured table that nobody else sees.
 
-Without a table, as the repository may be, test_notebooks.py executes them.
+test_notebooks.py executes them with the repository's own tables, or without any.
 """
 
 import csv
@@ -13,12 +13,12 @@ from kernels.tools.workloads import ALEXNET
 
 GPU = "Made-up GPU"
 RATE, BANDWIDTH = 500e12, 2e12
-TIMES = {"triton": 2.0, "torch": 6.0, "compile": 3.0}  # of the floor
-SLOW = {"conv2": 4.0}  # ours in this layer
+TIMES = {"triton": 2.0, "torch": 6.0, "compile": 3.0}  # times the floor
+SLOW = {"conv2": 4.0}  # times the floor, for our kernels in this layer
 
 
 def rows() -> list[Row]:
-    """Roofs, and all layers for one photo and for 128."""
+    """Returns made-up rows: roofs, and all layers for 1, 128 and 256 photos."""
 
     def row(operator, layer, dtype, batch, provider, ms, flops, bytes):
         times = 0.99 * ms, ms, 1.01 * ms
@@ -48,16 +48,17 @@ def table(tmp_path):
 
 
 def executed(name: str, folder) -> str:
-    """All that the notebook prints where ``folder`` holds the measured tables."""
+    """Returns all that the notebook prints if ``folder`` holds the measured tables."""
     notebook = execute.read(name)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    patch = f"from kernels import roofline\nfrom pathlib import Path\nroofline.MEASUREMENTS = Path({str(folder)!r})\n"
+    patch = f"from kernels.tools import roofline\nroofline.MEASUREMENTS = roofline.Path({str(folder)!r})\n"
     first.source = f"import lesson\n{patch}{first.source}"
     execute.execute(notebook)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["07_roofline", "08_against_cublas"])
 def test_a_table_is_shown(name, table):
     printed = executed(name, table)

@@ -1,30 +1,30 @@
-"""What the notebooks share. Jupyter runs them in ``notebooks/``, where ``from lesson import style`` finds it.
+"""Code that the notebooks share. Jupyter runs them in ``notebooks/``, so ``from lesson import style`` finds it.
 
-A notebook imports it first: a program can be stepped through in Triton's interpreter alone, so notebooks interpret
-their kernels on a machine with a GPU, too. That GPU is for :func:`lesson.machine.measure`.
+A notebook imports it first. Only Triton's interpreter can step through a program, so this package turns the interpreter
+on, also on a machine with a GPU. Only :func:`lesson.machine.measure` uses the GPU.
 
 style     colours, fonts and sizes of every figure
 machine   what the kernels run on here, and what has been measured
 photo     the photo that all notebooks use
-features  what conv1 makes of it, with the bundled weights
-source    a kernel's source, as it stands in ``kernels/``
+features  conv1's input, weight and bias for this photo, with the bundled weights
+source    the source of a kernel in ``kernels/``
 stepping  one program of a kernel, step by step: listing, strip of figures, slider
 maps      which elements a tile touches, which lanes a mask switches off
 compiler  registers, spills and copies of a kernel compiled for a GPU
 passes    what each kernel of a plan reads and writes
-halves    AlexNet in two halves, which exchange what two GPUs did
+halves    AlexNet in two halves, which exchange data as its two GPUs did
 roof      operators under the roofline, and the least time that each needs
-product   a product of matrices: one tile, and what it is made of
-chain     filters, feature maps, and the patch of the photo that an output looks at
+product   a product of matrices: one tile, and the parts that it is computed from
+chain     filters, feature maps, and the patch of the photo that an output sees
 rivals    our kernels beside others'
-check     checkers of the exercises, one module a notebook
+check     checkers of the exercises, one module per notebook
 
-What draws, draws on the ``axes`` that it is given, or on a new figure, and returns nothing.
+Functions that draw use the ``axes`` argument, or a new figure without it, and return nothing.
 """
 
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import model as model  # the kernels beside it, wherever Hugging Face's package of that name is installed, too
-from kernels import runtime as runtime  # before anybody imports triton
+import model as model  # first, so that `kernels` is ours and not Hugging Face's package of the same name
+from kernels import runtime as runtime  # before any import of triton

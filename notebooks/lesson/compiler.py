@@ -1,4 +1,4 @@
-"""What the compiler makes of a kernel for a GPU, with or without one here, the notebook's own kernels included."""
+"""Compiles kernels for a GPU, also a notebook's own kernels, and counts what is in the code. This needs no GPU."""
 
 import importlib
 import importlib.util
@@ -21,7 +21,7 @@ PRELUDE = "import triton\nimport triton.language as tl\n\nfrom kernels import ru
 
 
 class Launch(NamedTuple):
-    """What a kernel would be launched with: of tensors only the dtype matters."""
+    """A kernel and the arguments of its launch. Of tensors only the dtype matters."""
 
     kernel: Callable
     arguments: tuple
@@ -29,18 +29,18 @@ class Launch(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A kernel's code, counted."""
+    """Numbers that describe a kernel's code."""
 
-    registers: int  # of a thread
-    spills: int  # bytes of stack of a thread
-    copies: dict[int, int]  # asynchronous copies global -> shared memory: bytes each -> how many in the code
-    tensor_cores: int  # matrix instructions in the code
+    registers: int  # per thread
+    spills: int  # bytes of stack per thread
+    copies: dict[int, int]  # bytes of an asynchronous copy to shared memory -> how many of them
+    tensor_cores: int  # number of matrix instructions
 
 
 def compile(launches: Mapping[str, Launch], architecture: str = "sm_90") -> dict[str, Compiled]:
-    """Compiles each launch's kernel, in a process of its own: in this one Triton interprets.
+    """Compiles each launch's kernel in another process, because Triton interprets in this one.
 
-    A notebook's kernel may use ``triton``, ``tl`` and ``kernels.runtime``, as if these were all that it imports.
+    A notebook's kernel may use ``triton``, ``tl`` and ``kernels.runtime``, and no other names.
     """
     tasks = []
     for launch in launches.values():
@@ -72,7 +72,7 @@ def _compile(source: str, own: bool, name: str, arguments: list, constants: dict
 
 
 def _load(source: str, folder: Path) -> ModuleType:
-    """Source as a module: Triton reads a kernel's source from a file."""
+    """Loads source as a module from a file, because Triton reads a kernel's source from its file."""
     path = folder / "from_notebook.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -82,7 +82,7 @@ def _load(source: str, folder: Path) -> ModuleType:
 
 
 def table(compiled: Mapping[str, Compiled]) -> None:
-    """Prints what was counted."""
+    """Prints the numbers, one row per kernel."""
     width = max(map(len, compiled))
     print(f"{'':{width}}  registers  bytes spilled  asynchronous copies  matrix instructions")
     for name, found in compiled.items():

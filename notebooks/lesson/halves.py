@@ -1,4 +1,4 @@
-"""AlexNet in two halves, as over the paper's two GPUs, in two threads of one process: see :mod:`model.two_gpus`."""
+"""AlexNet in two halves, as on the paper's two GPUs, here in two threads of one process: see :mod:`model.two_gpus`."""
 
 import queue
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +11,14 @@ from model.weights import Weights
 
 
 def run(loaded: Weights, x: torch.Tensor) -> tuple[list[torch.Tensor], list[list[Row]]]:
-    """Runs both halves on PyTorch's operators, and has them exchange what they must.
+    """Runs both halves on PyTorch's operators. They exchange data through two queues.
 
     Args:
         loaded: the weights of the whole network.
         x: (N, 3, 227, 227), of the dtype to compute in.
 
     Returns:
-        The logits of each half, and its table: what it holds of each layer, and the bytes that it was sent for it.
+        The logits of each half, and its table: its part of each layer, and the bytes that it received for the layer.
     """
     boxes = [queue.Queue(), queue.Queue()]
 

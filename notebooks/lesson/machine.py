@@ -1,7 +1,7 @@
-"""What the kernels run on here, and what has been measured: a figure names its GPU, or says that it is a model.
+"""The device that runs the kernels here, and the measured speeds. A figure names its GPU, or says that it is a model.
 
-With a GPU, notebooks measure. Without one they show what was measured elsewhere, from ``measurements/``; where nothing
-was, they show a model: FLOPs, bytes, and the least time that these take under the limits of an H100.
+With a GPU, notebooks measure. Without a GPU they show speeds that were measured elsewhere, from ``measurements/``. If
+there are none, they show a model: FLOPs, bytes, and the least time that these take under the limits of an H100.
 """
 
 import os
@@ -29,7 +29,7 @@ H100 Tensor Core GPU Architecture", table 2: https://resources.nvidia.com/en-us-
 
 
 class Limits(NamedTuple):
-    """Roofs to draw, and where they are from."""
+    """Roofs to draw, and their source."""
 
     roofs: Roofs
     measured: bool
@@ -37,23 +37,25 @@ class Limits(NamedTuple):
 
 
 def gpu() -> str | None:
-    """The GPU's name; None without one."""
+    """Returns the GPU's name, or None without a GPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def rows() -> list[Row]:
-    """The measured table of this GPU; without a GPU or a table of it, the first there is; nothing if there is none."""
+    """Returns this GPU's measured table. If there is none, returns the first table, or an empty list."""
     tables = sorted(path for path in roofline.MEASUREMENTS.glob("*.csv") if path.stem != "interpreter")
     here = [path for path in tables if gpu() and path.stem == roofline.slug(gpu())]
     return roofline.load((here or tables)[0]) if tables else []
 
 
 def measure(*operators: str, batch: int = 128, dtype: str = "fp16", pass_: str = "forward") -> list[Row]:
-    """Timings of operators in all of AlexNet's layers that they make: now, on a GPU; without one, from the table.
+    """Returns timings of operators in all layers of AlexNet that use them.
+
+    With a GPU, ``alexnet bench`` measures them now, in another process. Without a GPU, they come from the table.
 
     Args:
-        operators: as ``alexnet bench`` takes them, which measures in a process of its own; none: the network.
-        batch, dtype, pass_: likewise.
+        operators: names, as ``alexnet bench`` takes them. Without any, the whole network is timed.
+        batch, dtype, pass_: as the options of ``alexnet bench``.
     """
     if not gpu():
         chosen = [row for row in rows() if (row.batch, row.dtype, row.pass_) == (batch, dtype, pass_)]
@@ -65,18 +67,18 @@ def measure(*operators: str, batch: int = 128, dtype: str = "fp16", pass_: str =
             cwd=roofline.MEASUREMENTS.parent.parent,
             env=dict(os.environ, TRITON_INTERPRET="0"),
         )
-        if done.returncode != 1:  # some of it was wrong or failed, of which it has told, and the rest is measured
+        if done.returncode != 1:  # status 1: some operators failed, it has said which, and the others are measured
             done.check_returncode()
         return [row for path in Path(folder).glob("*.csv") for row in roofline.load(path)]
 
 
 def ours(measured: list[Row]) -> dict[str, float]:
-    """The kernels' median time of each layer, in ms."""
+    """Returns our kernels' median time of each layer, in ms."""
     return {row.layer: row.p50_ms for row in measured if row.provider == "triton"}
 
 
 def limits(dtype: str = "fp16") -> Limits:
-    """The roofs of the measured table, or, where nothing was measured, an H100's as its maker states them."""
+    """Returns the roofs of the measured table. If nothing was measured, returns an H100's, as NVIDIA states them."""
     table = rows()
     measured = roofline.roofs(table, dtype)
     if measured:
@@ -85,7 +87,7 @@ def limits(dtype: str = "fp16") -> Limits:
 
 
 def describe() -> None:
-    """Prints what runs here and where speeds come from: the first cell of every notebook."""
+    """Prints what runs the kernels here, and where speeds come from. Every notebook's first cell calls it."""
     if runtime.INTERPRETED:
         print("Kernels run in Triton's interpreter, on the CPU: results are right, times mean nothing.")
     if gpu():

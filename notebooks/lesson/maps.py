@@ -1,4 +1,4 @@
-"""Which elements a tile touches: of a traced program, and of windows that slide over an image."""
+"""Draws which elements a tile touches: in a traced program, and in windows that slide over an image."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,10 @@ from kernels.tools.trace import Access, Trace
 
 
 def indices(access: Access, tensor: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """The elements that an access touches, as indices into the tensor, one array a dimension, in PyTorch's order.
+    """Returns the elements that an access touches, as indices into the tensor: one array per dimension.
 
-    Lanes that the mask switches off are left out. The tensor may have any order in memory, but no gaps.
+    Dimensions are in PyTorch's order. Lanes that the mask switches off are left out. The tensor may have any order in
+    memory, but no gaps.
     """
     order = sorted(range(tensor.ndim), key=lambda axis: (-tensor.stride(axis), axis))
     taken = access.offsets[access.mask]
@@ -24,12 +25,12 @@ def indices(access: Access, tensor: torch.Tensor) -> tuple[np.ndarray, ...]:
 
 
 def counts(found: Trace, argument: str, which: slice | int | None = None) -> np.ndarray:
-    """How often the program touched each element of an argument, an array of the tensor's shape.
+    """Returns how often the program touched each element of an argument, as an array of the tensor's shape.
 
     Args:
         found: the trace.
         argument: the pointer's name, ``"x_ptr"``.
-        which: of the accesses to it, in order; by default all.
+        which: which of the accesses to it, in order. By default all.
     """
     tensor = found.arguments[argument]
     accesses = found.accesses(argument)
@@ -42,9 +43,9 @@ def counts(found: Trace, argument: str, which: slice | int | None = None) -> np.
 
 
 def runs(access: Access) -> np.ndarray:
-    """How many elements lie side by side in memory, of each run of them along the tile's last axis.
+    """Returns the length of each run of elements that lie side by side in memory, along the tile's last axis.
 
-    Long runs are what wide loads need: 16 bytes at a time are 8 elements of fp16.
+    Wide loads need long runs: a load of 16 bytes needs 8 elements of fp16 side by side.
     """
     offsets = np.where(access.mask, access.offsets, -1)
     offsets = offsets.reshape(-1, offsets.shape[-1])
@@ -65,13 +66,13 @@ def touched(
     title: str = "",
     axes: Axes | None = None,
 ) -> None:
-    """Draws which pixels of an argument (N, C, H, W), or elements of one (rows, columns), the program touched.
+    """Draws which elements of an argument the program touched: pixels of (N, C, H, W), or elements of (rows, columns).
 
     Args:
         found, argument, which: as :func:`counts`.
         background: an image of (H, W, 3) to draw on.
-        title: above it; by default the argument and the program.
-        axes: where.
+        title: above it. By default the argument and the program.
+        axes: where to draw.
     """
     total = counts(found, argument, which)
     if total.ndim == 4:
@@ -101,15 +102,16 @@ def lanes(
     title: str = "",
     axes: Axes | None = None,
 ) -> None:
-    """Draws where lanes look in an image of ``size`` (height, width) and its padding: loaded, or switched off.
+    """Draws the pixels that lanes address in an image and its padding: loaded, or switched off.
 
     Args:
-        h, w: each lane's row and column, outside the image where it looks at padding; what NumPy can broadcast.
+        h, w: each lane's row and column, outside the image if it addresses padding. NumPy must be able to broadcast
+            them.
         mask: whether the lane loads.
-        size: of the image.
-        padding: how much of it to show around the image at the least.
+        size: (height, width) of the image.
+        padding: the least number of pixels to show around the image.
         title: above it.
-        axes: where.
+        axes: where to draw.
     """
     h, w, mask = np.broadcast_arrays(h, w, mask)
     top, left = min(-padding, h.min()), min(-padding, w.min())
@@ -125,7 +127,7 @@ def lanes(
 
 
 def _cells(axes: Axes, picture: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> None:
-    """0 light, 1 on, 2 off; the image's border within its padding."""
+    """Draws cells: 0 is light, 1 is on, 2 is off. A frame shows the image inside its padding."""
     rows, columns = picture.shape
     colours = np.array([style.LIGHT, style.ON, style.OFF])
     rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours])
@@ -155,11 +157,11 @@ def windows(
     """Draws the windows of some output pixels over an image and its padding, and how many windows cover each pixel.
 
     Args:
-        size: of the image, (height, width) or one for both.
+        size: of the image, (height, width) or one number for both.
         kernel, stride, padding: of a convolution or a pooling.
-        outputs: the output pixels, (row, column), whose windows are outlined.
+        outputs: the output pixels, (row, column), whose windows get an outline.
         title: above it.
-        axes: where.
+        axes: where to draw.
     """
     height, width = (size, size) if isinstance(size, int) else size
     rows = (height + 2 * padding - kernel) // stride + 1
@@ -175,7 +177,7 @@ def windows(
     bar.ax.set_ylim(0, cover.max())
     axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=style.BLACK, linewidth=1.4))
     for number, (p, q) in enumerate(outputs):
-        inset = 0.1 * (number % 3)  # so that shared edges stay apart
+        inset = 0.1 * (number % 3)  # so that two outlines do not cover each other
         corner = (q * stride - padding - 0.5 + inset, p * stride - padding - 0.5 + inset)
         colour = style.CYCLE[number % len(style.CYCLE)]
         axes.add_patch(
@@ -198,14 +200,15 @@ def footprint(
     title: str = "",
     axes: Sequence[Axes] | None = None,
 ) -> None:
-    """Draws a tile of output pixels, and beside it the input pixels that they are computed from.
+    """Draws a tile of output pixels, and beside it the input pixels from which they are computed.
 
     Args:
         size: of the input, (height, width).
         kernel, stride, padding: of the convolution.
-        pixels: the tile, numbers of output pixels row by row: ``range(256, 384)``; those past the last are left out.
+        pixels: the tile, as numbers of output pixels, counted row by row: ``range(256, 384)``. Numbers beyond the
+            last pixel are left out.
         title: above both.
-        axes: where, two.
+        axes: two, where to draw.
     """
     P, Q = ((extent + 2 * padding - kernel) // stride + 1 for extent in size)
     made = np.zeros((P, Q))

@@ -1,4 +1,4 @@
-"""Passes over memory: what each kernel of a plan reads and writes, drawn; and what PyTorch's own operators do."""
+"""Passes over memory: draws what each kernel of a plan reads and writes, and counts it for PyTorch's operators."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Pass(NamedTuple):
-    """One kernel: the tensors that it reads and those that it writes, each with its bytes."""
+    """One kernel: the tensors that it reads and the tensors that it writes, each with its bytes."""
 
     kernel: str
     reads: dict[str, int]
@@ -25,13 +25,14 @@ class Pass(NamedTuple):
 
 
 def draw(plans: Mapping[str, Sequence[Pass]], *, title: str = "", height: float = 1.75) -> None:
-    """Draws plans that compute the same, one under the other: kernels above, memory below, an arrow a tensor that
-    travels between them, as wide as it is large.
+    """Draws plans that compute the same, one below the other.
+
+    Kernels are above, memory is below. Each tensor that moves between them is an arrow. Its width shows the bytes.
 
     Args:
         plans: by name.
         title: above all of them.
-        height: of a plan, in inches.
+        height: of one plan, in inches.
     """
     figure, places = style.figure(len(plans), 1, height=height * len(plans) + 0.3, squeeze=False)
     figure.suptitle(title, x=0.01, ha="left")
@@ -78,7 +79,7 @@ def _size(size: float) -> str:
 
 
 class Counter(TorchDispatchMode):
-    """Notes the operators that PyTorch dispatches, and the bytes of what they read and write; views move nothing."""
+    """Records the operators that PyTorch dispatches, and the bytes that they read and write. Views move no bytes."""
 
     def __init__(self):
         super().__init__()
@@ -97,9 +98,9 @@ class Counter(TorchDispatchMode):
 
 
 def of_pytorch(call: Callable[[], object]) -> list[Pass]:
-    """The operators that PyTorch runs inside ``call``, one after the other, each a pass over memory.
+    """Returns the operators that PyTorch runs inside ``call``, in order, with the bytes of each.
 
-    Views, which move nothing, are left out.
+    Views are left out, because they move no bytes.
     """
     with torch.no_grad(), Counter() as counter:
         call()

@@ -1,4 +1,4 @@
-"""A product of matrices as a picture: one tile of the result, and what it is made of."""
+"""A picture of a product of matrices: one tile of the result, and the parts from which it is computed."""
 
 from lesson import style
 
@@ -15,17 +15,17 @@ def picture(
     title: str = "",
     axes: Axes | None = None,
 ) -> None:
-    """Draws A [M, K] at the left of C [M, N] and B [K, N] above it, so that a tile of C has its rows and columns.
+    """Draws A [M, K] left of C [M, N], and B [K, N] above C. So a tile of C lies beside its rows and below its columns.
 
-    Sizes are drawn alike, whatever they are: places are shares of a side, from 0 to 1.
+    The matrices always have the same size in the picture. Positions are fractions of a side, from 0 to 1.
 
     Args:
-        sizes: what M, N and K are to be called.
-        tile: of C: first row, last row, first column, last column.
-        step: of the walk along K: from, to.
+        sizes: labels of M, N and K.
+        tile: of C: (first row, last row, first column, last column).
+        step: the part of K that one step of the loop covers: (from, to).
         names: of A, B and C.
-        title: above all of them.
-        axes: where.
+        title: above the picture.
+        axes: where to draw.
     """
     M, N, K = sizes
     axes = axes or style.figure(height=4.2)[1]
@@ -39,7 +39,7 @@ def picture(
     }
 
     def place(which: str, x: tuple[float, float], y: tuple[float, float], **look) -> None:
-        """A part of a matrix; rows are counted from its top."""
+        """Draws a part of a matrix. Rows are counted from the top."""
         x0, y0, width, height = corners[which]
         corner = (x0 + x[0] * width, y0 + (1 - y[1]) * height)
         axes.add_patch(Rectangle(corner, (x[1] - x[0]) * width, (y[1] - y[0]) * height, **look))

@@ -1,4 +1,4 @@
-"""Our kernels beside others': what was measured here, and what other projects have published about theirs."""
+"""Our kernels beside others': measurements, and numbers that other projects have published about their kernels."""
 
 from collections.abc import Mapping
 
@@ -18,16 +18,16 @@ PUBLISHED = (
     ("convolution backward, against cuDNN: mean", 0.127, 0.127, "FlagGems 1728"),
     ("max pooling backward, fp16, against PyTorch", 0.48, 1.32, "FlagGems 5159"),
 )
-"""What, the least and the greatest speed-up that is stated, and whose issues and pull requests on GitHub state it."""
+"""Rows of (what, lowest stated speed-up, highest stated speed-up, the issues and pull requests on GitHub with them)."""
 
 
 def ratios(compared: Mapping[str, Comparison], *, title: str = "", axes: Axes | None = None) -> None:
-    """Bars: how many times as fast as the best of the others we are, from the 20th to the 80th percentiles of both.
+    """Draws bars: the time of the best of the others divided by our time. Lines show the 20th to 80th percentiles.
 
     Args:
-        compared: by layer; those of which one side was not timed are left out.
-        title: above them.
-        axes: where.
+        compared: by layer. A layer is left out if only one side was timed.
+        title: above the bars.
+        axes: where to draw.
     """
     timed = {layer: found for layer, found in compared.items() if found.ratio}
     axes = axes or style.figure(height=1.2 + 0.4 * len(timed))[1]
@@ -41,12 +41,12 @@ def ratios(compared: Mapping[str, Comparison], *, title: str = "", axes: Axes | 
     for bar, name, end in zip(bars, names, np.maximum(high, 1), strict=True):
         axes.text(end * 1.05, bar.get_y() + bar.get_height() / 2, name, va="center", fontsize=9)
     _scale(axes, min(0.4, low.min(initial=1) * 0.8), max(4.0, high.max(initial=1) * 3))
-    axes.set_xlabel("their time over ours: blue where ours is faster (in brackets: the best of the others)")
+    axes.set_xlabel("their time / our time; blue: ours is faster (in brackets: the best of the others)")
     axes.set_title(title)
 
 
 def published(*, axes: Axes | None = None) -> None:
-    """Draws :data:`PUBLISHED`, each with its source."""
+    """Draws the rows of :data:`PUBLISHED`, each with its source."""
     axes = axes or style.figure(height=3.4)[1]
     for place, (_, low, high, source) in enumerate(PUBLISHED):
         axes.plot([low, high], [place, place], "o-", color=style.GREY, linewidth=4, markersize=7)
@@ -59,7 +59,7 @@ def published(*, axes: Axes | None = None) -> None:
 
 
 def _scale(axes: Axes, least: float, greatest: float) -> None:
-    """A logarithmic axis with the 1 marked, numbers written out, and the first row on top."""
+    """Makes the x axis logarithmic, with plain numbers and a mark at 1, and puts the first row on top."""
     axes.axvline(1, color=style.BLACK, linewidth=1)
     axes.set(xscale="log", xlim=(least, greatest))
     axes.xaxis.set_major_locator(ticker.FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]))

@@ -1,4 +1,4 @@
-"""The source of a kernel or function, as it stands in the file: what a notebook shows is what runs."""
+"""Shows the source of a kernel or function from its file. So a notebook shows the code that runs."""
 
 import inspect
 from collections.abc import Callable
@@ -8,21 +8,21 @@ from IPython.display import Markdown, display
 
 
 def _function(kernel: Callable) -> Callable:
-    """The Python function inside ``@triton.jit`` or other decorators."""
+    """Returns the Python function inside ``@triton.jit`` or other decorators."""
     return inspect.unwrap(getattr(kernel, "fn", kernel))
 
 
 def lines(kernel: Callable) -> tuple[int, list[str]]:
-    """The number of the first line in its file, and the lines."""
+    """Returns (number of the first line in its file, lines)."""
     found, first = inspect.getsourcelines(_function(kernel))
     return first, [line.rstrip("\n") for line in found]
 
 
 def part(kernel: Callable, start: str | None = None, end: str | None = None) -> str:
-    """The source from the first line that contains ``start`` to the next that contains ``end``, both included.
+    """Returns the source from the first line that contains ``start`` to the next that contains ``end``, both included.
 
     Raises:
-        ValueError: no such line: the kernel has changed since the text about it was written.
+        ValueError: there is no such line, because the kernel was changed after the text about it was written.
     """
     _, found = lines(kernel)
     first, last = 0, len(found) - 1
@@ -38,7 +38,7 @@ def part(kernel: Callable, start: str | None = None, end: str | None = None) -> 
 
 
 def show(kernel: Callable, start: str | None = None, end: str | None = None) -> None:
-    """Shows the source, highlighted, or the part of it that :func:`part` gives."""
+    """Displays the source, or the part of it that :func:`part` returns, with colours."""
     function = _function(kernel)
     path = Path(inspect.getsourcefile(function))
     root = Path(__file__).parent.parent.parent

@@ -1,4 +1,4 @@
-"""One program of a kernel, step by step: a :class:`kernels.tools.trace.Trace` as text, as figures, as a slider."""
+"""Shows one program of a kernel, a :class:`kernels.tools.trace.Trace`, step by step: as text, figures or a slider."""
 
 import functools
 import io
@@ -19,7 +19,7 @@ CONTEXT = 4  # lines of source before and after the one that has run
 
 
 def listing(found: Trace, first: int = 0, last: int | None = None) -> None:
-    """Prints steps ``first`` to ``last``: the line, what it loads or stores, what it sets."""
+    """Prints steps ``first`` to ``last``: the line, what it loads or stores, and the variables that it sets."""
     print(f"{found.kernel}, program {found.program} of {found.grid}")
     last = len(found.steps) - 1 if last is None else last
     for number in range(first, last + 1):
@@ -32,7 +32,7 @@ def listing(found: Trace, first: int = 0, last: int | None = None) -> None:
 
 
 def _value(value: np.ndarray) -> str:
-    """All of a small value, or what it is like."""
+    """Returns a small value in full, and a large one in short."""
     if value.size <= 16 and value.dtype.kind in "ib":
         return " ".join(np.array2string(value.astype(int), separator=" ").split())
     return style.short(value)
@@ -49,14 +49,18 @@ def _accesses(step: Step) -> list[str]:
 
 
 def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9, title: str = "") -> None:
-    """A figure for each value that the variables had: a row a variable, or one row where each was set once.
+    """Draws a picture of each value that the variables had: one row per variable, or one row if each was set once.
 
     Args:
         found: the trace.
         names: of variables.
-        columns: how many values of a variable at the most; of more, evenly many from the first to the last.
+        columns: the greatest number of values per variable. If there are more, a selection at even distances is shown,
+            with the first and the last.
         height: of a row, in inches.
-        title: above all of them; by default the kernel and the program.
+        title: above all rows. By default the kernel and the program.
+
+    Raises:
+        ValueError: the program has set no variable of this name.
     """
     rows = []
     for name in names:
@@ -75,27 +79,20 @@ def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9, titl
         for place in places[len(steps) :]:
             place.set_axis_off()
         for place, (number, name, value) in zip(places, steps, strict=False):
-            # One scale for all values of a variable: an accumulator is seen to fill.
+            # All values of a variable share one scale, so that one sees how an accumulator fills.
             alike = [other[np.isfinite(other)] for _, named, other in steps if named == name]
             largest = max(np.abs(other).max(initial=0) for other in alike) or None
             signed = any(other.dtype.kind == "f" and other.min(initial=0) < 0 for other in alike)
             style.tile(place, value, f"step {number}: {name}", limit=largest, signed=signed)
 
 
-def frame(found: Trace, kernel: Callable, number: int) -> None:
-    """One step as a figure: the source around the line, what it loaded or stored, and what it set."""
-    figure, _ = style.figure(height=4.2)
-    figure.clear()
-    _draw(figure, found, kernel, number)
-
-
 def slider(found: Trace, kernel: Callable, start: int | None = None) -> None:
-    """A slider over all steps, each as :func:`frame` draws it; where no Python runs, one step alone.
+    """Displays a slider over all steps, each as :func:`draw` draws it. Without a running Python, one step is shown.
 
     Args:
         found: the trace.
-        kernel: the kernel itself, for its source.
-        start: the step to begin with; by default the first that loads something.
+        kernel: the traced kernel, for its source.
+        start: the first step to show. By default the first step that loads something.
     """
     if start is None:
         start = next((number for number, step in enumerate(found.steps) if step.accesses), 0)
@@ -103,7 +100,7 @@ def slider(found: Trace, kernel: Callable, start: int | None = None) -> None:
     @functools.cache
     def picture(number: int) -> bytes:
         figure = Figure(figsize=(style.WIDTH, 4.2), dpi=100, layout="constrained")
-        _draw(figure, found, kernel, number)
+        draw(figure, found, kernel, number)
         file = io.BytesIO()
         figure.savefig(file, metadata={"Software": None})
         return file.getvalue()
@@ -124,7 +121,8 @@ def slider(found: Trace, kernel: Callable, start: int | None = None) -> None:
     )
 
 
-def _draw(figure: Figure, found: Trace, kernel: Callable, number: int) -> None:
+def draw(figure: Figure, found: Trace, kernel: Callable, number: int) -> None:
+    """Draws one step: the source around the line, what it loaded or stored, and what it set."""
     step = found.steps[number]
     panels = sorted(step.values.items(), key=lambda item: item[1].ndim == 0)[:3]
     masks = [(f"{access.kind} mask, {access.argument}", access.mask) for access in step.accesses if access.mask.ndim]
@@ -138,7 +136,7 @@ def _draw(figure: Figure, found: Trace, kernel: Callable, number: int) -> None:
 
 
 def _source(axes: Axes, found: Trace, kernel: Callable, step: Step, number: int) -> None:
-    """The lines around the one that has run, which is marked; and what it did, in words."""
+    """Draws the lines around the line that has run, marks that line, and says in words what it did."""
     axes.set_axis_off()
     axes.set_title(
         f"{found.kernel}, program {found.program} of {found.grid}: step {number} of {len(found.steps) - 1}",

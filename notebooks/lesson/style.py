@@ -1,4 +1,4 @@
-"""The one style of every figure: Okabe and Ito's colours, which colour-blind people can tell apart, sizes, fonts."""
+"""The style of every figure: sizes, fonts, and Okabe and Ito's colours, which colour-blind people can distinguish."""
 
 import matplotlib
 import numpy as np
@@ -20,15 +20,15 @@ BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
 )
 CYCLE = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW)
 BLACK, GREY, LIGHT = "#000000", "#555555", "#DDDDDD"
-ON, OFF = BLUE, ORANGE  # lanes that take part, and lanes that the mask switches off
+ON, OFF = BLUE, ORANGE  # active lanes, and lanes that the mask switches off
 
-WIDTH = 9.0  # inches, of a figure
+WIDTH = 9.0  # of a figure, in inches
 SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"
 MASK = ListedColormap([OFF, ON])
 
 
 def use() -> None:
-    """Makes this the style of every figure that follows."""
+    """Sets this style for all later figures."""
     plt.rcParams.update(
         {
             "figure.figsize": (WIDTH, 4.0),
@@ -54,17 +54,17 @@ def use() -> None:
 
 
 def figure(rows: int = 1, columns: int = 1, *, height: float = 3.0, **arguments) -> tuple[Figure, Axes | np.ndarray]:
-    """A new figure of the notebook's width; ``height`` in inches, the rest as :func:`matplotlib.pyplot.subplots`."""
+    """Returns a new figure of the notebook's width. ``height`` is in inches. The rest is as in ``pyplot.subplots``."""
     return plt.subplots(rows, columns, figsize=(WIDTH, height), **arguments)
 
 
 def outline(left: float, bottom: float, width: float, height: float, colour: str = VERMILION) -> Rectangle:
-    """A frame to add to axes with ``add_patch``."""
+    """Returns a frame. Add it to axes with ``add_patch``."""
     return Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=2.2, clip_on=False)
 
 
 def short(value: np.ndarray, digits: int = 4) -> str:
-    """A value in a few words: its shape, and the least and the greatest that is in it."""
+    """Describes a value in a few words: its shape, its smallest and its largest number."""
     value = np.asarray(value)
     if not value.shape:
         return f"{value.item():.{digits}g}" if value.dtype.kind == "f" else str(value.item())
@@ -81,16 +81,16 @@ def short(value: np.ndarray, digits: int = 4) -> str:
 def tile(
     axes: Axes, value: np.ndarray, title: str = "", *, limit: float | None = None, signed: bool | None = None
 ) -> None:
-    """Draws a tile: one cell an element, with its value where there is room.
+    """Draws a tile: one cell per element, with its value if there is room.
 
-    Masks are blue where true and orange where false. Numbers of both signs have white at zero.
+    A mask is blue where it is true and orange where it is false. If numbers have both signs, zero is white.
 
     Args:
-        axes: where.
-        value: of any shape; one dimension is a row, more than two are rows of the last.
+        axes: where to draw.
+        value: of any shape. One dimension is drawn as a row. With more than two, all but the last become rows.
         title: above it.
-        limit: the largest magnitude that the colours cover; by default the tile's own.
-        signed: whether its colours are those of both signs; by default where it has some below zero.
+        limit: the largest magnitude that the colours cover. By default the tile's own.
+        signed: whether the colours cover both signs. By default they do if a value is below zero.
     """
     value = np.asarray(value)
     table = value.reshape(-1, value.shape[-1]) if value.ndim else value.reshape(1, 1)
@@ -115,9 +115,9 @@ def tile(
 
 
 def _numbers(axes: Axes, table: np.ndarray, image: AxesImage) -> None:
-    """Each cell's value in it, where that can be read."""
+    """Writes each cell's value into it, if the text is large enough to read."""
     texts = [f"{number:.3g}" if table.dtype.kind == "f" else str(int(number)) for number in table.flat]
-    points = axes.get_window_extent().width * 72 / axes.figure.dpi / table.shape[1]  # of a cell, about
+    points = axes.get_window_extent().width * 72 / axes.figure.dpi / table.shape[1]  # about the width of a cell
     size = min(9.0, points / (0.7 * max(map(len, texts))))
     if size < 6:
         return

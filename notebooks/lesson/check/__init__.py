@@ -1,8 +1,8 @@
-"""Checkers of the exercises, a module a notebook: ``from lesson.check import nb00`` and ``nb00.saxpy(my_kernel)``.
+"""Checkers of the exercises, one module per notebook: ``from lesson.check import nb00``, ``nb00.saxpy(my_kernel)``.
 
-A checker takes the answer and gives a :class:`Result` of one line. It tries shapes that the text does not show, inputs
-in the middle of buffers full of NaN, and outputs full of NaN with guards around them, and it watches the loads and
-stores of the answer's kernels, so that what is read or written where it should not be shows.
+A checker takes an answer and returns a :class:`Result` of one line. It tries shapes that the text does not show. Inputs
+lie in the middle of buffers full of NaN. Outputs are full of NaN and have guards around them. The checker also watches
+the loads and stores of the answer's kernels, so it sees every access outside of a tensor.
 """
 
 import functools
@@ -18,7 +18,7 @@ from kernels.tools.trace import watching
 
 @dataclass(frozen=True)
 class Result:
-    """What a checker found; in a notebook its line."""
+    """What a checker found. A notebook shows its one line."""
 
     passed: bool
     message: str
@@ -27,14 +27,15 @@ class Result:
         return ("passed: " if self.passed else "not yet: ") + self.message
 
 
-class Wrong(Exception):  # noqa: N818 - it is the answer that is wrong
-    """What is wrong with an answer, in a line."""
+class Wrong(Exception):  # noqa: N818 - the answer is wrong, not the program
+    """An answer is wrong. The message says why, in one line."""
 
 
 class Checker:
-    """A checker, of a function that tries an answer: it raises :class:`Wrong`, or returns what it has tried, in a line.
+    """Decorator: makes a checker from a function that tries an answer.
 
-    Whatever else an answer raises is wrong, too. Used as a decorator.
+    The function raises :class:`Wrong`, or returns one line about what it has tried. If an answer raises anything else,
+    it is wrong, too.
     """
 
     def __init__(self, attempt: Callable[[Callable], str]):
@@ -53,7 +54,7 @@ class Checker:
         except NotImplementedError:
             return Result(False, "nothing is written yet")
         except Exception as error:
-            while error.__cause__ is not None:  # the interpreter wraps what a kernel raises
+            while error.__cause__ is not None:  # the interpreter wraps a kernel's exceptions
                 error = error.__cause__
             lines = str(error).strip().splitlines() or [""]
             return Result(False, f"it raised {type(error).__name__}: {lines[0]}")
@@ -61,20 +62,20 @@ class Checker:
 
 MARGIN = 64  # elements of guard at each end
 
-_buffers: list[torch.Tensor] = []  # of this attempt, guards included
-_outside: set[str] = set()  # "load", "store": what this attempt's kernels did in the guards
+_buffers: list[torch.Tensor] = []  # the buffers of this attempt, with their guards
+_outside: set[str] = set()  # "load" or "store", if this attempt's kernels did it in a guard
 
 
 def given(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy where the kernels run, of the same order in memory, in the middle of a buffer full of NaN.
+    """Copies a tensor into the middle of a buffer full of NaN, on the kernels' device, in the same memory order.
 
-    Integers have no NaN: theirs is full of the largest.
+    Integers have no NaN. Their buffer is full of their largest number.
     """
     return _inside(tensor).copy_(tensor)
 
 
 def output(like: torch.Tensor) -> torch.Tensor:
-    """A tensor to be written, full of NaN, with guards around it that :func:`same` looks at."""
+    """Returns a tensor to write into. It is full of NaN and has guards around it, which :func:`same` checks."""
     return _inside(like)
 
 
@@ -86,7 +87,7 @@ def _inside(like: torch.Tensor) -> torch.Tensor:
 
 
 def _note(kind: str, addresses: np.ndarray, mask: np.ndarray) -> None:
-    """Of a load or a store: whether any of its lanes is in a guard. (A NaN stored over a guard's would not show.)"""
+    """Records a load or a store with a lane in a guard. (A comparison of values misses a NaN stored over a NaN.)"""
     taken = addresses[np.broadcast_to(mask.astype(bool), addresses.shape)].astype(np.int64)
     for buffer in _buffers:
         place = (taken - buffer.data_ptr()) // buffer.element_size()
@@ -96,32 +97,34 @@ def _note(kind: str, addresses: np.ndarray, mask: np.ndarray) -> None:
 
 
 def same(actual: object, expected: torch.Tensor, case: str, bound: float = 1e-5) -> None:
-    """Raises :class:`Wrong` unless a result is right: max|actual - expected| <= ``bound`` * max|expected|.
-
-    So it does if a kernel has loaded or stored something outside the tensors of :func:`given` and :func:`output`.
+    """Checks that a result is right: max|actual - expected| <= ``bound`` * max|expected|.
 
     Args:
-        actual: what the answer made, perhaps in a tensor of :func:`output`.
-        expected: what is right, on any device.
+        actual: the answer's result, perhaps in a tensor of :func:`output`.
+        expected: the right result, on any device.
         case: what was tried, for the message: ``"with 1000 elements"``.
         bound: of the error.
+
+    Raises:
+        Wrong: the result is not right, or a kernel has loaded or stored something outside the tensors of :func:`given`
+            and :func:`output`.
     """
     if not isinstance(actual, torch.Tensor):
-        raise Wrong(f"{case}: a tensor should come back, got {type(actual).__name__}")
+        raise Wrong(f"{case}: expected a tensor, got {type(actual).__name__}")
     if actual.shape != expected.shape:
-        raise Wrong(f"{case}: shape {tuple(expected.shape)} should come back, got {tuple(actual.shape)}")
+        raise Wrong(f"{case}: expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
     buffer = actual._base if actual._base is not None else actual
     if buffer.dim() == 1 and buffer.numel() == actual.numel() + 2 * MARGIN and actual.storage_offset() == MARGIN:
         guards = torch.cat([buffer[:MARGIN], buffer[-MARGIN:]])
         if "store" in _outside or not guards.isnan().all():
-            raise Wrong(f"{case}: something was stored outside the output: does the store have a mask?")
+            raise Wrong(f"{case}: a store wrote outside the output: does it have a mask?")
     if "load" in _outside:
-        raise Wrong(f"{case}: something was loaded outside an input: does each load have its mask?")
+        raise Wrong(f"{case}: a load read outside an input: does each load have its mask?")
     actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
     wrong = ~((actual - expected).abs() <= bound * expected.abs().max())
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         where = ", ".join(map(str, first))
         got, should = actual[first].item(), expected[first].item()
-        hint = " (never written, or computed from what is no input)" if got != got else ""
+        hint = " (never written, or computed from values outside the inputs)" if got != got else ""
         raise Wrong(f"{case}: element [{where}] should be {should:.6g}, got {got:.6g}{hint}")

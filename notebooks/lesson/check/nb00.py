@@ -32,7 +32,7 @@ def mirror(kernel) -> str:
 def row_max(kernel) -> str:
     shapes = ((1, 1), (16, 64), (5, 100), (33, 227))
     for M, N in shapes:
-        x = -torch.rand(M, N) - 1.0  # negative throughout
+        x = -torch.rand(M, N) - 1.0  # all negative
         out = output(torch.empty(M))
         kernel[(triton.cdiv(M, 16),)](given(x), out, M, N=N, BLOCK_M=16, BLOCK_N=32)
         same(out, x.amax(1), f"with M = {M}, N = {N}, all negative, tiles of 16 x 32")

@@ -63,9 +63,9 @@ def fold_filter(answer) -> str:
         got = answer(weight, block)
         shape = (K, block * block * C, rows, columns)
         if not isinstance(got, torch.Tensor) or got.shape != shape:
-            raise Wrong(f"{case}: shape {shape} should come back, got {tuple(getattr(got, 'shape', ())) or got!r}")
+            raise Wrong(f"{case}: expected shape {shape}, got {tuple(getattr(got, 'shape', ())) or got!r}")
         right = F.conv2d(x.double(), weight.double(), stride=block)
-        # At the lower and right end the folded filter may look further than the filter.
+        # At the lower and right end the folded filter may cover more pixels than the filter.
         made = F.conv2d(folded.double(), got.double())[..., : right.shape[2], : right.shape[3]]
         same(made, right[..., : made.shape[2], : made.shape[3]], f"{case}: the folded convolution", bound=1e-12)
     return f"right for {len(cases)} filters, conv1's among them"

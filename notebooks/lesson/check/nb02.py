@@ -7,7 +7,7 @@ import triton
 
 from kernels.tools.trace import trace
 
-CASES = (  # shape, memory order, what the channels' pattern in memory is
+CASES = (  # shape, memory order, its name
     ((2, 3, 5, 7), torch.channels_last, "channels_last"),
     ((2, 3, 5, 7), torch.contiguous_format, "contiguous"),
     ((1, 96, 4, 4), torch.channels_last, "channels_last"),
@@ -16,7 +16,7 @@ CASES = (  # shape, memory order, what the channels' pattern in memory is
 
 
 def _cases():
-    """Inputs, the pattern of their biases, a grid and a name of each case."""
+    """Yields (input, bias, pattern of the channels in memory, grid, name) of each case."""
     for shape, order, name in CASES:
         x = torch.randn(shape).contiguous(memory_format=order)
         bias = torch.randn(shape[1])
@@ -52,7 +52,7 @@ def residual(kernel) -> str:
         loads, stores = counts
         if (loads, stores) != (2 * x.numel(), x.numel()):
             raise Wrong(
-                f"{case}: right, but {loads / x.numel():g} passes read and {stores / x.numel():g} write; "
+                f"{case}: right, but with {loads / x.numel():g} passes to read and {stores / x.numel():g} to write; "
                 "2 and 1 are enough"
             )
     return f"right for {len(CASES)} tensors, in three passes"

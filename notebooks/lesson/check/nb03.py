@@ -14,7 +14,7 @@ def from_tensorflow(function) -> str:
         case = f"for depth_radius {radius}, bias {bias:g}, alpha {alpha:g}, beta {beta:g}"
         arguments = function(radius, bias, alpha, beta)
         if not isinstance(arguments, dict) or set(arguments) != {"size", "alpha", "beta", "k"}:
-            raise Wrong(f"{case}: a dict with size, alpha, beta and k should come back, got {arguments!r}")
+            raise Wrong(f"{case}: expected a dict with size, alpha, beta and k, got {arguments!r}")
         x = 10 * torch.randn(2, 11, 3, dtype=torch.float64)
         squares = F.pad(x.square(), (0, 0, radius, radius))
         sums = squares.unfold(1, 2 * radius + 1, 1).sum(-1)

@@ -22,7 +22,7 @@ def windows(function) -> str:
         if found != expected:
             raise Wrong(
                 f"for size {size}, kernel {kernel}, stride {stride}, padding {padding}, ceil_mode {ceil_mode}: "
-                f"{expected} windows, got {found!r}"
+                f"expected {expected} windows, got {found!r}"
             )
     return f"right for {len(cases)} cases, as PyTorch counts"
 
@@ -47,11 +47,11 @@ def padded(kernel) -> str:
 def winner(kernel) -> str:
     cases = (((1, 3, 7, 7), 3, 2), ((2, 5, 4, 9), 3, 1), ((1, 2, 6, 5), 2, 2), ((1, 1, 11, 11), 5, 3))
     for shape, size, stride in cases:
-        x = torch.randint(-2, 3, shape).float().contiguous(memory_format=torch.channels_last)  # full of equals
+        x = torch.randint(-2, 3, shape).float().contiguous(memory_format=torch.channels_last)  # many equal values
         _, C, H, W = shape
-        y, at = F.max_pool2d(x, size, stride, return_indices=True)
+        y, argmax = F.max_pool2d(x, size, stride, return_indices=True)
         _, _, P, Q = y.shape
-        rows, columns = at // W, at % W
+        rows, columns = argmax // W, argmax % W
         taps = (rows - torch.arange(P)[:, None] * stride) * size + columns - torch.arange(Q) * stride
         expected = taps.float().contiguous(memory_format=torch.channels_last)
         out = output(expected)

@@ -13,8 +13,8 @@ def meeting_batch(function) -> str:
     cases = (  # N, K, itemsize, rate, bandwidth
         (4096, 9216, 2, 300e12, 2e12),
         (1000, 4096, 4, 60e12, 3e12),
-        (10, 4096, 2, 100e12, 1e12),  # never
-        (7, 5, 4, 1e9, 1e10),  # at once
+        (10, 4096, 2, 100e12, 1e12),  # they never meet
+        (7, 5, 4, 1e9, 1e10),  # from the first photo on
         (1000, 4, 2, 3e12, 1e12),  # the bias counts
         (513, 257, 1, 90e12, 1e12),
     )
@@ -28,15 +28,15 @@ def meeting_batch(function) -> str:
 
         if not reached(10**9):
             if got is not None:
-                raise Wrong(f"{case}: they never meet, so None should come back, got {got}")
+                raise Wrong(f"{case}: the two times never meet: expected None, got {got}")
             continue
         if not isinstance(got, int) or got < 1:
-            raise Wrong(f"{case}: a number of photos, an int, should come back, got {got!r}")
+            raise Wrong(f"{case}: expected a number of photos, an int, got {got!r}")
         if not reached(got):
             raise Wrong(f"{case}: for {got} photos the bytes still take longer")
         if got > 1 and reached(got - 1):
             raise Wrong(f"{case}: {got} photos are too many, {got - 1} are enough")
-    return f"right for {len(cases)} layers and devices, one of which never gets there"
+    return f"right for {len(cases)} layers and devices, one of them without such a batch"
 
 
 @Checker

@@ -17,14 +17,14 @@ def sees(function) -> str:
     )
     for layers in cases:
         for index in (0, 3):
-            # Each output pixel as the set of pixels that it is made of.
+            # The set of input pixels that an output pixel is computed from.
             pixels = {index}
             for window, stride, padding in reversed(layers):
                 pixels = {i * stride - padding + offset for i in pixels for offset in range(window)}
             expected = min(pixels), max(pixels)
             got = function(list(layers), index)
             if not isinstance(got, (tuple, list)) or tuple(map(int, got)) != expected:
-                raise Wrong(f"of layers {layers}, output {index} sees pixels {expected}, got {got!r}")
+                raise Wrong(f"for layers {layers}, output {index} sees pixels {expected}, got {got!r}")
     return f"right for {len(cases)} chains of layers"
 
 
@@ -40,7 +40,7 @@ def grouped(function) -> str:
 
     def ungrouped(*arguments, **named):
         if named.get("groups", 1) != 1 or (len(arguments) > 6 and arguments[6] != 1):
-            raise Wrong("kernels.conv2d is to be called without groups")
+            raise Wrong("call kernels.conv2d without groups")
         called.append(True)
         return original(*arguments, **named)
 
@@ -66,12 +66,12 @@ def fold_mean(function) -> str:
     for K, C, R, S, stride in cases:
         weight, bias, mean = torch.randn(K, C, R, S), torch.randn(K), 100 * torch.rand(C)
         got = function(weight.clone(), bias.clone(), mean.clone())
-        # What is left of the photo less its mean is the bias itself where the photo is its mean.
+        # conv1 of the shifted photo with the new bias must equal conv1 of the photo with the old bias.
         x = torch.randn(2, C, 23, 20, dtype=torch.float64)
         exact = torch.nn.functional.conv2d(x, weight.double(), bias.double(), stride)
         case = f"with weight {tuple(weight.shape)}"
         if not isinstance(got, torch.Tensor) or got.shape != bias.shape:
-            raise Wrong(f"{case}: a bias of shape {tuple(bias.shape)} should come back")
+            raise Wrong(f"{case}: expected a bias of shape {tuple(bias.shape)}")
         shifted = x + mean.double()[:, None, None]
         same(torch.nn.functional.conv2d(shifted, weight.double(), got.double(), stride), exact, case, 1e-4)
     return f"right for {len(cases)} convolutions"

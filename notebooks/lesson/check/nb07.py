@@ -10,11 +10,11 @@ from kernels.tools.trace import multiplications
 
 
 def number(got: object, expected: float, case: str) -> None:
-    """Raises :class:`Wrong` unless ``got`` is a number within a millionth of what is expected."""
+    """Raises :class:`Wrong` unless ``got`` is a number within a millionth of ``expected``."""
     if isinstance(got, bool) or not isinstance(got, (int, float)):
-        raise Wrong(f"{case}: a number should come back, got {got!r}")
+        raise Wrong(f"{case}: expected a number, got {got!r}")
     if not abs(got - expected) <= 1e-6 * abs(expected):
-        raise Wrong(f"{case}: {expected:.6g} should come back, got {got:.6g}")
+        raise Wrong(f"{case}: expected {expected:.6g}, got {got:.6g}")
 
 
 @Checker
@@ -30,7 +30,7 @@ def polynomial(kernel) -> str:
         same(y, c.double() @ powers, case)
         each = sum(found) / (programs * 64)
         if each > order:
-            raise Wrong(f"{case}: right, but with {each:g} multiplications a number; {order} are enough")
+            raise Wrong(f"{case}: right, but with {each:g} multiplications per number; {order} are enough")
     return f"right for {len(cases)} polynomials, of orders 0 to 12, with no more multiplications than their order"
 
 

@@ -17,12 +17,12 @@ def right(function) -> str:
         return out
 
     cases = (
-        ("what is exact", ref.clone(), ref, 1e-6, True),
+        ("an exact result", ref.clone(), ref, 1e-6, True),
         ("an error just within the bound", ref + 0.9e-3 * scale, ref, 1e-3, True),
         ("an error just beyond the bound", ref + 1.1e-3 * scale, ref, 1e-3, False),
-        ("fp16", ref.half(), ref, 2e-3, True),
-        ("fp16, with a bound that its rounding breaks", ref.half(), ref, 1e-6, False),
-        ("one element that is wrong", with_one(ref[6, 30].item() + 2e-3 * scale), ref, 1e-3, False),
+        ("a result in fp16", ref.half(), ref, 2e-3, True),
+        ("a result in fp16, with a bound smaller than its rounding", ref.half(), ref, 1e-6, False),
+        ("one wrong element", with_one(ref[6, 30].item() + 2e-3 * scale), ref, 1e-3, False),
         ("a NaN", with_one(float("nan")), ref, 1e-3, False),
         ("an infinity", with_one(float("inf")), ref, 1e-3, False),
         ("all NaN", torch.full_like(ref, float("nan")), ref, 1e-3, False),
@@ -32,8 +32,8 @@ def right(function) -> str:
     for what, out, expected, bound, answer in cases:
         got = function(out, expected, bound)
         if not isinstance(got, bool) or got is not answer:
-            raise Wrong(f"of {what}, with a bound of {bound:g}: {answer} should come back, got {got!r}")
-    return f"right for {len(cases)} results, of which {sum(not case[-1] for case in cases)} are wrong"
+            raise Wrong(f"for {what}, with a bound of {bound:g}: expected {answer}, got {got!r}")
+    return f"right for {len(cases)} results, {sum(not case[-1] for case in cases)} of them wrong"
 
 
 @Checker
@@ -45,15 +45,15 @@ def verdict(function) -> str:
         ("times half as long", scaled(steady, 0.5), steady, 0, "faster"),
         ("times twice as long", scaled(steady, 2.0), steady, 0, "slower"),
         ("the same times", list(steady), steady, 0, "no difference"),
-        ("a median a tenth better, with wide ranges", scaled(wide, 0.9), wide, 0, "no difference"),
-        ("one run that was lucky", [0.01, *scaled(steady, 1.5)], steady, 0, "slower"),
-        ("20 slow runs that are warm-up", [9.0] * 20 + scaled(steady, 0.9), steady[:30], 20, "faster"),
-        ("20 slow runs of theirs that are warm-up", scaled(steady, 1.2), [9.0] * 20 + steady[:20], 20, "slower"),
+        ("a median that is a tenth better, with wide ranges", scaled(wide, 0.9), wide, 0, "no difference"),
+        ("one lucky run", [0.01, *scaled(steady, 1.5)], steady, 0, "slower"),
+        ("20 slow runs, all warm-up", [9.0] * 20 + scaled(steady, 0.9), steady[:30], 20, "faster"),
+        ("20 slow runs of theirs, all warm-up", scaled(steady, 1.2), [9.0] * 20 + steady[:20], 20, "slower"),
     )
     for what, ours, theirs, warmup, answer in cases:
         got = function(list(ours), list(theirs), warmup)
         if got != answer:
-            raise Wrong(f"of {what}: {answer!r} should come back, got {got!r}")
+            raise Wrong(f"for {what}: expected {answer!r}, got {got!r}")
     return f"right for {len(cases)} pairs of measurements"
 
 
