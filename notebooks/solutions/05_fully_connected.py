@@ -2,14 +2,14 @@
 
 import math
 
-import lesson  # noqa: F401 - before triton, which it has interpret the kernels
+import lesson  # noqa: F401 - before triton: it turns on the interpreter
 
 import triton
 import triton.language as tl
 
 
 def meeting_batch(N, K, itemsize, rate, bandwidth):
-    gained = 2 * N * K / rate - itemsize * (K + N) / bandwidth  # with each photo
+    gained = 2 * N * K / rate - itemsize * (K + N) / bandwidth  # seconds per photo
     if gained <= 0:
         return None
     return math.ceil(itemsize * (N * K + N) / bandwidth / gained)

@@ -1,6 +1,6 @@
 """Solutions of the exercises in 08_against_cublas."""
 
-import lesson  # noqa: F401 - before triton, which it has interpret the kernels
+import lesson  # noqa: F401 - before triton: it turns on the interpreter
 
 import numpy as np
 import triton

@@ -10,7 +10,7 @@ WRONG = {
             "y = tl.load(y_ptr + offs, mask=mask, other=0.0)",
             "y = tl.load(y_ptr + offs)",
         ),
-        "no mask anywhere": (  # what it stores outside is NaN, as what was there
+        "no mask anywhere": (  # outside it stores NaN, the value that is there already
             """    x = tl.load(x_ptr + offs, mask=mask, other=0.0)
     y = tl.load(y_ptr + offs, mask=mask, other=0.0)
     tl.store(out_ptr + offs, a * x + y, mask=mask)
@@ -20,7 +20,7 @@ WRONG = {
     tl.store(out_ptr + offs, a * x + y)
 """,
         ),
-        "multiplies the wrong one": ("a * x + y", "x + a * y"),
+        "multiplies y, not x": ("a * x + y", "x + a * y"),
         "the same tile in every program": ("offs = tl.program_id(0) * BLOCK + ", "offs = "),
     },
     "mirror": {
@@ -29,7 +29,7 @@ WRONG = {
             "tl.store(y_ptr + row + (W - 1 - offs_w)[None, :], x, mask=mask)",
             "tl.store(y_ptr + (H - 1 - offs_h)[:, None] * W + offs_w[None, :], x, mask=mask)",
         ),
-        "not at all": ("(W - 1 - offs_w)", "offs_w"),
+        "does not mirror": ("(W - 1 - offs_w)", "offs_w"),
         "loads without a mask": ("offs_w[None, :], mask=mask, other=0.0", "offs_w[None, :]"),
         "no mask for columns": ("mask = (offs_h < H)[:, None] & (offs_w < W)[None, :]", "mask = (offs_h < H)[:, None]"),
     },
@@ -39,7 +39,7 @@ WRONG = {
             "largest = tl.zeros((BLOCK_M,), dtype=tl.float32)",
         ),
         "masked lanes hold zero": ('mask=mask, other=float("-inf")', "mask=mask, other=0.0"),
-        "the last block alone": ("tl.maximum(largest, tl.max(x, 1))", "tl.max(x, 1)"),
-        "the first block alone": ("range(0, N, BLOCK_N)", "range(0, BLOCK_N, BLOCK_N)"),
+        "only the last block": ("tl.maximum(largest, tl.max(x, 1))", "tl.max(x, 1)"),
+        "only the first block": ("range(0, N, BLOCK_N)", "range(0, BLOCK_N, BLOCK_N)"),
     },
 }

@@ -9,7 +9,7 @@ WRONG = {
     },
     "im2col": {
         "loads the padding": ("mask=inside, other=0.0", "mask=mask, other=0.0"),
-        "loads the padding, and drops it": (
+        "loads the padding but does not use it": (
             "mask=inside, other=0.0)",
             "mask=mask, other=0.0)\n    x = tl.where(inside, x, 0.0)",
         ),
@@ -18,9 +18,9 @@ WRONG = {
             "r, s, c = offs_k // (S * C), offs_k // C % S, offs_k % C",
             "c, r, s = offs_k // (R * S), offs_k // S % R, offs_k % S",
         ),
-        "the first image alone": ("((n[:, None] * H + h)", "((0 * n[:, None] * H + h)"),
-        "stores only what is inside": ("offs_k[None, :], x, mask=mask)", "offs_k[None, :], x, mask=inside)"),
-        "height for width": ("(w >= 0) & (w < W)", "(w >= 0) & (w < H)"),
+        "only the first image": ("((n[:, None] * H + h)", "((0 * n[:, None] * H + h)"),
+        "stores only elements inside the image": ("offs_k[None, :], x, mask=mask)", "offs_k[None, :], x, mask=inside)"),
+        "height instead of width": ("(w >= 0) & (w < W)", "(w >= 0) & (w < H)"),
     },
     "fold_filter": {
         "channels first": (

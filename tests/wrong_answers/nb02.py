@@ -3,17 +3,17 @@
 WRONG = {
     "leaky": {
         "no slope": ("slope * v)", "0.0)"),
-        "the bias of channels_last alone": (
+        "right only for channels_last": (
             "v = x + tl.load(bias_ptr + offs // STEP % LENGTH",
             "v = x + tl.load(bias_ptr + offs % LENGTH",
         ),
-        "asks x, not the sum": ("tl.where(v > 0.0", "tl.where(x > 0.0"),
+        "compares x, not the sum": ("tl.where(v > 0.0", "tl.where(x > 0.0"),
         "stores without a mask": ("tl.where(v > 0.0, v, slope * v), mask=mask)", "tl.where(v > 0.0, v, slope * v))"),
     },
     "residual": {
         "ReLU too early": ("tl.maximum(x + bias + before, 0.0)", "tl.maximum(x + bias, 0.0) + before"),
         "no bias": ("tl.maximum(x + bias + before, 0.0)", "tl.maximum(x + before, 0.0)"),
-        "a pass too many": (
+        "one pass too many": (
             "    y = tl.maximum(x + bias + before, 0.0)\n",
             "    tl.store(y_ptr + offs, x + bias, mask=mask)\n"
             "    y = tl.maximum(tl.load(y_ptr + offs, mask=mask, other=0.0) + before, 0.0)\n",
@@ -21,7 +21,7 @@ WRONG = {
     },
     "epilogue": {
         "no ReLU": ("acc = tl.maximum(acc + bias[None, :], 0.0)", "acc = acc + bias[None, :]"),
-        "a bias a row": (
+        "one bias per row": (
             "bias = tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0)\n    acc = tl.maximum(acc + bias[None, :], 0.0)",
             "bias = tl.load(bias_ptr + offs_m, mask=offs_m < N, other=0.0)\n"
             "    acc = tl.maximum(acc + bias[:, None], 0.0)",

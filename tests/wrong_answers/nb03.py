@@ -2,7 +2,7 @@
 
 WRONG = {
     "from_tensorflow": {
-        "alpha as it is": ('"alpha": alpha * size', '"alpha": alpha'),
+        "alpha unchanged": ('"alpha": alpha * size', '"alpha": alpha'),
         "alpha divided": ('"alpha": alpha * size', '"alpha": alpha / size'),
         "the radius as the size": ("size = 2 * depth_radius + 1", "size = max(depth_radius, 1)"),
         "k is 1": ('"k": bias', '"k": 1.0'),
@@ -19,7 +19,7 @@ WRONG = {
             "mask & (c + shift >= 0) & (c + shift < C)",
             "mask & (offs + shift * PLANE >= 0) & (offs + shift * PLANE < elements)",
         ),
-        "an even window up, not down": ("j - SIZE // 2", "j - (SIZE - 1) // 2"),
+        "an even window reaches up, not down": ("j - SIZE // 2", "j - (SIZE - 1) // 2"),
     },
     "rms_norm": {
         "a mean over lanes": ("tl.sum(x * x, 1) / C", "tl.sum(x * x, 1) / BLOCK_C"),

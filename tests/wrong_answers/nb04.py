@@ -5,15 +5,15 @@ WRONG = {
         "one too few": ("return reach // stride + 1", "return reach // stride"),
         "padding at one end": ("reach = size + 2 * padding - kernel", "reach = size + padding - kernel"),
         "never rounds up": ("n = -(-reach // stride) + 1", "n = reach // stride + 1"),
-        "a window in the padding alone": ("return n - 1 if (n - 1) * stride >= size + padding else n", "return n"),
+        "a window only in the padding": ("return n - 1 if (n - 1) * stride >= size + padding else n", "return n"),
     },
     "padded": {
         "padding counts as zero": ('mask=inside, other=float("-inf")', "mask=inside, other=0.0"),
-        "loads the padding, and drops it": (
+        "loads the padding but does not use it": (
             'mask=inside, other=float("-inf"))',
             'mask=mask)\n            x = tl.where(inside, x, float("-inf"))',
         ),
-        "rows of padding alone": (" & (w >= 0) & (w < W)", ""),
+        "handles only rows of padding": (" & (w >= 0) & (w < W)", ""),
         "no padding": (
             "h = p * STRIDE - PAD + r\n            w = q * STRIDE - PAD + s",
             "h = p * STRIDE + r\n            w = q * STRIDE + s",
@@ -25,7 +25,7 @@ WRONG = {
     },
     "winner": {
         "the last of equals": ("tl.where(x > highest", "tl.where(x >= highest"),
-        "after the maximum": (
+        "compares after the maximum": (
             "tap = tl.where(x > highest, r * SIZE + s, tap)\n            highest = tl.maximum(highest, x)\n",
             "highest = tl.maximum(highest, x)\n            tap = tl.where(x > highest, r * SIZE + s, tap)\n",
         ),

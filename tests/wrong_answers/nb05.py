@@ -2,11 +2,11 @@
 
 WRONG = {
     "meeting_batch": {
-        "one FLOP a multiply-accumulate": ("gained = 2 * N * K", "gained = N * K"),
+        "one FLOP per multiply-accumulate": ("gained = 2 * N * K", "gained = N * K"),
         "rounded down": ("math.ceil(itemsize", "int(itemsize"),
-        "what comes in and out costs nothing": (" - itemsize * (K + N) / bandwidth", ""),
+        "inputs and outputs cost nothing": (" - itemsize * (K + N) / bandwidth", ""),
         "without the bias": ("(N * K + N)", "(N * K)"),
-        "where it never gets there": ("        return None\n", "        return 10**9\n"),
+        "a number where there is no such batch": ("        return None\n", "        return 10**9\n"),
     },
     "linear_kn": {
         "w as (N, K)": ("offs_k[:, None] * N + offs_n[None, :], mask", "offs_n[None, :] * K + offs_k[:, None], mask"),
@@ -18,7 +18,7 @@ WRONG = {
     },
     "row_int8": {
         "no scale": ("tl.sum(total, 1) * scale", "tl.sum(total, 1)"),
-        "the last block alone": ("total += w.to", "total = w.to"),
+        "only the last block": ("total += w.to", "total = w.to"),
         "no mask for rows": ("tl.sum(total, 1) * scale, mask=there)", "tl.sum(total, 1) * scale)"),
         "w without a mask for rows": ("mask=there[:, None] & (columns < K)[None, :]", "mask=(columns < K)[None, :]"),
         "x without a mask": ("x_ptr + columns, mask=columns < K, other=0.0", "x_ptr + columns"),

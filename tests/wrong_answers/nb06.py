@@ -2,23 +2,23 @@
 
 WRONG = {
     "sees": {
-        "the first layer last": ("in reversed(layers)", "in layers"),
+        "begins with the first layer": ("in reversed(layers)", "in layers"),
         "one pixel too many": ("+ window - 1", "+ window"),
-        "without padding at the start": ("first = first * stride - padding", "first = first * stride"),
+        "no padding for the first pixel": ("first = first * stride - padding", "first = first * stride"),
         "strides forgotten": ("last = last * stride", "last = last"),
     },
     "grouped": {
-        "one group alone": (
+        "only one group": (
             "conv2d(*part, stride, padding) for part in parts]",
             "conv2d(*part, stride, padding) for part in list(parts)[:1]]",
         ),
-        "put together as images": ("for part in parts], 1)", "for part in parts], 0)"),
+        "joined as images": ("for part in parts], 1)", "for part in parts], 0)"),
         "no padding": ("*part, stride, padding)", "*part, stride)"),
-        "left to the operator": (
+        "uses the operator's groups": (
             "return torch.cat([kernels.conv2d(*part, stride, padding) for part in parts], 1)",
             "return kernels.conv2d(x, weight, bias, stride, padding, groups=groups)",
         ),
-        "left to PyTorch": (
+        "uses PyTorch's groups": (
             "return torch.cat([kernels.conv2d(*part, stride, padding) for part in parts], 1)",
             "return torch.nn.functional.conv2d(x, weight, bias, stride, padding, groups=groups)",
         ),

@@ -4,7 +4,7 @@ WRONG = {
     "polynomial": {
         "coefficients the other way round": ("tl.load(c_ptr + ORDER - 1 - i)", "tl.load(c_ptr + i)"),
         "without the last one": (" + tl.load(c_ptr + ORDER)\n", "\n"),
-        "a power of x beside the sum": (
+        "keeps a power of x beside the sum": (
             """    y = tl.zeros((BLOCK,), dtype=tl.float32) + tl.load(c_ptr + ORDER)
     for i in range(ORDER):
         y = y * x + tl.load(c_ptr + ORDER - 1 - i)
@@ -16,7 +16,7 @@ WRONG = {
         power *= x
 """,
         ),
-        "a step too many": (
+        "one step too many": (
             """ + tl.load(c_ptr + ORDER)
     for i in range(ORDER):
         y = y * x + tl.load(c_ptr + ORDER - 1 - i)
@@ -44,6 +44,6 @@ WRONG = {
             "max(cost.flops / rate, cost.bytes / bandwidth)",
             "cost.flops / rate + cost.bytes / bandwidth",
         ),
-        "batches a second": ("return batch / seconds", "return 1 / seconds"),
+        "batches per second": ("return batch / seconds", "return 1 / seconds"),
     },
 }

@@ -15,7 +15,7 @@ WRONG = {
         "a bound that is not relative": ("bound * ref.double().abs().max()", "bound"),
     },
     "verdict": {
-        "medians alone": ("if our_high < their_low:", "if np.median(ours) < np.median(theirs):"),
+        "only medians": ("if our_high < their_low:", "if np.median(ours) < np.median(theirs):"),
         "the best run": (
             "our_low, our_high = np.quantile(ours[warmup:], [0.2, 0.8])",
             "our_low = our_high = min(ours)",

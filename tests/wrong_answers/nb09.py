@@ -3,17 +3,17 @@
 WRONG = {
     "loss_gradient": {
         "the sum, not the mean": (" - onehot) / M", " - onehot)"),
-        "the wrong way": ("(e / tl.sum(e, 1)[:, None] - onehot)", "(onehot - e / tl.sum(e, 1)[:, None])"),
+        "the wrong sign": ("(e / tl.sum(e, 1)[:, None] - onehot)", "(onehot - e / tl.sum(e, 1)[:, None])"),
         "targets without a mask": ("target_ptr + offs_m, mask=offs_m < M, other=0", "target_ptr + offs_m"),
         "overflows": ("tl.exp(x - tl.max(x, 1)[:, None])", "tl.exp(x)"),
         "masked lanes count": ('mask=mask, other=float("-inf")', "mask=mask, other=0.0"),
-        "softmax alone": (" - onehot) / M", ") / M"),
+        "only softmax": (" - onehot) / M", ") / M"),
     },
     "relu_dropout_gradient": {
         "no ReLU": ("(y > 0.0) & kept", "kept"),
         "no dropout": ("(y > 0.0) & kept", "(y > 0.0)"),
         "not scaled": ("dout / (1.0 - p)", "dout"),
-        "what was dropped": ("tl.rand(seed, offs) >= p", "tl.rand(seed, offs) < p"),
+        "keeps what was dropped": ("tl.rand(seed, offs) >= p", "tl.rand(seed, offs) < p"),
         "the same numbers in every tile": ("tl.rand(seed, offs)", "tl.rand(seed, tl.arange(0, BLOCK_M))"),
     },
     "weight_gradient": {
