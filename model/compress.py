@@ -15,13 +15,13 @@ Where the folder of ``--data`` has ``val/``, the accuracy on it is printed after
 import argparse
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernels.errors import AlexNetError
 from kernels.tools import command
-from kernels.tools.command import Parser, interrupts_exit, write_bytes
+from kernels.tools.command import Parser, interrupts_exit
+from kernels.tools.files import check_writable, write_bytes
 from model import train
 from model.command import choose_device, leave
 
@@ -213,13 +213,7 @@ def check(loaded: "Weights", args: argparse.Namespace) -> "Folder | None":
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise AlexNetError("runs in one process, not in torchrun's many")
-    try:
-        if args.out.exists() and not args.out.is_file():  # /dev/null, say, would be replaced
-            kind = "a folder" if args.out.is_dir() else "not a file"
-            raise AlexNetError(f"{args.out}: cannot be written: is {kind}")
-        tempfile.TemporaryFile(dir=args.out.parent).close()
-    except OSError as error:
-        raise AlexNetError(f"{args.out}: cannot be written: {error.strerror}") from error
+    check_writable(args.out)
     if loaded.lrn is None:
         raise AlexNetError(
             f"{loaded.name}: Deep Compression's format does not have the layers of torchvision's network"

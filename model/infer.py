@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from kernels.errors import AlexNetError
 from kernels.tools import command
+from kernels.tools.columns import align
 from kernels.tools.command import Parser, interrupts_exit, one_line
 from model.command import batch_fits, choose_device, device_name, partial_for, put, start_worker
 
@@ -178,7 +179,6 @@ def layer_record(row: "LayerSummary", ms: float, limits: "Roofs | None") -> dict
 
 def layer_table(layers: list[dict], batch: int) -> str:
     """The layers for people, with a line of totals."""
-    header = ("layer", "output", "parameters", "MMACs", "ms", "GFLOP/s", "of roof")
     total = {key: sum(layer[key] for layer in layers) for key in ("parameters", "macs", "flops", "ms")}
     floors = [layer["ms"] * layer["roofline"] for layer in layers if layer["roofline"] is not None]
     share = sum(floors) / total["ms"] if floors else None
@@ -195,12 +195,10 @@ def layer_table(layers: list[dict], batch: int) -> str:
         )
         for layer in [*layers, total]
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    sides = "<<" + ">" * (len(header) - 2)  # names to the left, numbers to the right
-    align = lambda row: "  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True))
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     title = f"layers, {batch} photo{'s' * (batch > 1)} in one pass:"
-    return "\n".join([title, "", align(header), rule, *map(align, rows[:-1]), rule, align(rows[-1])])
+    header, *lines = align([("layer", "output", "parameters", "MMACs", "ms", "GFLOP/s", "of roof"), *rows], left=(0, 1))
+    rule = "-" * len(header)
+    return "\n".join([title, "", header, rule, *lines[:-1], rule, lines[-1]])
 
 
 def photo_table(path: Path, predictions: list[dict]) -> str:

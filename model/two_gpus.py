@@ -22,6 +22,7 @@ import kernels
 from kernels import runtime
 from kernels.errors import AlexNetError
 from kernels.tools import command
+from kernels.tools.columns import align
 from model import infer, weights
 from model.alexnet import LRN, AlexNet, Formula
 from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
@@ -151,10 +152,9 @@ def halve(loaded: weights.Weights, rank: int) -> weights.Weights:
 def table(rows: list[Row]) -> str:
     """The rows for people, with a line of totals."""
     total = Row("total", (), sum(row.parameters for row in rows), sum(row.received for row in rows))
-    line = "{:8}{:>16}{:>14}{:>18}".format
     cells = lambda row: (row.layer, " x ".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.received:,}")
-    header = line("layer", "holds", "parameters", "bytes received")
-    return "\n".join([header, "-" * len(header), *(line(*cells(row)) for row in [*rows, total])])
+    header, *lines = align([("layer", "holds", "parameters", "bytes received"), *map(cells, [*rows, total])])
+    return "\n".join([header, "-" * len(header), *lines])
 
 
 def first_line(error: Exception) -> str:

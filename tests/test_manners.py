@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.errors import AlexNetError
 from kernels.tools import roofline, trace
-from kernels.tools.command import write_bytes
 from model import cli
 
 ROOT = Path(__file__).parent.parent
@@ -68,21 +65,6 @@ def test_full_disk(line, unbuffered):
     name = line.split()[0]
     assert done.stderr == f"alexnet {name}: error: standard output cannot be written: No space left on device\n"
     assert done.returncode == 2
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "table.json"
-    write_bytes(path, b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))  # as a disk with room for four more bytes
-    try:
-        with pytest.raises(AlexNetError, match=r"table\.json: cannot be written: File too large"):
-            write_bytes(path, b"longer")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [found.name for found in tmp_path.iterdir()] == ["table.json"] and path.read_text() == "old"
-    write_bytes(path, b"longer")
-    assert path.read_text() == "longer"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

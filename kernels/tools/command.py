@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TextIO
 
 from kernels.errors import AlexNetError
@@ -109,26 +108,3 @@ def interrupts_exit() -> Iterator[None]:
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces ``path``, whole or not at all: written beside it, brought to the disk, then renamed.
-
-    Raises:
-        AlexNetError: the disk is full, or whatever else the system says.
-    """
-    partial = path.with_name(f"{path.name}.partial")  # always the same, so that a killed run leaves no second one
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the rename itself
-        os.close(folder)
-    except OSError as error:
-        raise AlexNetError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # where it was not renamed

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kernels.errors import AlexNetError
 from kernels.tools import command
-from kernels.tools.command import Parser, write_bytes
+from kernels.tools.command import Parser
+from kernels.tools.files import write_bytes
 from kernels.tools.roofline import (
     MEASUREMENTS,
     PROVIDERS,

@@ -22,7 +22,8 @@ from kernels import tiles
 from kernels.tiles.choices import Config, Problem, candidates
 from kernels.tools import command
 from kernels.tools.assembly import Task, compile_ahead
-from kernels.tools.command import Parser, interrupts_exit, write_bytes
+from kernels.tools.command import Parser, interrupts_exit
+from kernels.tools.files import write_bytes
 from kernels.tools.workloads import ALEXNET, DTYPES, WORKLOADS, torch_dtype
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from kernels.errors import AlexNetError
-from kernels.tools.command import write_bytes
+from kernels.tools.files import write_bytes
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from kernels.errors import AlexNetError
-from kernels.tools.command import write_bytes
+from kernels.tools.files import write_bytes
 
 FIELDS = (
     "step",
