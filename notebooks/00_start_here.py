@@ -49,8 +49,8 @@ for axes in (left, right):
     axes.set_axis_off()
 
 # %% [markdown]
-# A kernel sees this tensor as a row of 154,587 numbers in memory, and gets a **pointer** to the first of them. The rest
-# is arithmetic. For example: which of these numbers is the red of the pixel at row 10, column 20?
+# A kernel sees this tensor as a row of 154,587 numbers in memory, and gets a **pointer**, the address of the first of
+# them. The rest is arithmetic. For example: which of these numbers is the red of the pixel at row 10, column 20?
 #
 # PyTorch calls the shape (N, C, H, W): image, channel, row, column. The order in memory can be different. The
 # **strides** describe it: for each dimension, the stride says how far apart two neighbours are in memory, counted in
@@ -323,10 +323,11 @@ print(buffer.tolist())
 # %% [markdown]
 # ## How fast can it be?
 #
-# `scale_kernel` reads each number once and writes it once. In fp16 that is 2 + 2 bytes for one multiplication. A
-# multiplication or addition of two numbers is a **FLOP** (floating-point operation), so this kernel does a quarter of a
-# FLOP per byte. An H100 can do hundreds of FLOPs in the time that it needs to load one byte. So this kernel waits for
-# memory, and no other change makes it faster. Its **floor**, the shortest possible time, is bytes / bandwidth.
+# `scale_kernel` reads each number once and writes it once. In fp16, floating-point numbers of 16 bits, that is 2 + 2
+# bytes for one multiplication. A multiplication or addition of two numbers is a **FLOP** (floating-point operation), so
+# this kernel does a quarter of a FLOP per byte. An H100, a large GPU from NVIDIA, can do hundreds of FLOPs in the time
+# that it needs to load one byte. So this kernel waits for memory. Faster arithmetic does not help it. Its **floor**,
+# the shortest possible time, is bytes / bandwidth.
 #
 # A plot of FLOP/s over FLOP per byte shows this at once. Left of the bend memory is the limit. Right of the bend
 # arithmetic is the limit. The plot is called a **roofline**. Notebook 07 puts all of AlexNet under it. The convolution
@@ -347,7 +348,7 @@ roof.plot(work, dtype="fp16", title="Scaling a photo, and a convolution")
 # Write the kernel in the cell and run it. The checker at the end of the cell says in one line what is wrong. Solutions
 # are in [`solutions/00_start_here.py`](solutions/00_start_here.py).
 #
-# **1.** Compute `y = a * x + y_0`, element by element, for two inputs `x` and `y`. Think of the mask: the checker tests
+# **1.** Compute `y = a * x + y_0`, element by element, for two inputs `x` and `y`. Remember the mask: the checker tests
 # it.
 #
 # <details><summary>Hint 1</summary>It is <code>scale_kernel</code> with a second load.</details>

@@ -458,11 +458,11 @@ assert set(compiled["rungs 3 and 4: the library"].copies) == {16}
 assert compiled["rungs 3 and 4: the library"].spills == 0
 
 # %% [markdown]
-# A thread (each GPU program runs on many threads) has at most 255 registers. If they are not enough, it **spills**: it
-# keeps values in memory instead. The accumulator takes 64 registers. With sizes at run time, the addresses take all the
-# others. **Asynchronous copies** bring the next tiles to **shared memory**, which all threads of a program can reach,
-# while the tensor cores multiply the current tiles. Each copy moves at most 16 bytes. The library's kernel uses only
-# copies of 16 bytes. The other kernel has no such copies.
+# A GPU runs each program on many threads. A thread has at most 255 **registers**, in which it holds its numbers. If
+# they are not enough, it **spills**: it keeps some numbers in memory instead. The accumulator takes 64 registers. With
+# sizes at run time, the addresses take all the others. **Asynchronous copies** bring the next tiles to **shared
+# memory**, which all threads of a program can reach, while the tensor cores multiply the current tiles. Each copy moves
+# at most 16 bytes. The library's kernel uses only copies of 16 bytes. The other kernel has no such copies.
 #
 # ## Step through it: padding
 #

@@ -32,8 +32,8 @@ machine.describe()
 # %% [markdown]
 # ## What the two do
 #
-# `z` is conv1's output for the photo, with the bundled weights, before the bias is added: 96 maps of 55 x 55. The bias
-# moves a whole map up or down. ReLU, max(0, x), keeps what is above zero.
+# `z` is conv1's output for the photo, with the bundled weights, before the bias is added: 96 **feature maps** of 55 x
+# 55, one per channel. The bias moves a whole map up or down. ReLU, max(0, x), keeps what is above zero.
 
 # %%
 photo, weight, bias = features.conv1()
@@ -85,8 +85,8 @@ assert moved["three kernels"] - moved["two kernels"] == moved["two kernels"] - m
 assert round(moved["three kernels"] / moved["one kernel"], 1) == 3.6
 
 # %% [markdown]
-# Each kernel less saves one write and one read of the whole tensor, here 149 MB. Joining kernels for this reason is
-# called **fusion**. The arithmetic stays the same: one sum and one comparison per element.
+# Every kernel that we remove saves one write and one read of the whole tensor, here 149 MB. Joining kernels for this
+# reason is called **fusion**. The arithmetic stays the same: one sum and one comparison per element.
 #
 # For `relu(x + bias)` PyTorch runs exactly what is written: two operators, with two passes each. The next cell lists
 # what it runs, on the single photo in fp32:

@@ -54,7 +54,8 @@ maps.windows(13, 3, 2, outputs=((0, 0), (0, 1), (1, 1), (5, 5)))
 # pixel.
 #
 # Windows of 2 x 2 at stride 2 would also give 27, with no overlap and fewer reads. The authors of 2012 found that
-# overlap lowers the error by 0.4 % (top-1) and 0.3 % (top-5), and kept it (Krizhevsky et al., section 3.4).
+# overlap lowers the error by 0.4 % (top-1: the first guess is wrong) and 0.3 % (top-5: the first five guesses are
+# wrong), and kept it (Krizhevsky et al., section 3.4).
 
 # %%
 assert 9 * 27 * 27 == 6561 and 55 * 55 == 3025 and round(6561 / 3025, 2) == 2.17
@@ -164,8 +165,8 @@ stepping.slider(found, pool_kernel)
 # ## The kernel of the library
 #
 # It has the same loop, with three differences. A thread handles 16 bytes of channels instead of one element, as in
-# notebook 03. It supports padding and dilation, so a tap can lie outside the image. Only then does each tap need a mask
-# (`WHOLE`). And a NaN wins every comparison, as in PyTorch. `WHERE` is for training: it records which tap won.
+# notebook 03. It supports padding and dilation, so a tap can lie outside the image. Only in this case, each tap needs a
+# mask (`WHOLE`). And a NaN wins every comparison, as in PyTorch. `WHERE` is for training: it records which tap won.
 
 # %%
 source.show(_max_pool2d_kernel, "VECTOR:", "best = tl.maximum")

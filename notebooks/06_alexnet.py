@@ -35,7 +35,7 @@ machine.describe()
 # %% [markdown]
 # ## The network, in a dozen lines
 #
-# This is all of it. `kernels/` holds what the layers do. These lines only hold their order.
+# This is all of it. `kernels/` holds what the layers do. These lines only give their order.
 
 # %%
 source.show(AlexNet.forward, "#                      N x", "return")
@@ -305,8 +305,8 @@ print(f"likeliest: {names[0]}, {likeliest.values[0].item():.0%}")
 
 # %% [markdown]
 # It is a cat. Whether the network says so depends on its weights: on how many photos they were trained, and on how
-# sharp these were. `alexnet weights list` lists the weights that can be downloaded. `weights.load("bvlc")` in the cell
-# above would load BVLC's, with the 1000 classes of ImageNet.
+# sharp these were. `alexnet weights list` lists the weights that can be downloaded. Write `weights.load("bvlc")`
+# instead of `weights.load(weights.DEFAULT)` above to load BVLC's, with the 1000 classes of ImageNet.
 #
 # ## Step through the last kernel
 #
@@ -320,8 +320,8 @@ stepping.slider(traced, _softmax_kernel)
 # %% [markdown]
 # ## What it costs
 #
-# This is the least work of each layer, for 128 photos in fp16, under a device's limits. The longer of the two bars is
-# the floor.
+# These are the least times for the bytes and the FLOPs of each layer, for 128 photos in fp16, under a device's limits.
+# The longer of the two bars is the floor.
 
 # %%
 work = {layer.name: layer.cost(128, itemsize=2) for layer in ALEXNET}

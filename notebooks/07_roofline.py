@@ -251,8 +251,8 @@ assert round(fusion["conv1, then bias and ReLU"].bytes / fusion["both in conv1"]
 # **Up, towards the roof: the kernel itself.** The floor assumes that the device is always full. With tiles it is not,
 # for two reasons. Tiles extend beyond the edge, and programs run in rounds. For 128 photos, conv3 is a product of M =
 # 21,632 pixels by N = 384 channels. In tiles of 128 x 128 that is 169 by 3 = 507 programs. An H100 has 132
-# multiprocessors. With one program on each, three rounds are full. In the fourth round, 21 multiprocessors have nothing
-# to do.
+# **multiprocessors**, the parts of the chip that run programs. With one program on each, three rounds are full. In the
+# fourth round, 21 multiprocessors have nothing to do.
 
 # %%
 M, N = BATCH * 13 * 13, 384

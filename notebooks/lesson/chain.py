@@ -1,4 +1,4 @@
-"""A network's filters and feature maps, many in one picture, and the patch of the photo that an output looks at."""
+"""Draws a network's filters and feature maps, many in one picture, and the patch of the photo that an output sees."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ GAP = 2  # pixels between the pieces of a mosaic
 
 
 def filters(weight: np.ndarray, columns: int, *, title: str = "", axes: Axes | None = None) -> None:
-    """Draws filters of three colours, (K, 3, R, S) in the order red, green, blue, each from its least to its greatest.
+    """Draws filters of three colours. In each, the least weight is darkest and the greatest is brightest.
 
     Args:
-        weight: the filters.
-        columns: how many side by side.
+        weight: the filters, (K, 3, R, S), in the order red, green, blue.
+        columns: the number of filters side by side.
         title: above them.
-        axes: where.
+        axes: where to draw.
     """
     low, high = weight.min((1, 2, 3), keepdims=True), weight.max((1, 2, 3), keepdims=True)
     pieces = ((weight - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
@@ -29,13 +29,13 @@ def filters(weight: np.ndarray, columns: int, *, title: str = "", axes: Axes | N
 
 
 def maps(values: np.ndarray, columns: int, *, title: str = "", axes: Axes | None = None) -> None:
-    """Draws feature maps, (C, H, W), each from 0 to its own greatest value; one that is 0 throughout stays dark.
+    """Draws feature maps, each from 0 (dark) to its own greatest value. A map of zeros is all dark.
 
     Args:
-        values: the maps.
-        columns: how many side by side.
+        values: the maps, (C, H, W).
+        columns: the number of maps side by side.
         title: above them.
-        axes: where.
+        axes: where to draw.
     """
     greatest = np.maximum(values.max((1, 2), keepdims=True), 1e-12)
     axes = axes or style.figure(height=4.2)[1]
@@ -45,7 +45,7 @@ def maps(values: np.ndarray, columns: int, *, title: str = "", axes: Axes | None
 
 
 def _mosaic(pieces: np.ndarray, columns: int, between: float) -> np.ndarray:
-    """(number, height, width, ...) as one image, row by row."""
+    """Puts pieces, (number, height, width, ...), into one image, row by row."""
     number, height, width = pieces.shape[:3]
     rows = -(-number // columns)
     shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, *pieces.shape[3:])
@@ -61,9 +61,9 @@ def fields(photo: np.ndarray, patches: Sequence[tuple[str, int]], *, title: str 
 
     Args:
         photo: (H, W, 3).
-        patches: a name and a side in pixels each, the smallest first.
+        patches: a (name, side in pixels) for each patch, the smallest first.
         title: above it.
-        axes: where.
+        axes: where to draw.
     """
     axes = axes or style.figure(height=4.6)[1]
     axes.imshow(photo)

@@ -1,6 +1,6 @@
-"""Operators under the roofline, and the least time that each needs: measured, or else a model, which says so.
+"""Operators under the roofline, and the least time that each needs. The title says whether the roofs are measured.
 
-A kernel takes at least the longer of two times: its FLOPs at the device's rate, its bytes at its bandwidth.
+A kernel takes at least the longer of two times: its FLOPs at the device's rate, and its bytes at its bandwidth.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ def plot(
     title: str = "",
     axes: Axes | None = None,
 ) -> None:
-    """FLOP/s over FLOP per byte: where each operator's floor lies, and, where it was timed, how far below it got.
+    """Draws FLOP/s over FLOP per byte: an open mark for each operator's floor, a filled mark for its measured speed.
 
     Args:
-        costs: what each operator must do, as :mod:`kernels.tools.cost` counts it.
-        dtype: whose roofs.
-        measured: ms of each on the device whose roofs these are, None where it was not timed.
-        title: what this shows; the roofs' source is added.
-        axes: where.
+        costs: the work of each operator, as :mod:`kernels.tools.cost` counts it.
+        dtype: selects the roofs.
+        measured: ms of each operator on the device with these roofs, or None if it was not timed.
+        title: what the plot shows. The roofs' source is added.
+        axes: where to draw.
     """
     limits, _, label = machine.limits(dtype)
     axes = axes or style.figure(height=4.4)[1]
@@ -73,9 +73,9 @@ def floors(
     title: str = "",
     axes: Axes | None = None,
 ) -> None:
-    """Bars: the time that each operator's FLOPs take at the least, and its bytes; the longer is its floor.
+    """Draws two bars per operator: the least time for its FLOPs and for its bytes. The longer one is its floor.
 
-    Args as :func:`plot`; a measured time is a mark.
+    The arguments are those of :func:`plot`. A mark shows a measured time.
     """
     limits, _, label = machine.limits(dtype)
     axes = axes or style.figure(height=1.4 + 0.55 * len(costs))[1]
@@ -90,7 +90,7 @@ def floors(
         axes.plot([us for _, us in timed], [place for place, _ in timed], "D", color=style.BLACK, label="measured")
     axes.set_yticks(places, list(costs))
     axes.invert_yaxis()
-    axes.set(xlabel="microseconds at the least")
+    axes.set(xlabel="microseconds, at least")
     axes.margins(x=0.12)
     axes.legend(loc="best")
     axes.set_title(f"{title}\n({label})" if title else label)
