@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kernels import tiles
-from kernels.tiles.choices import SHARED_MEMORY
+from kernels.tiles.products import SHARED_MEMORY
 from kernels.tools.assembly import Assembly, Task, assemble, main
 from kernels.tools.workloads import DTYPES, WORKLOADS
 

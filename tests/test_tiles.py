@@ -12,13 +12,16 @@ import torch
 
 import kernels
 from kernels import runtime, tiles
-from kernels.tiles import Problem, choices
+from kernels.tiles import Problem, choices, products
 from kernels.tools import tune
 from kernels.tools.workloads import ALEXNET, UNFUSED
 from tests import reference
 from tests.reference import assert_close, randn
 
 ROOT = Path(__file__).parents[1]
+
+for operator in kernels.__all__:  # an operator registers its configs when it is imported
+    getattr(kernels, operator)
 
 # Operators as their kernels call them: a call small enough for the smallest tile, awkward enough for the largest.
 CALLS = {
@@ -88,6 +91,10 @@ def every_tile() -> list[tuple[str, dict]]:
     return [(operator, tile) for (operator, _), tile in kept.items() if operator in CALLS]
 
 
+def default(architecture, problem):
+    return choices.CHOICES[problem.operator].default(architecture, problem)
+
+
 def describe(value) -> str:
     return value if isinstance(value, str) else "x".join(map(str, value.values()))
 
@@ -108,14 +115,14 @@ def test_default_comes_first_among_the_candidates(layer, batch):
         assert noted
         for problem, tile in noted:
             found = choices.candidates(architecture, problem)
-            assert found[0] == choices.default(architecture, problem)
+            assert found[0] == default(architecture, problem)
             assert len(found) == len({json.dumps(candidate) for candidate in found})
             assert tile in (found[0], tiles.tuned(architecture, problem))
             for candidate in found:
                 if "num_stages" in candidate:
                     assert (
-                        choices.shared_memory(architecture, candidate, problem.dtype)
-                        <= choices.SHARED_MEMORY[architecture]
+                        products.shared_memory(architecture, candidate, problem.dtype)
+                        <= products.SHARED_MEMORY[architecture]
                     )
 
 
@@ -257,4 +264,4 @@ def test_tuner_refuses(arguments, named, capsys):
 def test_an_unknown_gpu_has_tiles():
     problem = Problem("conv2d", "float16", 21632, 384, 2304)
     found = choices.candidates("sm_120", problem)
-    assert found[0] == choices.default("sm_120", problem) and len(found) > 5
+    assert found[0] == default("sm_120", problem) and len(found) > 5

@@ -23,6 +23,8 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor
+from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, power
+from kernels.tiles.families import ELEMENTWISE
 
 
 @triton.jit
@@ -79,6 +81,40 @@ def _bias_relu_gradient_kernel(
     if BIAS:
         sums = runtime.cast(tl.sum(acc, 0), sums_ptr.dtype.element_ty)
         tl.store(sums_ptr + share.to(INDEX) * K + offs_n, sums, mask=mask_n)
+
+
+tiles.register("bias_relu", ELEMENTWISE)
+
+
+def _default(architecture: str, problem: Problem) -> Config:
+    """8 KB of the matrix per step. If it has few rows, a program takes all of them; if many, about a thousandth."""
+    _, dtype, M, N, _ = problem
+    few = M <= 1024
+    block_n = power(N, 1, 64 // ITEMSIZE[dtype] if few else 128)
+    block_m = power(M, 2, 8192 // ITEMSIZE[dtype] // block_n)  # with 1, the sums of rows would never end
+    steps = power(triton.cdiv(M, block_m if few else block_m * 1024), 1, 128)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": steps, "num_warps": 8}  # with 4, some spill registers
+
+
+def _tried(architecture: str, problem: Problem) -> list[Config]:
+    default = _default(architecture, problem)
+    rows = default["BLOCK_M"] * default["STEPS"]
+    return [
+        {"BLOCK_M": block_m, "BLOCK_N": block_n, "STEPS": rows // block_m, "num_warps": warps}
+        for block_n in (default["BLOCK_N"] // 2, default["BLOCK_N"], default["BLOCK_N"] * 2)
+        for block_m in (default["BLOCK_M"] // 2, default["BLOCK_M"])
+        if 0 < block_n < 2 * problem.N
+        for warps in (4, 8)
+    ]
+
+
+def _interpreter(problem: Problem) -> Config:
+    block_n = power(problem.N, 1, 2**12)
+    return {"BLOCK_M": power(problem.M, 1, 2**18 // block_n), "BLOCK_N": block_n, "STEPS": 1}
+
+
+tiles.register("bias_relu_gradient", Choices(_default, _tried, _interpreter))
+tiles.register("column_sums", Choices(_default, _tried, _interpreter))
 
 
 def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

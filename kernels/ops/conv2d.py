@@ -31,6 +31,7 @@ from kernels.ops import conv2d_backward
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds
 from kernels.ops.space_to_depth import fold_once as fold_once  # for those who capture a CUDA graph
 from kernels.ops.split_k import launch_add_shares
+from kernels.tiles import products
 
 
 @triton.jit
@@ -119,6 +120,9 @@ def _conv2d_kernel(
             acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y_ptrs = y_ptr + (offs_m * (GROUPS * K))[:, None] + group * K + offs_n[None, :]
     tl.store(y_ptrs, runtime.cast(acc, y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+
+
+tiles.register("conv2d", products.by_rule(split=True))
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

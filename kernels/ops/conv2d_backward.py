@@ -33,6 +33,7 @@ from kernels import runtime, tiles
 from kernels.ops.bias_relu import epilogue_gradient
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds, launch_depth_to_space
 from kernels.ops.split_k import launch_add_shares
+from kernels.tiles import products
 
 
 @triton.jit
@@ -221,6 +222,10 @@ def _conv2d_weight_gradient_kernel(
     filters = (split * (GROUPS * K) + group * K + offs_m).to(INDEX)
     dw_ptrs = dw_ptr + (filters * TAPS)[:, None] + offs_n[None, :]
     tl.store(dw_ptrs, runtime.cast(acc, dw_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
+
+
+tiles.register("conv2d_input_gradient", products.by_model())
+tiles.register("conv2d_weight_gradient", products.by_model(sums_the_batch=True))
 
 
 def launch_conv2d_input_gradient(

@@ -21,6 +21,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number
+from kernels.tiles.families import ELEMENTWISE, ROWS_OF_CLASSES
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -195,6 +196,11 @@ def _cross_entropy_gradient_kernel(
         dx = grad[:, None] * (total[:, None] * tl.exp(x - largest[:, None] - above[:, None]) - q)
         dx = runtime.cast(tl.where(mask, dx, 0.0), dx_ptr.dtype.element_ty)  # ignored rows have none, even of a NaN
         tl.store(dx_ptr + offs, dx, mask=mask_m[:, None] & (offs_c < C)[None, :])
+
+
+tiles.register("cross_entropy", ROWS_OF_CLASSES)
+tiles.register("reduce_losses", ELEMENTWISE)
+tiles.register("cross_entropy_gradient", ROWS_OF_CLASSES)
 
 
 def launch_cross_entropy(

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor, integer, number
+from kernels.tiles.families import ELEMENTWISE
 
 
 @triton.jit
@@ -33,6 +34,9 @@ def _dropout_kernel(
     # Multiplied, as PyTorch does it: a NaN that is dropped stays NaN instead of hiding.
     y = x * tl.where(tl.rand(seed, offs) >= p, scale, 0.0)
     tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
+
+
+tiles.register("dropout", ELEMENTWISE)
 
 
 def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:

@@ -25,6 +25,8 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor
 from kernels.ops.bias_relu import epilogue_gradient
+from kernels.tiles import products
+from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, power
 
 
 @triton.jit
@@ -118,6 +120,33 @@ def _linear_row_kernel(
     if RELU:
         y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y_ptr + offs_n, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask_n)
+
+
+tiles.register("linear", products.by_rule())
+tiles.register("linear_input_gradient", products.by_rule(transposed=True))
+tiles.register("linear_weight_gradient", products.by_rule(transposed=True, four_warps_in_float32=True))
+
+
+def _row_config(problem: Problem, block_n: int, run: int, warps: int) -> Config:
+    """``run``: bytes of a row of the weight per step."""
+    return {"BLOCK_N": block_n, "BLOCK_K": run // ITEMSIZE[problem.dtype], "num_warps": warps}
+
+
+def _row_interpreter(problem: Problem) -> Config:
+    block_k = power(problem.K, 1, 1024)
+    return {"BLOCK_N": power(problem.N, 1, 2**19 // block_k), "BLOCK_K": block_k}
+
+
+ROW_CONFIGS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 2048, 4), (4, 4096, 8), (8, 1024, 4), (8, 2048, 4))
+
+tiles.register(
+    "linear_row",
+    Choices(
+        default=lambda architecture, problem: _row_config(problem, 2, 2048, 4),
+        tried=lambda architecture, problem: [_row_config(problem, *config) for config in ROW_CONFIGS],
+        interpreter=_row_interpreter,
+    ),
+)
 
 
 def _launch_product(

@@ -23,6 +23,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, integer, number
+from kernels.tiles.families import VECTORISED
 
 
 @triton.jit
@@ -211,6 +212,10 @@ def _local_response_norm_gradient_kernel(
     dy = load_lanes(dy_ptr + offs, offs_c, mask, (SIZE - 1) // 2, SIZE // 2, C)
     dx = rows(normalise_gradient(x, dy, c0, scale, factor, beta, k, C, SIZE, VECTOR, VECTOR, ROOTS), 0, VECTOR)
     tl.store(dx_ptr + offs, runtime.cast(dx, dx_ptr.dtype.element_ty), mask=mask & (offs_c < C))
+
+
+tiles.register("local_response_norm", VECTORISED)
+tiles.register("local_response_norm_gradient", VECTORISED)
 
 
 def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:

@@ -24,6 +24,8 @@ from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number, pair
 from kernels.ops.local_response_norm import divisor, lanes, load_lanes, normalise, normalise_gradient, rows
 from kernels.ops.max_pool2d import gather, output_size, tap_dtype
+from kernels.tiles.choices import Choices, Config, Problem, vectors, warp_size
+from kernels.tiles.families import VECTORISED
 
 
 @triton.jit
@@ -224,6 +226,45 @@ def _lrn_max_pool2d_gradient_kernel(
                 dx_ptrs = dx_ptr + offs_x + (h * W + w) * C + j * VECTOR
                 vector = runtime.cast(rows(dx, j * VECTOR, VECTOR), dx_ptr.dtype.element_ty)
                 tl.store(dx_ptrs, vector, mask=mask & (offs_c + j * VECTOR < C))
+
+
+def _default(architecture: str, problem: Problem) -> Config:
+    """Blocks of pixels save arithmetic once there are threads enough. They need registers, as large windows do."""
+    threads = vectors(problem) if problem.K <= 9 else 0
+    block_p, block_q = 3 if threads >= 2**20 else 1, 3 if threads >= 2**18 else 1
+    return {"BLOCK_M": 128, "BLOCK_P": block_p, "BLOCK_Q": block_q, "num_warps": 4}
+
+
+def _tried(architecture: str, problem: Problem) -> list[Config]:
+    return [
+        {"BLOCK_M": warp_size(architecture) * warps, "BLOCK_P": p, "BLOCK_Q": q, "num_warps": warps}
+        for p in (1, 2, 3, 7, 9)
+        for q in (1, 2, 3)
+        for warps in (2, 4)
+    ]
+
+
+def _default_gradient(architecture: str, problem: Problem) -> Config:
+    """Two vectors of channels per thread share neighbours, which saves arithmetic, once there are threads enough."""
+    return {"BLOCK_M": 128, "BLOCK_C": 2 if vectors(problem) >= 2**18 else 1, "num_warps": 4}
+
+
+def _tried_gradient(architecture: str, problem: Problem) -> list[Config]:
+    return [
+        {"BLOCK_M": warp_size(architecture) * warps, "BLOCK_C": c, "num_warps": warps}
+        for c in (1, 2, 3)
+        for warps in (1, 2, 4, 8)
+    ]
+
+
+tiles.register(
+    "lrn_max_pool2d",
+    Choices(_default, _tried, lambda problem: VECTORISED.interpreter(problem) | {"BLOCK_P": 1, "BLOCK_Q": 1}),
+)
+tiles.register(
+    "lrn_max_pool2d_gradient",
+    Choices(_default_gradient, _tried_gradient, lambda problem: VECTORISED.interpreter(problem) | {"BLOCK_C": 1}),
+)
 
 
 def launch_lrn_max_pool2d(

@@ -22,6 +22,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor, gradient_wanted, pair
+from kernels.tiles.families import VECTORISED
 
 
 @triton.jit
@@ -198,6 +199,10 @@ def _max_pool2d_gradient_kernel(
             inside = (h0 + i >= 0) & (h0 + i < H) & (w0 + j >= 0) & (w0 + j < W)
             dx = runtime.cast(cell[i * COLUMNS + j], dx_ptr.dtype.element_ty)
             tl.store(dx_ptrs + (i * W + j) * C, dx, mask=inside[:, None] & mask)
+
+
+tiles.register("max_pool2d", VECTORISED)
+tiles.register("max_pool2d_gradient", VECTORISED)
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:

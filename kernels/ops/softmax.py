@@ -16,6 +16,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check_tensor, integer
+from kernels.tiles.families import ROWS_OF_CLASSES
 
 
 @triton.jit
@@ -87,6 +88,10 @@ def _softmax_gradient_kernel(
         y = tl.exp(x - largest[:, None]) / total[:, None]
         dx = y * (grad - (back / total)[:, None])
         tl.store(dx_ptr + offs + n0, runtime.cast(dx, dx_ptr.dtype.element_ty), mask=mask)
+
+
+tiles.register("softmax", ROWS_OF_CLASSES)
+tiles.register("softmax_gradient", ROWS_OF_CLASSES)
 
 
 def launch_softmax(input: torch.Tensor) -> torch.Tensor:

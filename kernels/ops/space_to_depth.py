@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
+from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, warp_size
+from kernels.tiles.families import ELEMENTWISE, whole_rows
 
 
 @triton.jit
@@ -83,6 +85,26 @@ def _depth_to_space_kernel(
     inside = mask & (h // B < P) & (w // B < Q)  # the last pixels may have been left out
     y_ptrs = y_ptr + ((n * P + h // B) * Q + w // B) * (B * B * C) + (h % B * B + w % B) * C + offs % C
     tl.store(x_ptr + offs, tl.load(y_ptrs, mask=inside, other=0.0), mask=mask)
+
+
+def _default(architecture: str, problem: Problem) -> Config:
+    """A warp reads 16 neighbouring pixels of few rows, and writes 32 bytes of each."""
+    block_n = 32 // ITEMSIZE[problem.dtype]
+    return {"BLOCK_M": 2048 // block_n, "BLOCK_N": block_n, "num_warps": 4}
+
+
+def _tried(architecture: str, problem: Problem) -> list[Config]:
+    vector = 16 // ITEMSIZE[problem.dtype]
+    return [
+        {"BLOCK_M": warp_size(architecture) * warps * rows // n, "BLOCK_N": n * vector, "num_warps": warps}
+        for n in (1, 2, 4, 8)
+        for rows in (1, 2)
+        for warps in (2, 4, 8)
+    ]
+
+
+tiles.register("space_to_depth", Choices(_default, _tried, whole_rows))
+tiles.register("depth_to_space", ELEMENTWISE)
 
 
 def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, height: int, width: int) -> torch.Tensor:

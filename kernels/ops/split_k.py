@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
+from kernels.tiles.families import ELEMENTWISE
 
 
 @triton.jit
@@ -35,6 +36,9 @@ def _add_shares_kernel(
     if RELU:
         y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
+
+
+tiles.register("add_shares", ELEMENTWISE)
 
 
 def launch_add_shares(

@@ -14,8 +14,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernels.tiles import choices
-from kernels.tiles.choices import Config, Problem
+from kernels.tiles.choices import CHOICES, Config, Problem
+from kernels.tiles.choices import register as register
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,8 @@ def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Confi
     from kernels import runtime  # here, so that --help does not import PyTorch
 
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if operator in choices.MATRIX and runtime.dot_precision(tensor.dtype) == "tf32":
+    choices = CHOICES[operator]
+    if choices.tf32 and runtime.dot_precision(tensor.dtype) == "tf32":
         dtype = "tf32"
     problem = Problem(operator, dtype, M, N, K)
     architecture = _target.get(None) or runtime.architecture(tensor.device)
@@ -94,7 +95,7 @@ def tuned(architecture: str, problem: Problem) -> Config | None:
     At the nearest K where the batch is summed up. None where nothing within four times M was tuned.
     """
     rows = table(architecture)
-    axis = "K" if problem.operator in choices.SUMS_THE_BATCH else "M"
+    axis = CHOICES[problem.operator].batch
     size = getattr(problem, axis)
     ratios = {row: getattr(row, axis) / size for row in rows if row._replace(**{axis: size}) == problem}
     alike = [row for row, ratio in ratios.items() if 1 / 4 <= ratio <= 4]

@@ -105,7 +105,7 @@ def run(argv: list[str] | None) -> int:
         from kernels.tools.bench.timing import Gpu, precision
 
     if runtime.INTERPRETED:
-        parser.error("no GPU is here to tune for; without one the tiles are the defaults of kernels/tiles/choices.py")
+        parser.error("no GPU is here to tune for; without one, operators run with the defaults beside their kernels")
 
     gpu = Gpu()
     architecture = runtime.architecture(gpu.device)
