@@ -46,7 +46,7 @@ while sizes[-1] > 6:
     if sizes[-1] in (27, 13):
         assert (sizes[-1] - 1) * 2 + 3 == sizes[-2]  # the last window ends where the map ends
 assert sizes == [55, 27, 13, 6]
-maps.windows(13, 3, 2, outputs=((0, 0), (0, 1), (1, 1), (5, 5)))
+maps.windows((13, 13), 3, 2, outputs=((0, 0), (0, 1), (1, 1), (5, 5)))
 
 # %% [markdown]
 # Inside the map, a pixel with an even row and an even column lies in four windows. A pixel with an odd row and an odd

@@ -81,7 +81,7 @@ class TestMaps:
 
     def test_windows(self):
         """3 x 3 at stride 2: pixels in two windows count twice, pixels in four windows count four times."""
-        maps.windows(5, 3, 2)
+        maps.windows((5, 5), 3, 2)
         (image,) = plt.gcf().axes[0].images
         assert image.get_array().tolist() == [
             [1, 1, 2, 1, 1],
@@ -138,9 +138,12 @@ class TestSource:
 @interpreted
 class TestStepping:
     def test_listing(self, window, capsys):
-        stepping.listing(window, 2, 3)
-        assert capsys.readouterr().out.splitlines() == [
-            "_window_kernel, program (0, 0, 0) of (1, 1, 1)",
+        stepping.listing(window)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "_window_kernel, program (0, 0, 0) of (1, 1, 1)"
+        assert [int(line[:3]) for line in lines[1:] if line[:3].strip()] == list(range(len(window.steps)))
+        start = next(number for number, line in enumerate(lines) if line.startswith("  2  "))
+        assert lines[start : start + 5] == [
             "  2  for row in range(2):",
             "       row = 0",
             "  3  x = tl.load(x_ptr + (row + 1) * W + offs + 2, mask=mask, other=0.0)",

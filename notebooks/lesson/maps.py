@@ -145,48 +145,42 @@ def _cells(axes: Axes, picture: np.ndarray, corner: tuple[int, int], size: tuple
 
 
 def windows(
-    size: int | tuple[int, int],
+    size: tuple[int, int],
     kernel: int,
     stride: int,
-    padding: int = 0,
     outputs: Sequence[tuple[int, int]] = ((0, 0), (0, 1), (1, 0)),
     *,
-    title: str = "",
     axes: Axes | None = None,
 ) -> None:
-    """Draws the windows of some output pixels over an image and its padding, and how many windows cover each pixel.
+    """Draws the windows of some output pixels over an image, and how many windows cover each pixel.
 
     Args:
-        size: of the image, (height, width) or one number for both.
-        kernel, stride, padding: of a convolution or a pooling.
+        size: of the image, (height, width).
+        kernel, stride: of a convolution or a pooling without padding.
         outputs: the output pixels, (row, column), whose windows get an outline.
-        title: above it.
         axes: where to draw.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    rows = (height + 2 * padding - kernel) // stride + 1
-    columns = (width + 2 * padding - kernel) // stride + 1
-    cover = np.zeros((height + 2 * padding, width + 2 * padding), dtype=int)
+    height, width = size
+    rows, columns = ((extent - kernel) // stride + 1 for extent in size)
+    cover = np.zeros(size, dtype=int)
     for p in range(rows):
         for q in range(columns):
             cover[p * stride : p * stride + kernel, q * stride : q * stride + kernel] += 1
     axes = axes or style.figure(height=4.0)[1]
-    edge = (-padding - 0.5, width + padding - 0.5, height + padding - 0.5, -padding - 0.5)
-    image = axes.imshow(cover, cmap="Greys", vmin=0, vmax=max(4, 1.6 * cover.max()), extent=edge)
+    image = axes.imshow(cover, cmap="Greys", vmin=0, vmax=max(4, 1.6 * cover.max()))
     bar = axes.figure.colorbar(image, ax=axes, label="windows that read the pixel", shrink=0.8)
     bar.ax.set_ylim(0, cover.max())
     axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=style.BLACK, linewidth=1.4))
     for number, (p, q) in enumerate(outputs):
         inset = 0.1 * (number % 3)  # so that two outlines do not cover each other
-        corner = (q * stride - padding - 0.5 + inset, p * stride - padding - 0.5 + inset)
+        corner = (q * stride - 0.5 + inset, p * stride - 0.5 + inset)
         colour = style.CYCLE[number % len(style.CYCLE)]
         axes.add_patch(
             Rectangle(corner, kernel - 2 * inset, kernel - 2 * inset, fill=False, edgecolor=colour, linewidth=2.2)
         )
         axes.plot([], [], color=colour, linewidth=2.2, label=f"output ({p}, {q})")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8, columnspacing=1.0)
-    default = f"{kernel} x {kernel} at stride {stride}" + f", padding {padding}" * bool(padding)
-    axes.set_title(title or f"{default}: {height} x {width} -> {rows} x {columns}")
+    axes.set_title(f"{kernel} x {kernel} at stride {stride}: {height} x {width} -> {rows} x {columns}")
     axes.set(xlabel="column", ylabel="row")
 
 

@@ -24,7 +24,7 @@ class Pass(NamedTuple):
         return sum(self.reads.values()) + sum(self.writes.values())
 
 
-def draw(plans: Mapping[str, Sequence[Pass]], *, title: str = "", height: float = 1.75) -> None:
+def draw(plans: Mapping[str, Sequence[Pass]], *, title: str = "") -> None:
     """Draws plans that compute the same, one below the other.
 
     Kernels are above, memory is below. Each tensor that moves between them is an arrow. Its width shows the bytes.
@@ -32,9 +32,8 @@ def draw(plans: Mapping[str, Sequence[Pass]], *, title: str = "", height: float 
     Args:
         plans: by name.
         title: above all of them.
-        height: of one plan, in inches.
     """
-    figure, places = style.figure(len(plans), 1, height=height * len(plans) + 0.3, squeeze=False)
+    figure, places = style.figure(len(plans), 1, height=1.75 * len(plans) + 0.3, squeeze=False)
     figure.suptitle(title, x=0.01, ha="left")
     longest = max(map(len, plans.values()))
     largest = max(size for plan in plans.values() for one in plan for size in (one.reads | one.writes).values())

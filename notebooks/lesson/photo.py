@@ -18,12 +18,12 @@ def whole() -> np.ndarray:
 
 
 @functools.cache
-def square(side: int = 227) -> np.ndarray:
-    """The middle of the photo, as the network sees it: (side, side, 3), RGB in bytes."""
-    return np.asarray(central_square(Image.fromarray(whole()), side))
+def square() -> np.ndarray:
+    """The middle of the photo, as the network sees it: (227, 227, 3), RGB in bytes."""
+    return np.asarray(central_square(Image.fromarray(whole()), 227))
 
 
-def tensor(side: int = 227, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The middle as a batch of one: (1, 3, side, side), from 0 to 1, channels_last, on the kernels' device."""
-    image = torch.from_numpy(square(side).copy()).permute(2, 0, 1)[None].float() / 255
-    return image.to(runtime.default_device(), dtype).contiguous(memory_format=torch.channels_last)
+def tensor() -> torch.Tensor:
+    """The middle as a batch of one: (1, 3, 227, 227), from 0 to 1, channels_last, on the kernels' device."""
+    image = torch.from_numpy(square().copy()).permute(2, 0, 1)[None].float() / 255
+    return image.to(runtime.default_device()).contiguous(memory_format=torch.channels_last)

@@ -18,12 +18,10 @@ from kernels.tools.trace import Step, Trace
 CONTEXT = 4  # lines of source before and after the one that has run
 
 
-def listing(found: Trace, first: int = 0, last: int | None = None) -> None:
-    """Prints steps ``first`` to ``last``: the line, what it loads or stores, and the variables that it sets."""
+def listing(found: Trace) -> None:
+    """Prints each step: the line, what it loads or stores, and the variables that it sets."""
     print(f"{found.kernel}, program {found.program} of {found.grid}")
-    last = len(found.steps) - 1 if last is None else last
-    for number in range(first, last + 1):
-        step = found.steps[number]
+    for number, step in enumerate(found.steps):
         print(f"{number:3}  {step.source}")
         for line in _accesses(step):
             print(f"       {line}")
@@ -48,7 +46,7 @@ def _accesses(step: Step) -> list[str]:
     return lines
 
 
-def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9, title: str = "") -> None:
+def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9) -> None:
     """Draws a picture of each value that the variables had: one row per variable, or one row if each was set once.
 
     Args:
@@ -57,7 +55,6 @@ def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9, titl
         columns: the greatest number of values per variable. If there are more, a selection at even distances is shown,
             with the first and the last.
         height: of a row, in inches.
-        title: above all rows. By default the kernel and the program.
 
     Raises:
         ValueError: the program has set no variable of this name.
@@ -74,7 +71,7 @@ def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9, titl
         rows = [[steps[0] for steps in rows]]
     wide = max(map(len, rows))
     figure, axes = style.figure(len(rows), wide, height=height * len(rows) + 0.4, squeeze=False)
-    figure.suptitle(title or f"{found.kernel}, program {found.program} of {found.grid}", x=0.01, ha="left")
+    figure.suptitle(f"{found.kernel}, program {found.program} of {found.grid}", x=0.01, ha="left")
     for places, steps in zip(axes, rows, strict=True):
         for place in places[len(steps) :]:
             place.set_axis_off()
@@ -86,16 +83,12 @@ def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9, titl
             style.tile(place, value, f"step {number}: {name}", limit=largest, signed=signed)
 
 
-def slider(found: Trace, kernel: Callable, start: int | None = None) -> None:
-    """Displays a slider over all steps, each as :func:`draw` draws it. Without a running Python, one step is shown.
+def slider(found: Trace, kernel: Callable) -> None:
+    """Displays a slider over all steps, each as :func:`draw` draws it. It begins with the first load or store.
 
-    Args:
-        found: the trace.
-        kernel: the traced kernel, for its source.
-        start: the first step to show. By default the first step that loads something.
+    Without a running Python, only that step is shown. ``kernel`` is the traced kernel, for its source.
     """
-    if start is None:
-        start = next((number for number, step in enumerate(found.steps) if step.accesses), 0)
+    start = next((number for number, step in enumerate(found.steps) if step.accesses), 0)
 
     @functools.cache
     def picture(number: int) -> bytes:
