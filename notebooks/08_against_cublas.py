@@ -214,9 +214,9 @@ assert round(2 * BATCH * 96 * 55 * 55 * 1e-6) == 74
 # ## What a good product does besides tiles
 #
 # One thing can be shown without a GPU: the order of the tiles. Programs start in the order of their numbers, a hundred
-# or more at a time. (CUDA does not promise this order, but it is so.) What these programs load together should fit into
-# L2. Row by row, they would need all columns of B. Therefore `runtime.tile_order` takes `GROUP_M` rows of tiles at a
-# time, and counts column by column inside them.
+# or more at a time. (CUDA does not promise this order, but in practice it is so.) What these programs load together
+# should fit into L2. Row by row, they would need all columns of B. Therefore `runtime.tile_order` takes `GROUP_M` rows
+# of tiles at a time, and counts column by column inside them.
 
 # %%
 source.show(runtime.tile_order)
