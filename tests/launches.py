@@ -1,4 +1,4 @@
-"""What the interpreter launches kernels with, for the compiler to be asked about."""
+"""The arguments with which the interpreter launches kernels, so that the compiler can be given the same."""
 
 from collections.abc import Callable
 from types import FunctionType
@@ -7,10 +7,10 @@ import torch
 from triton.runtime import interpreter
 
 
-def noting(launches: dict[str, tuple[tuple, dict]], own: Callable[[FunctionType], bool]) -> Callable:
-    """A ``GridExecutor.__call__`` that notes, by its name, what each kernel that is ``own`` is launched with.
+def recorder(launches: dict[str, tuple[tuple, dict]], own: Callable[[FunctionType], bool]) -> Callable:
+    """Returns a ``GridExecutor.__call__`` that records the launches of each kernel for which ``own`` is true.
 
-    That is the arguments and the constants of a :class:`lesson.compiler.Launch`.
+    ``launches`` gets, by the kernel's name, the arguments and constants of a :class:`lesson.compiler.Launch`.
     """
     run = interpreter.GridExecutor.__call__
 

@@ -20,7 +20,7 @@ from triton.runtime import interpreter
 
 import execute
 from kernels import runtime
-from tests.launches import noting
+from tests.launches import recorder
 
 pytestmark = pytest.mark.skipif(not runtime.INTERPRETED, reason="notebooks interpret their kernels")
 
@@ -68,7 +68,7 @@ def test_solutions_compile(monkeypatch):
     """A notebook interprets its kernels, and the interpreter accepts code that the compiler refuses."""
     launches: dict = {}
     own = lambda kernel: Path(kernel.__code__.co_filename).parent == execute.HERE / "solutions"
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", noting(launches, own))
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", recorder(launches, own))
     kernels = {}
     for name, exercise in EXERCISES:
         kernels[exercise] = answer = getattr(load(solutions(name)), exercise)

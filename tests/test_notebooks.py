@@ -14,14 +14,14 @@ NAMES = execute.names()
 QUICK = ("00_start_here", "02_bias_relu_fusion")  # short, with most kinds of cells; the full set executes all
 EXECUTIONS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in NAMES]
 
-NOTE = """
+RECORD = """
 import lesson
 from triton.runtime import interpreter
 
-from tests.launches import noting
+from tests.launches import recorder
 
 _launches = {}
-interpreter.GridExecutor.__call__ = noting(_launches, lambda kernel: kernel.__module__ == "__main__")
+interpreter.GridExecutor.__call__ = recorder(_launches, lambda kernel: kernel.__module__ == "__main__")
 """
 COMPILE = """
 from lesson import compiler
@@ -76,7 +76,7 @@ def test_lesson_comes_first(name):
 def test_executes(name):
     """Its own kernels compile for a GPU, too, because the interpreter accepts code that the compiler refuses."""
     notebook = execute.read(name)
-    first, last = map(nbformat.v4.new_code_cell, (NOTE, COMPILE))
+    first, last = map(nbformat.v4.new_code_cell, (RECORD, COMPILE))
     notebook.cells = [first, *notebook.cells, last]
     execute.execute(notebook)
     notebook.cells = notebook.cells[1:-1]

@@ -23,8 +23,10 @@ H100 = {
     "tf32": Roofs(3.35e12, 494.7e12),
     "fp32": Roofs(3.35e12, 66.9e12),
 }
-"""An H100 SXM5's memory bandwidth and rates of dense matrix products (of fp32: outside the tensor cores), from "NVIDIA
-H100 Tensor Core GPU Architecture", table 2: https://resources.nvidia.com/en-us-hopper-architecture/nvidia-h100-tensor-c
+"""An H100 SXM5's memory bandwidth, and its rates for dense matrix products (fp32: outside the tensor cores).
+
+From "NVIDIA H100 Tensor Core GPU Architecture", table 2:
+https://resources.nvidia.com/en-us-hopper-architecture/nvidia-h100-tensor-c
 """
 
 
