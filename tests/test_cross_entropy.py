@@ -207,7 +207,7 @@ def test_refused_as_in_pytorch(arguments, words):
 
 @pytest.mark.parametrize("old", ["size_average", "reduce"])
 def test_deprecated_arguments_are_refused(old):
-    with pytest.raises(kernels.ArgumentError, match=f"{old} is not taken, got True; use reduction"):
+    with pytest.raises(kernels.ArgumentError, match=f"{old} is not accepted, got True; use reduction"):
         kernels.cross_entropy(**BASE, **{old: True})
 
 

@@ -2,12 +2,15 @@
 
     y[i] = exp(x[i] - max x) / sum over j of exp(x[j] - max x)
 
-Backwards, from g, the gradient of y: dx[i] = y[i] * (g[i] - sum over j of g[j] * y[j]). The difference cancels, and a
-y that was rounded to 16 bits would show; so y is made again from x, as cheaply as it would be read.
+Subtracting the maximum changes nothing, but keeps exp from overflowing. A first sweep over a row finds the maximum and
+the sum together (`online_softmax`); a second sweep writes the row.
 
-Subtracting the maximum changes nothing but keeps exp from overflowing. A first sweep over a row finds the maximum
-and the sum together, rescaling the sum whenever the maximum grows (Milakov and Gimelshein 2018,
-https://arxiv.org/abs/1805.02867); a second writes the row.
+The gradient, from g, the gradient of y:
+
+    dx[i] = y[i] * (g[i] - sum over j of g[j] * y[j])
+
+The difference cancels digits, so a y that was rounded to 16 bits would show. The kernel computes y from x again, which
+costs no more than reading y.
 """
 
 import torch
@@ -18,75 +21,76 @@ from kernels import runtime, tiles
 from kernels.arguments import check_tensor, integer
 from kernels.tiles.families import ROWS_OF_CLASSES
 
+# A running maximum starts here. From -inf, a row that begins with a block of -inf would give exp(-inf + inf) = NaN.
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # the lowest finite float32
+
+
+@triton.jit
+def online_softmax(x, largest):
+    """Takes one more block of columns into a sweep that finds each row's maximum and its sum of exp(x - maximum).
+
+    ``x`` is [BLOCK_M, BLOCK_N], ``largest`` the maximum before it, [BLOCK_M]. Returns (new maximum, rescale, powers):
+    a sum over the earlier blocks was made with their maximum, and ``rescale`` corrects it; ``powers`` are
+    exp(x - new maximum). So ``total * rescale + tl.sum(powers, 1)`` is the new sum, and no sweep is needed for the
+    maximum alone (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867).
+    """
+    previous = largest
+    largest = tl.maximum(previous, tl.max(x, 1))
+    return largest, tl.exp(previous - largest), tl.exp(x - largest[:, None])
+
 
 @triton.jit
 def _softmax_kernel(
-    x_ptr,  # [M, N]
-    y_ptr,  # [M, N]
-    M,
-    N: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = tl.arange(0, BLOCK_N)
-    x_ptrs = x_ptr + (offs_m * N)[:, None] + offs_n[None, :]  # [BLOCK_M, BLOCK_N]
-    y_ptrs = y_ptr + (offs_m * N)[:, None] + offs_n[None, :]
-    mask_m = (offs_m < M)[:, None]
-
-    # Lowest finite value rather than -inf: a row that begins with a block of -inf would give exp(-inf + inf) = NaN.
-    LOWEST: tl.constexpr = -3.4028234663852886e38
-    largest = tl.full((BLOCK_M,), LOWEST, dtype=tl.float32)
-    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    for n0 in range(0, N, BLOCK_N):
-        x = tl.load(x_ptrs + n0, mask=mask_m & (n0 + offs_n < N)[None, :], other=float("-inf")).to(tl.float32)
-        previous = largest
-        largest = tl.maximum(previous, tl.max(x, 1))
-        total = total * tl.exp(previous - largest) + tl.sum(tl.exp(x - largest[:, None]), 1)
-    for n0 in range(0, N, BLOCK_N):
-        mask = mask_m & (n0 + offs_n < N)[None, :]
-        x = tl.load(x_ptrs + n0, mask=mask, other=float("-inf")).to(tl.float32)
-        y = tl.exp(x - largest[:, None]) / total[:, None]
-        tl.store(y_ptrs + n0, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _softmax_gradient_kernel(
-    grad_ptr,  # [M, N]
-    x_ptr,  # [M, N]
-    dx_ptr,  # [M, N]
-    M,
-    N: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    x_ptr, y_ptr,  # [M, N]
+    M, N: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
     offs = (offs_m * N)[:, None] + offs_n[None, :]  # [BLOCK_M, BLOCK_N]
     mask_m = (offs_m < M)[:, None]
 
-    LOWEST: tl.constexpr = -3.4028234663852886e38
     largest = tl.full((BLOCK_M,), LOWEST, dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    back = tl.zeros((BLOCK_M,), dtype=tl.float32)  # sum of g * exp(x - largest), rescaled as the total is
+    for n0 in range(0, N, BLOCK_N):
+        mask = mask_m & (n0 + offs_n < N)[None, :]
+        x = tl.load(x_ptr + offs + n0, mask=mask, other=float("-inf")).to(tl.float32)
+        largest, rescale, powers = online_softmax(x, largest)
+        total = total * rescale + tl.sum(powers, 1)
+    for n0 in range(0, N, BLOCK_N):
+        mask = mask_m & (n0 + offs_n < N)[None, :]
+        x = tl.load(x_ptr + offs + n0, mask=mask, other=float("-inf")).to(tl.float32)
+        y = tl.exp(x - largest[:, None]) / total[:, None]
+        tl.store(y_ptr + offs + n0, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _softmax_gradient_kernel(
+    grad_ptr, x_ptr, dx_ptr,  # [M, N]
+    M, N: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs = (offs_m * N)[:, None] + offs_n[None, :]  # [BLOCK_M, BLOCK_N]
+    mask_m = (offs_m < M)[:, None]
+
+    largest = tl.full((BLOCK_M,), LOWEST, dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK_M,), dtype=tl.float32)  # sum of grad * exp(x - largest)
     for n0 in range(0, N, BLOCK_N):
         mask = mask_m & (n0 + offs_n < N)[None, :]
         x = tl.load(x_ptr + offs + n0, mask=mask, other=float("-inf")).to(tl.float32)
         grad = tl.load(grad_ptr + offs + n0, mask=mask, other=0.0).to(tl.float32)
-        previous = largest
-        largest = tl.maximum(previous, tl.max(x, 1))
-        rescale = tl.exp(previous - largest)
-        power = tl.exp(x - largest[:, None])
-        total = total * rescale + tl.sum(power, 1)
-        back = back * rescale + tl.sum(grad * power, 1)
+        largest, rescale, powers = online_softmax(x, largest)
+        total = total * rescale + tl.sum(powers, 1)
+        weighted = weighted * rescale + tl.sum(grad * powers, 1)
     for n0 in range(0, N, BLOCK_N):
         mask = mask_m & (n0 + offs_n < N)[None, :]
         x = tl.load(x_ptr + offs + n0, mask=mask, other=float("-inf")).to(tl.float32)
         grad = tl.load(grad_ptr + offs + n0, mask=mask, other=0.0).to(tl.float32)
         y = tl.exp(x - largest[:, None]) / total[:, None]
-        dx = y * (grad - (back / total)[:, None])
+        dx = y * (grad - (weighted / total)[:, None])
         tl.store(dx_ptr + offs + n0, runtime.cast(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -96,60 +100,39 @@ tiles.register("softmax_gradient", ROWS_OF_CLASSES)
 
 def launch_softmax(input: torch.Tensor) -> torch.Tensor:
     """Over the last dimension of an (M, N) tensor."""
-    x = input.contiguous()
-    output = torch.empty_like(x)
-    M, N = x.shape
-    if x.numel() == 0:
+    output = _output(input)
+    if input.numel() == 0:
         return output
+    x = input.contiguous()
+    M, N = x.shape
     tile = tiles.lookup("softmax", x, M, N, 1)
-    runtime.launch(
-        _softmax_kernel,
-        lambda META: (triton.cdiv(M, META["BLOCK_M"]),),
-        x,
-        output,
-        M,
-        N=N,
-        INDEX=runtime.index_type(x),
-        **tile,
-    )
+    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
+    runtime.launch(_softmax_kernel, grid, x, output, M, N=N, INDEX=runtime.index_type(x), **tile)
     return output
 
 
 def launch_softmax_gradient(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     """Over the last dimension of (M, N) tensors."""
-    x = input.contiguous()
-    dx = torch.empty_like(x)
-    M, N = x.shape
-    if x.numel() == 0:
+    dx = _output(input)
+    if input.numel() == 0:
         return dx
+    grad, x = grad.contiguous(), input.contiguous()
+    M, N = x.shape
     tile = tiles.lookup("softmax_gradient", x, M, N, 1)
-    runtime.launch(
-        _softmax_gradient_kernel,
-        lambda META: (triton.cdiv(M, META["BLOCK_M"]),),
-        grad.contiguous(),
-        x,
-        dx,
-        M,
-        N=N,
-        INDEX=runtime.index_type(x),
-        **tile,
-    )
+    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
+    runtime.launch(_softmax_gradient_kernel, grid, grad, x, dx, M, N=N, INDEX=runtime.index_type(x), **tile)
     return dx
 
 
-def _softmax_output(input):
+def _output(input):
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-def _gradient_output(grad, input):
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
-
-
-_gradient = runtime.register("softmax_gradient", launch_softmax_gradient, _gradient_output)
+_gradient = runtime.register("softmax_gradient", launch_softmax_gradient, lambda grad, input: _output(input))
 _softmax = runtime.register(
     "softmax",
     launch_softmax,
-    _softmax_output,
+    _output,
     lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     lambda ctx, grad: _gradient(grad, *ctx.saved_tensors),
 )
@@ -159,16 +142,16 @@ def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """Softmax along ``dim``, as :func:`torch.nn.functional.softmax`.
 
     Args:
-        input: any shape; float32, float16 or bfloat16; float32 under torch.autocast.
+        input: any shape; float32, float16 or bfloat16. Under torch.autocast it is cast to float32.
         dim: the dimension that sums to one.
 
     Returns:
         A tensor of ``input``'s shape and dtype; computed in float32.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        IndexError: ``dim`` outside the tensor's dimensions.
-        ArgumentError: another dtype.
+        TypeError: an argument has the wrong type.
+        IndexError: ``dim`` is not a dimension of ``input``.
+        ArgumentError: ``input`` has another dtype.
 
     Example:
         >>> kernels.softmax(torch.tensor([[0.0, 0.0, 0.0, 0.0]]))
