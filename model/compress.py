@@ -184,13 +184,13 @@ def accuracy(loaded: "Weights", validation: "Folder", args: argparse.Namespace, 
     """Top-1 and loss on the validation images, as a line's end."""
     import kernels
     from kernels.tools import torch_ops
-    from model import evaluate
     from model.alexnet import AlexNet
     from model.photos import data
+    from model.training.accuracy import measure_accuracy
     from model.training.distributed import Ranks
 
     operators = torch_ops if args.operators == "torch" else kernels
-    counts = evaluate.count(
+    counts = measure_accuracy(
         AlexNet.from_weights(loaded).use(operators).to(device),
         data.Photos(validation.images, loaded.preprocess),
         len(loaded.classes),
@@ -201,9 +201,9 @@ def accuracy(loaded: "Weights", validation: "Folder", args: argparse.Namespace, 
         operators=operators,
         show=True,
     )
-    if not counts.images:
+    if not counts.photos:
         raise AlexNetError(f"{validation.path}: no image can be read")
-    return f"; accuracy {counts.top1:.2%}, loss {counts.loss:.4f}, of {counts.images} images"
+    return f"; accuracy {counts.top1:.2%}, loss {counts.loss:.4f}, of {counts.photos} images"
 
 
 def check(loaded: "Weights", args: argparse.Namespace) -> "Folder | None":

@@ -10,10 +10,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kernels.errors import AlexNetError
@@ -24,10 +21,7 @@ from model.photos import wordnet
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
-    import torch
-
-    from model.photos.data import Photos
-    from model.training.distributed import Ranks
+    from model.training.accuracy import Accuracy
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -52,79 +46,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-@dataclass
-class Counts:
-    """What the network said about some images."""
-
-    confusion: "torch.Tensor"  # (classes, classes) int64: images of class i taken for class j
-    loss: float  # mean of -log of the probability of an image's class
-    top5: float | None  # share of images whose class is among the five likeliest; None for five classes or fewer
-    unreadable: list[str]  # what was wrong with images that were skipped
-
-    @property
-    def images(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def top1(self) -> float:
-        return self.confusion.diag().sum().item() / self.images
-
-    def per_class(self) -> list[float | None]:
-        """Share of each class's images that were recognised; None for a class without images."""
-        totals, hits = self.confusion.sum(1).tolist(), self.confusion.diag().tolist()
-        return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
-
-
-def count(
-    forward: "Callable[[torch.Tensor], torch.Tensor]",
-    photos: "Photos",
-    classes: int,
-    *,
-    batch: int,
-    workers: int,
-    device: "torch.device",
-    ranks: "Ranks",
-    operators: ModuleType,
-    show: bool = False,
-) -> Counts:
-    """Runs the network over this rank's share of the images, every ``ranks.size``-th, and adds up over the ranks.
-
-    Args:
-        forward: inputs (N, 3, 227, 227), or of several crops (N, crops, 3, 227, 227), to logits a crop.
-        photos: inputs and indices of classes.
-        show: a progress bar on stderr.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from model.photos.data import loader
-
-    mine = range(ranks.rank, len(photos), ranks.size)
-    batches = [mine[start : start + batch] for start in range(0, len(mine), batch)]
-    confusion = torch.zeros(classes * classes, dtype=torch.int64)
-    sums, errors = torch.zeros(2, dtype=torch.float64), []  # of -log p, and of those among the first five
-    size = batch * photos.bytes
-    with torch.inference_mode():
-        loaded = loader(photos, batches, min(workers, len(batches)), device, size)
-        for x, target, problems in tqdm(loaded, unit="batch", leave=False, disable=None if show else True):
-            errors += [problem for problem in problems if problem is not None]
-            if not len(target):
-                continue
-            x = torch.as_tensor(x).to(device, non_blocking=True)
-            target = torch.as_tensor(target).to(device)
-            logits = forward(x.flatten(0, -4).contiguous(memory_format=torch.channels_last)).float()
-            probabilities = operators.softmax(logits, -1).unflatten(0, (len(target), -1)).mean(1)
-            likeliest = probabilities.topk(min(5, classes)).indices
-            places = target * classes + likeliest[:, 0]
-            confusion += torch.bincount(places, minlength=classes * classes).cpu()
-            right = probabilities.gather(1, target[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
-            sums += torch.stack([-right.double().log().sum(), (likeliest == target[:, None]).sum().double()]).cpu()
-    confusion, sums = ranks.sum(confusion.to(device)).cpu(), ranks.sum(sums.to(device)).cpu()
-    errors = sorted(error for errors in ranks.gather(errors) for error in errors)
-    loss, top5 = (sums / confusion.sum().clamp_min(1)).tolist()
-    return Counts(confusion.view(classes, classes), loss, top5 if classes > 5 else None, errors)
-
-
 def match(folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list[int]:
     """The weights' class of each folder, told by its name; of ImageNet's 1000, also by a WordNet ID as n01440764.
 
@@ -142,7 +63,7 @@ def match(folders: tuple[str, ...], classes: tuple[str, ...], name: str) -> list
     return [classes.index(folder) for folder in folders]
 
 
-def draw(counts: Counts, rows: list[int], classes: tuple[str, ...], title: str, out: Path) -> None:
+def draw(found: "Accuracy", rows: list[int], classes: tuple[str, ...], title: str, out: Path) -> None:
     """The confusion matrix as a PNG: a row for each class that has images, a column for each class."""
     import matplotlib
 
@@ -150,7 +71,7 @@ def draw(counts: Counts, rows: list[int], classes: tuple[str, ...], title: str, 
     import numpy as np
     from matplotlib import pyplot as plt
 
-    numbers = counts.confusion[rows].numpy()
+    numbers = found.confusion[rows].numpy()
     shares = numbers / numbers.sum(1, keepdims=True)
     side = min(max(5.0, 0.55 * len(classes) + 2.0), 16.0)
     figure, axis = plt.subplots(figsize=(side + 1.0, side * len(rows) / len(classes) + 1.5), layout="constrained")
@@ -180,6 +101,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         from model import weights
         from model.alexnet import AlexNet
         from model.photos import data
+        from model.training import accuracy
         from model.training.distributed import Ranks
 
     ranks = Ranks(device)
@@ -200,7 +122,7 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     net.to(device, dtype)
     crops = loaded.preprocess.ten_crops if args.ten_crop else loaded.preprocess
     with batch_fits(args.batch, device):
-        counts = count(
+        found = accuracy.measure_accuracy(
             lambda x: net(x.to(dtype)),
             data.Photos(images, crops, 10 if args.ten_crop else 1),
             len(loaded.classes),
@@ -214,14 +136,14 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
     ranks.leave()
     if not ranks.first:
         return 0
-    for problem in counts.unreadable:
+    for problem in found.unreadable:
         command.complain("alexnet evaluate", problem)
-    if not counts.images:
+    if not found.photos:
         raise AlexNetError(f"{folder.path}: no image can be read")
-    if not math.isfinite(counts.loss):
+    if not math.isfinite(found.loss):
         raise AlexNetError(f"{folder.path}: {loaded.name} overflows in {args.dtype}; its probabilities are no numbers")
-    shares = counts.per_class()
-    title = command.one_line(f"{loaded.name}, {counts.images} images of {folder.path}: top-1 {counts.top1:.2%}")
+    shares = found.per_class()
+    title = command.one_line(f"{loaded.name}, {found.photos} images of {folder.path}: top-1 {found.top1:.2%}")
     if args.json:
         record = {
             "weights": loaded.name,
@@ -230,13 +152,13 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
             "operators": args.operators,
             "dtype": args.dtype,
             "ten_crop": args.ten_crop,
-            "images": counts.images,
-            "skipped": len(counts.unreadable),
-            "loss": counts.loss,
-            "top1": counts.top1,
-            "top5": counts.top5,
+            "images": found.photos,
+            "skipped": len(found.unreadable),
+            "loss": found.loss,
+            "top1": found.top1,
+            "top5": found.top5,
             "classes": {loaded.classes[row]: shares[row] for row in rows},
-            "confusion": counts.confusion.tolist(),
+            "confusion": found.confusion.tolist(),
         }
         lines = [json.dumps(record)]
     else:
@@ -244,18 +166,18 @@ def run(args: argparse.Namespace, partial: Path | None) -> int:
         width, lines = max(map(len, names)), []
         for row, name in zip(rows, names, strict=True):
             share = "      -" if shares[row] is None else f"{shares[row]:7.1%}"
-            lines.append(f"{name:<{width}}  {share}  of {int(counts.confusion[row].sum())}")
-        top5 = "" if counts.top5 is None else f", top-5 {counts.top5:.2%}"
-        skipped = f", {len(counts.unreadable)} skipped that cannot be read" if counts.unreadable else ""
+            lines.append(f"{name:<{width}}  {share}  of {int(found.confusion[row].sum())}")
+        top5 = "" if found.top5 is None else f", top-5 {found.top5:.2%}"
+        skipped = f", {len(found.unreadable)} skipped that cannot be read" if found.unreadable else ""
         how = ", ten crops" if args.ten_crop else ""
         where = f"{device_name(device)}, {args.operators}, {args.dtype}"
-        lines.append(f"\n{title}{top5}, loss {counts.loss:.4f}{how}{skipped} ({where})")
+        lines.append(f"\n{title}{top5}, loss {found.loss:.4f}{how}{skipped} ({where})")
     with command.output():
         print(*lines, sep="\n")
     if partial:
         drawn = [row for row in rows if shares[row] is not None]
-        put(lambda out: draw(counts, drawn, loaded.classes, title, out), partial, args.plot)
-    return 2 if counts.unreadable else 0
+        put(lambda out: draw(found, drawn, loaded.classes, title, out), partial, args.plot)
+    return 2 if found.unreadable else 0
 
 
 def evaluate(argv: list[str] | None) -> int:

@@ -16,6 +16,7 @@ from model import evaluate, weights
 from model.alexnet import AlexNet
 from model.photos.data import Photos
 from model.photos.preprocess import open_image
+from model.training import accuracy
 from model.training.distributed import Ranks
 from tests.narrow import PROCESSES, start
 
@@ -131,7 +132,7 @@ def test_no_memory(here, folder, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(evaluate, "count", full)
+    monkeypatch.setattr(accuracy, "measure_accuracy", full)
     status, out, err = here(folder, "--batch", 4096)
     assert (status, out) == (2, "")
     assert err.startswith("alexnet evaluate: error: --batch 4096 does not fit in the memory of ")
@@ -172,7 +173,7 @@ def counted(rank, size, port, results):
     torch.set_num_threads(1)
     ranks = Ranks(torch.device("cpu"))
     table = torch.randn(7, 9, generator=torch.Generator().manual_seed(0))
-    counts = evaluate.count(
+    found = accuracy.measure_accuracy(
         lambda x: table[x[:, 0, 0, 0].long()],
         Numbers(),
         9,
@@ -182,7 +183,7 @@ def counted(rank, size, port, results):
         ranks=ranks,
         operators=torch_ops,
     )
-    results.put((rank, counts.confusion.tolist(), round(counts.loss, 9), counts.top5, counts.unreadable))
+    results.put((rank, found.confusion.tolist(), round(found.loss, 9), found.top5, found.unreadable))
     ranks.leave()
 
 

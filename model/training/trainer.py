@@ -18,12 +18,13 @@ from kernels.errors import AlexNetError
 from kernels.tools import torch_ops
 from kernels.tools.command import one_line
 from kernels.tools.workloads import torch_dtype
-from model import evaluate, weights
+from model import weights
 from model.alexnet import LRN, AlexNet
 from model.command import device_name
 from model.photos import data
 from model.photos.preprocess import FOLDER, SIZE, Preprocess
 from model.training import checkpoint
+from model.training.accuracy import measure_accuracy
 from model.training.distributed import Ranks
 from model.training.log import Log, draw
 from model.training.step import RATES, Learner, make_optimizer, rate
@@ -264,7 +265,7 @@ class Training:
         if not self.validation:
             return {}
         self.net.eval()
-        counts = evaluate.count(
+        counts = measure_accuracy(
             self.predict,
             data.Photos(self.validation.images, self.preprocess),
             len(self.classes),
@@ -276,7 +277,7 @@ class Training:
         )
         if self.ranks.first:
             self.report(counts.unreadable)
-        if not counts.images:
+        if not counts.photos:
             self.ranks.stop(f"{self.validation.path}: no image can be read")
         if counts.top1 > self.position["best"]:
             self.position["best"] = counts.top1

@@ -1,0 +1,85 @@
+"""Accuracy on photos whose classes are known: what training validates with and ``alexnet evaluate`` prints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from tqdm import tqdm
+
+from model.photos.data import Photos, loader
+from model.training.distributed import Ranks
+
+
+@dataclass
+class Accuracy:
+    """What a network predicted for some photos."""
+
+    confusion: torch.Tensor  # (classes, classes) int64: element (i, j) counts photos of class i predicted as class j
+    loss: float  # the mean of -log of the probability of a photo's class
+    top5: float | None  # share of photos whose class is among the five likeliest; None for five classes or fewer
+    unreadable: list[str]  # one message per photo that was skipped
+
+    @property
+    def photos(self) -> int:
+        """How many photos were read."""
+        return int(self.confusion.sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of photos whose class is the likeliest."""
+        return self.confusion.diag().sum().item() / self.photos
+
+    def per_class(self) -> list[float | None]:
+        """Top-1 of each class; None for a class without photos."""
+        totals, hits = self.confusion.sum(1).tolist(), self.confusion.diag().tolist()
+        return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+
+
+def measure_accuracy(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    photos: Photos,
+    classes: int,
+    *,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    ranks: Ranks,
+    operators: ModuleType,
+    show: bool = False,
+) -> Accuracy:
+    """Runs the network over this rank's share of the photos, every ``ranks.size``-th, and adds up over the ranks.
+
+    Args:
+        forward: inputs (N, 3, 227, 227) to logits (N, classes). Crops of one photo are inputs of their own.
+        photos: the inputs and their classes: (3, 227, 227) per photo, or (crops, 3, 227, 227), over which softmax is
+            averaged.
+        classes: how many there are.
+        batch: photos in one forward pass.
+        workers: processes that decode photos.
+        operators: the module whose softmax to use.
+        show: whether to draw a progress bar on stderr.
+    """
+    mine = range(ranks.rank, len(photos), ranks.size)
+    batches = [mine[start : start + batch] for start in range(0, len(mine), batch)]
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    sums, errors = torch.zeros(2, dtype=torch.float64), []  # sums of -log p, and of hits among the first five
+    with torch.inference_mode():
+        loaded = loader(photos, batches, min(workers, len(batches)), device, batch * photos.bytes)
+        for x, target, problems in tqdm(loaded, unit="batch", leave=False, disable=None if show else True):
+            errors += [problem for problem in problems if problem is not None]
+            if not len(target):
+                continue
+            x = torch.as_tensor(x).to(device, non_blocking=True)
+            target = torch.as_tensor(target).to(device)
+            logits = forward(x.flatten(0, -4).contiguous(memory_format=torch.channels_last)).float()
+            probabilities = operators.softmax(logits, -1).unflatten(0, (len(target), -1)).mean(1)
+            likeliest = probabilities.topk(min(5, classes)).indices
+            cells = target * classes + likeliest[:, 0]
+            confusion += torch.bincount(cells, minlength=classes * classes).cpu()
+            right = probabilities.gather(1, target[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
+            sums += torch.stack([-right.double().log().sum(), (likeliest == target[:, None]).sum().double()]).cpu()
+    confusion, sums = ranks.sum(confusion.to(device)).cpu(), ranks.sum(sums.to(device)).cpu()
+    errors = sorted(error for errors in ranks.gather(errors) for error in errors)
+    loss, top5 = (sums / confusion.sum().clamp_min(1)).tolist()
+    return Accuracy(confusion.view(classes, classes), loss, top5 if classes > 5 else None, errors)
