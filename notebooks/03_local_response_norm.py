@@ -343,9 +343,9 @@ axes.invert_yaxis()
 assert len(composed) == 7 and round(sum(one.bytes for one in composed) / x.nbytes, 1) == 15.1
 
 # %% [markdown]
-# In fp16 an element moves 4 bytes. It needs 14 FLOPs, as `kernels/tools/cost.py` counts. That is 3.5 FLOPs per byte, so
-# memory is the limit, whatever the formula. So LRN becomes cheaper only if the map is not written and read again.
-# Notebook 04 does this.
+# In fp16 an element moves 4 bytes. It needs 14 FLOPs, as `cost` in `kernels/ops/local_response_norm.py` counts. That is
+# 3.5 FLOPs per byte, so memory is the limit, whatever the formula. So LRN becomes cheaper only if the map is not
+# written and read again. Notebook 04 does this.
 
 # %%
 costs = {name: WORKLOADS[name].cost(128, 2) for name in ("norm1", "norm2")}

@@ -287,8 +287,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Its cost
 #
-# `kernels/tools/cost.py` counts two FLOPs per multiply-accumulate. It counts each input, also the weights, as read
-# once, and each output as written once.
+# `cost` in `kernels/ops/linear.py` counts two FLOPs per multiply-accumulate. It counts each input, also the weights, as
+# read once, and each output as written once.
 
 # %%
 source.show(cost.linear)

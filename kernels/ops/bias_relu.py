@@ -23,6 +23,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor
+from kernels.ops.cost import Cost, Shape
 from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, power
 from kernels.tiles.families import ELEMENTWISE
 
@@ -261,3 +262,15 @@ def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     )
     check(fits, f"bias_relu: bias of shape {tuple(bias.shape)} does not broadcast to input's {tuple(input.shape)}")
     return _bias_relu(input, bias)
+
+
+def cost(input: Shape, bias: Shape, *, itemsize: int = 4) -> Cost:
+    """For any shapes that broadcast to ``input``'s."""
+    elements = math.prod(input)
+    return Cost(input, 0, 2 * elements, (2 * elements + math.prod(bias)) * itemsize)
+
+
+def gradient_cost(input: Shape, bias: Shape, *, itemsize: int = 4) -> Cost:
+    """For any shapes that broadcast to ``input``'s."""
+    elements = math.prod(input)
+    return Cost(input, 0, 2 * elements, (3 * elements + math.prod(bias)) * itemsize)

@@ -19,6 +19,7 @@ Names as in cuDNN (Chetlur et al. 2014, https://arxiv.org/abs/1410.0759) and CUT
 Memory is NHWC, so that the C channels of a tap are contiguous: `channels_last` in PyTorch.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,8 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import ArgumentError, boolean, check, check_tensor, integer, pair
 from kernels.ops import conv2d_backward
+from kernels.ops.cost import Cost, Shape, product_gradient
+from kernels.ops.geometry import output_size
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds
 from kernels.ops.space_to_depth import fold_once as fold_once  # for those who capture a CUDA graph
 from kernels.ops.split_k import launch_add_shares
@@ -123,11 +126,6 @@ def _conv2d_kernel(
 
 
 tiles.register("conv2d", products.by_rule(split=True))
-
-
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Output pixels along one axis; ``padding`` counts both ends together."""
-    return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def launch_conv2d(
@@ -296,3 +294,41 @@ def conv2d(
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     output = _conv2d(batched, weight, bias, stride, padding, dilation, groups, relu)
     return output if input.dim() == 4 else output.squeeze(0)
+
+
+def cost(
+    input: Shape,
+    weight: Shape,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    *,
+    bias: bool = True,
+    itemsize: int = 4,
+) -> Cost:
+    """For shapes (N, C, H, W) and (K, C / groups, R, S), with ``padding`` at each end."""
+    N, _, H, W = input
+    K, C, R, S = weight
+    P = output_size(H, R, stride[0], 2 * padding[0], dilation[0])
+    Q = output_size(W, S, stride[1], 2 * padding[1], dilation[1])
+    output = (N, K, P, Q)
+    macs = math.prod(output) * C * R * S
+    elements = math.prod(input) + math.prod(weight) + K * bias + math.prod(output)
+    return Cost(output, macs, 2 * macs, elements * itemsize)
+
+
+def gradient_cost(
+    input: Shape,
+    weight: Shape,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    *,
+    relu: bool = False,
+    bias: bool = True,
+    first: bool = False,
+    itemsize: int = 4,
+) -> Cost:
+    """As :func:`cost`. ``first``: of the first layer, whose input needs no gradient."""
+    forward = cost(input, weight, stride, padding, dilation)
+    return product_gradient(forward, input, weight, relu=relu, bias=bias, first=first, itemsize=itemsize)

@@ -22,6 +22,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number
+from kernels.ops.cost import Cost, Shape
 from kernels.ops.softmax import LOWEST, online_softmax
 from kernels.tiles.families import ELEMENTWISE, ROWS_OF_CLASSES
 
@@ -377,3 +378,9 @@ def cross_entropy(
     target = target.movedim(dim, -1).reshape(-1, C) if target.is_floating_point() else target.reshape(-1)
     loss, _, _ = _cross_entropy(rows, target, weight, ignore_index, reduction, label_smoothing)
     return loss.reshape(shape) if reduction == "none" else loss
+
+
+def cost(input: Shape, *, itemsize: int = 4) -> Cost:
+    """For shape (N, C), and classes as targets, 8 bytes each. Each row's loss is in float32."""
+    N, C = input
+    return Cost((N,), 0, 5 * N * C, N * C * itemsize + N * (8 + 4))

@@ -8,12 +8,15 @@ gradient of x is the gradient of y dropped out by the same seed, and nothing but
 Dropout as in Srivastava et al. 2014, scaled in training so that evaluation is the identity.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor, integer, number
+from kernels.ops.cost import Cost, Shape
 from kernels.tiles.families import ELEMENTWISE
 
 
@@ -112,3 +115,12 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     if seed is None:
         seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     return _dropout(input, p, seed)
+
+
+def cost(input: Shape, *, itemsize: int = 4) -> Cost:
+    """For any shape."""
+    elements = math.prod(input)
+    return Cost(input, 0, 2 * elements, 2 * elements * itemsize)
+
+
+gradient_cost = cost  # the mask is computed again, not read

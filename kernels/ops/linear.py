@@ -25,6 +25,7 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor
 from kernels.ops.bias_relu import epilogue_gradient
+from kernels.ops.cost import Cost, Shape, product_gradient
 from kernels.tiles import products
 from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, power
 
@@ -323,3 +324,18 @@ def linear(
     rows = input.reshape(math.prod(leading), input.shape[-1])
     output = _linear(rows, weight if weight.dim() == 2 else weight.unsqueeze(0), bias, relu)
     return output.reshape((*leading, *weight.shape[:-1]))
+
+
+def cost(input: Shape, weight: Shape, *, bias: bool = True, itemsize: int = 4) -> Cost:
+    """For shapes (M, K) and (N, K)."""
+    M, K = input
+    N, _ = weight
+    macs = M * N * K
+    return Cost((M, N), macs, 2 * macs, (M * K + N * K + N * bias + M * N) * itemsize)
+
+
+def gradient_cost(
+    input: Shape, weight: Shape, *, relu: bool = False, bias: bool = True, first: bool = False, itemsize: int = 4
+) -> Cost:
+    """As :func:`cost`. ``first``: of the first layer, whose input needs no gradient."""
+    return product_gradient(cost(input, weight), input, weight, relu=relu, bias=bias, first=first, itemsize=itemsize)

@@ -17,12 +17,15 @@ image:
 Nothing but x is kept for that: the divisors are computed again, for size - 1 neighbours as well.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, integer, number
+from kernels.ops.cost import Cost, Shape
 from kernels.tiles.families import VECTORISED
 
 
@@ -343,3 +346,15 @@ def local_response_norm(
     check(size >= 1 or input.numel() == 0, f"local_response_norm: size must be at least 1, got {size}")
     alpha, beta, k = (number("local_response_norm", *given) for given in (("alpha", alpha), ("beta", beta), ("k", k)))
     return _local_response_norm(input, size, alpha, beta, k)
+
+
+def cost(input: Shape, size: int, *, itemsize: int = 4) -> Cost:
+    """For shape (N, C, ...)."""
+    elements = math.prod(input)
+    return Cost(input, 0, elements * (2 * size + 4), 2 * elements * itemsize)
+
+
+def gradient_cost(input: Shape, size: int, *, itemsize: int = 4) -> Cost:
+    """For shape (N, C, ...): two sums over the window, of squares and of gradients, and 10 FLOPs more per element."""
+    elements = math.prod(input)
+    return Cost(input, 0, elements * (4 * size + 10), 3 * elements * itemsize)

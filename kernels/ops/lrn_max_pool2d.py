@@ -14,6 +14,7 @@ have a feature map written and read between them. Two vectors of channels a thre
 gathered and normalised for 16, instead of 12 for 8.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,8 +23,11 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number, pair
+from kernels.ops import local_response_norm, max_pool2d
+from kernels.ops.cost import Cost, Shape
+from kernels.ops.geometry import output_size
 from kernels.ops.local_response_norm import divisor, lanes, load_lanes, normalise, normalise_gradient, rows
-from kernels.ops.max_pool2d import gather, output_size, tap_dtype
+from kernels.ops.max_pool2d import gather, tap_dtype
 from kernels.tiles.choices import Choices, Config, Problem, vectors, warp_size
 from kernels.tiles.families import VECTORISED
 
@@ -370,8 +374,8 @@ def launch_lrn_max_pool2d_gradient(
 
 def _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride, taps):
     N, C, H, W = input.shape
-    P = output_size(H, kernel_size[0], stride[0], 0, 1, ceil_mode=False)
-    Q = output_size(W, kernel_size[1], stride[1], 0, 1, ceil_mode=False)
+    P = output_size(H, kernel_size[0], stride[0])
+    Q = output_size(W, kernel_size[1], stride[1])
     like = {"device": input.device, "memory_format": torch.channels_last}
     output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
     return output, torch.empty((N, C, P, Q) if taps else (0, 0, 0, 0), dtype=tap_dtype(kernel_size), **like)
@@ -452,3 +456,19 @@ def lrn_max_pool2d(
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     output, _ = _lrn_max_pool2d(batched, size, alpha, beta, k, kernel_size, stride, gradient_wanted(input))
     return output if input.dim() == 4 else output.squeeze(0)
+
+
+def cost(input: Shape, size: int, kernel_size: Sequence[int], stride: Sequence[int], *, itemsize: int = 4) -> Cost:
+    """For shape (N, C, H, W). Each pixel is normalised once; the normalised map is neither written nor read."""
+    norm = local_response_norm.cost(input, size)
+    pool = max_pool2d.cost(input, kernel_size, stride, itemsize=itemsize)
+    return Cost(pool.output, 0, norm.flops + pool.flops, pool.bytes)
+
+
+def gradient_cost(
+    input: Shape, size: int, kernel_size: Sequence[int], stride: Sequence[int], *, itemsize: int = 4
+) -> Cost:
+    """For shape (N, C, H, W): one pass, as the forward."""
+    norm = local_response_norm.gradient_cost(input, size)
+    pool = max_pool2d.gradient_cost(input, kernel_size, stride, itemsize=itemsize)
+    return Cost(input, 0, norm.flops + pool.flops, pool.bytes + math.prod(input) * itemsize)

@@ -14,6 +14,7 @@ scattering dy would need atomic additions; instead each pixel gathers from the w
 Names as in kernels/ops/conv2d.py.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,8 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor, gradient_wanted, pair
+from kernels.ops.cost import Cost, Shape
+from kernels.ops.geometry import output_size
 from kernels.tiles.families import VECTORISED
 
 
@@ -205,18 +208,6 @@ tiles.register("max_pool2d", VECTORISED)
 tiles.register("max_pool2d_gradient", VECTORISED)
 
 
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """Output pixels along one axis, with ``padding`` at each end.
-
-    With ``ceil_mode`` a last window may hang over the end, as long as it starts inside the input or before it.
-    """
-    reach = size + 2 * padding - dilation * (kernel - 1) - 1
-    if not ceil_mode:
-        return reach // stride + 1
-    count = -(-reach // stride) + 1
-    return count - 1 if (count - 1) * stride >= size + padding else count
-
-
 def tap_dtype(kernel_size: Sequence[int]) -> torch.dtype:
     """What holds the taps of a window, and one value more: a byte, of which all are taken at 16 x 16."""
     return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
@@ -320,8 +311,8 @@ def launch_max_pool2d_gradient(
 
 def _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, where):
     N, C, H, W = input.shape
-    P = output_size(H, kernel_size[0], stride[0], padding[0], dilation[0], ceil_mode)
-    Q = output_size(W, kernel_size[1], stride[1], padding[1], dilation[1], ceil_mode)
+    P = output_size(H, kernel_size[0], stride[0], 2 * padding[0], dilation[0], ceil_mode)
+    Q = output_size(W, kernel_size[1], stride[1], 2 * padding[1], dilation[1], ceil_mode)
     like = {"device": input.device, "memory_format": torch.channels_last}
     output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
     dtype = torch.int64 if where == "plane" else tap_dtype(kernel_size)
@@ -409,8 +400,8 @@ def max_pool2d(
         f"max_pool2d: padding must be from 0 to half of kernel_size={tuple(kernel_size)}, got {tuple(padding)}",
     )
     size = [
-        output_size(*axis, ceil_mode)
-        for axis in zip(input.shape[-2:], kernel_size, stride, padding, dilation, strict=True)
+        output_size(pixels, k, s, 2 * p, d, ceil_mode)
+        for pixels, k, s, p, d in zip(input.shape[-2:], kernel_size, stride, padding, dilation, strict=True)
     ]
     check(
         min(size) >= 1,
@@ -425,3 +416,17 @@ def max_pool2d(
         output = output.squeeze(0)
         indices = indices.squeeze(0) if return_indices else indices
     return (output, indices) if return_indices else output
+
+
+def cost(input: Shape, kernel_size: Sequence[int], stride: Sequence[int], *, itemsize: int = 4) -> Cost:
+    """For shape (N, C, H, W), without padding, as AlexNet pools."""
+    N, C, H, W = input
+    output = (N, C, output_size(H, kernel_size[0], stride[0]), output_size(W, kernel_size[1], stride[1]))
+    flops = math.prod(output) * (math.prod(kernel_size) - 1)
+    return Cost(output, 0, flops, (math.prod(input) + math.prod(output)) * itemsize)
+
+
+def gradient_cost(input: Shape, kernel_size: Sequence[int], stride: Sequence[int], *, itemsize: int = 4) -> Cost:
+    """For shape (N, C, H, W): one addition per output, whose argmax is a byte."""
+    outputs = math.prod(cost(input, kernel_size, stride).output)
+    return Cost(input, 0, outputs, (outputs + math.prod(input)) * itemsize + outputs)

@@ -13,12 +13,15 @@ The difference cancels digits, so a y that was rounded to 16 bits would show. Th
 costs no more than reading y.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check_tensor, integer
+from kernels.ops.cost import Cost, Shape
 from kernels.tiles.families import ROWS_OF_CLASSES
 
 # A running maximum starts here. From -inf, a row that begins with a block of -inf would give exp(-inf + inf) = NaN.
@@ -167,3 +170,15 @@ def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     rows = input.movedim(dim, -1) if input.dim() else input.reshape(1)
     output = _softmax(rows.reshape(-1, rows.shape[-1]) if rows.numel() else rows.reshape(0, 0))
     return output.reshape(rows.shape).movedim(-1, dim).reshape(input.shape)
+
+
+def cost(input: Shape, *, itemsize: int = 4) -> Cost:
+    """For any shape."""
+    elements = math.prod(input)
+    return Cost(input, 0, 4 * elements, 2 * elements * itemsize)
+
+
+def gradient_cost(input: Shape, *, itemsize: int = 4) -> Cost:
+    """For any shape."""
+    elements = math.prod(input)
+    return Cost(input, 0, 4 * elements, 3 * elements * itemsize)
