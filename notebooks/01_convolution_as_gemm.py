@@ -47,7 +47,7 @@ maps.windows((31, 31), kernel=11, stride=4, outputs=[(0, 0), (0, 1), (2, 3)])
 
 # %%
 model = weights.load(weights.DEFAULT)
-x = model.photos.preprocess(Image.fromarray(photo.whole()))[None].contiguous(memory_format=torch.channels_last)
+x = model.preprocess(Image.fromarray(photo.whole()))[None].contiguous(memory_format=torch.channels_last)
 w, bias = model.layers["conv1"]
 y = conv2d(x, w, bias, stride=4)
 
