@@ -35,9 +35,9 @@ from kernels.tools.trace import trace
 from kernels.tools.workloads import ALEXNET, WORKLOADS
 from model import weights
 from model.alexnet import AlexNet
+from model.halves import table
 from model.infer import default_photo
 from model.photos.preprocess import open_image
-from model.two_gpus import table
 
 style.use()
 torch.manual_seed(0)
@@ -501,7 +501,7 @@ assert (both - torch.cat([first, second], 1)).abs().max() < 1e-5 * both.abs().ma
 assert w.numel() == 307_200  # with all 96 maps it would be 614,400
 
 # %% [markdown]
-# `model.two_gpus` has this network in two halves, for two processes. Here they run as two threads, for the photo of the
+# `model.halves` has this network in two halves, for two processes. Here they run as two threads, for the photo of the
 # cat. They count the bytes that each half receives from the other. (fc8 has five outputs in each half, for the ten
 # classes.)
 

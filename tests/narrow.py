@@ -1,4 +1,4 @@
-"""A thin AlexNet on plain PyTorch that trains in milliseconds, in processes that end themselves where told to."""
+"""A thin AlexNet on plain PyTorch that trains in milliseconds, and processes that end themselves at a chosen moment."""
 
 import multiprocessing
 import os
@@ -15,14 +15,14 @@ from torch import nn
 
 import model.training.checkpoint
 import model.training.log
+import model.training.start
 import model.training.step
-import model.training.trainer
 from model import train
 from model.alexnet import LRN, AlexNet
 from model.layers import Conv2d, Dropout, Linear, LRNMaxPool2d, MaxPool2d
 
 PROCESSES = multiprocessing.get_context("forkserver")  # imports PyTorch once, for all of them
-PROCESSES.set_forkserver_preload(["tests.narrow"])
+PROCESSES.set_forkserver_preload(["tests.narrow", "model.training.trainer"])
 
 
 class Narrow(AlexNet):
@@ -70,15 +70,15 @@ def make_folder(path: Path, each: int) -> Path:
 
 
 def trap(event: str, number: int) -> None:
-    """Ends this process at the ``number``-th time of something.
+    """Ends this process when an event happens for the ``number``-th time.
 
-    ``step``: after a step, before it is written down. ``row``: in the midst of a row of the log. ``half``: in the midst
-    of writing a checkpoint. ``rename``: a checkpoint is written and not yet in its place. ``renamed``: it has just been
-    put there. ``term``: as ``step``, but with SIGTERM, upon which the run is to save and end by itself.
+    ``step``: after a step, before it is logged. ``row``: in the middle of a row of the log. ``half``: in the middle of
+    writing a checkpoint. ``rename``: a checkpoint is written but not yet in its place. ``renamed``: it has just been
+    put there. ``term``: as ``step``, but with SIGTERM, after which the run must save and end by itself.
     """
     left = number
     step, replace, add, save = (
-        model.training.step.Learner.step,
+        model.training.step.TrainStep.__call__,
         os.replace,
         model.training.log.Log.add,
         model.training.checkpoint.save,
@@ -91,14 +91,14 @@ def trap(event: str, number: int) -> None:
             if left == 0:
                 os.kill(os.getpid(), end)
 
-    def trapped_step(*args):
-        metrics = step(*args)
+    def trapped_step(*arguments):
+        metrics = step(*arguments)
         at("step")
         at("term", signal.SIGTERM)
         return metrics
 
-    def trapped_save(*args):
-        data = save(*args)
+    def trapped_save(*arguments):
+        data = save(*arguments)
         return data[: len(data) // 2] if event == "half" and left == 1 else data  # killed before it is renamed
 
     def trapped_replace(source, target):
@@ -117,14 +117,26 @@ def trap(event: str, number: int) -> None:
         at("row")
         add(log, row)
 
-    model.training.step.Learner.step, model.training.checkpoint.save = trapped_step, trapped_save
+    model.training.step.TrainStep.__call__, model.training.checkpoint.save = trapped_step, trapped_save
     model.training.log.Log.add, os.replace = trapped_add, trapped_replace
+
+
+def signal_after(patch, step: int) -> None:
+    """SIGTERM comes during this step, counted from 1, of a run in this process; ``patch`` is a pytest.MonkeyPatch."""
+    whole = model.training.step.TrainStep.__call__
+
+    def signalled(self, number, *arguments):
+        if number + 1 == step:
+            signal.raise_signal(signal.SIGTERM)
+        return whole(self, number, *arguments)
+
+    patch.setattr(model.training.step.TrainStep, "__call__", signalled)
 
 
 def start(function: Callable, *arguments) -> multiprocessing.Process:
     """``function(*arguments)`` in a process of its own."""
     process = PROCESSES.Process(target=function, args=arguments)
-    # What they all import is imported by the first one's parent, which looks for it nowhere else.
+    # The parent of all these processes imports what they need, and looks for it only there.
     with unittest.mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent)):
         process.start()
     return process
@@ -148,9 +160,9 @@ class Process:
 
 def _main(arguments: list[str], output: Path, trapped: tuple[str, int] | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    torch.set_num_threads(1)  # of so little work, threads spend their time waiting for each other
+    torch.set_num_threads(1)  # with so little work, threads only wait for each other
     sys.stdout = sys.stderr = output.open("w", buffering=1)
     if trapped:
         trap(*trapped)
-    model.training.trainer.AlexNet = Narrow
+    model.training.start.AlexNet = Narrow
     raise SystemExit(train.main([*arguments, "--operators", "torch", "--device", "cpu"]))

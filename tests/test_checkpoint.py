@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, equal for equal runs, refused in words."""
+"""Checkpoints: whole or not there, equal for equal runs, and clear words for a file that is none."""
 
 import json
 import os
@@ -50,5 +50,5 @@ def test_refused(tmp_path):
         checkpoint.read(path)
     for metadata in (None, {"meta": json.dumps({"classes": ["a"]})}):
         save_file({"a": torch.zeros(3)}, path, metadata)
-        with pytest.raises(AlexNetError, match="holds no training run to resume; --weights starts a new one from it"):
+        with pytest.raises(AlexNetError, match="holds weights but no run to resume; a new run can start from them"):
             checkpoint.read(path)

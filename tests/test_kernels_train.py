@@ -12,14 +12,14 @@ from kernels.tools import torch_ops
 from model import weights
 from model.alexnet import AlexNet
 from model.photos.preprocess import open_image
-from model.training.step import Learner, make_optimizer
+from model.training.step import TrainStep, make_optimizer
 
 DATA = Path(skimage.__file__).parent / "data"
 
 
 @pytest.mark.unguarded  # the operators' own tests guard them; here 57 million parameters would be guarded too
 def test_steps_as_pytorch():
-    """Two photos, two steps, the whole network without dropout: each sums up in another order, no more."""
+    """Two photos, two steps, the whole network without dropout: only the order of the sums differs."""
     preprocess = weights.load().preprocess
     x = torch.stack([preprocess(open_image(DATA / name)) for name in ("chelsea.png", "rocket.jpg")])
     x = x.to(default_device()).contiguous(memory_format=torch.channels_last)
@@ -27,8 +27,8 @@ def test_steps_as_pytorch():
     losses, gradients = [], []
     for operators in (torch_ops, kernels):
         net = AlexNet.from_weights(weights.load(), keep_prob=1.0).use(operators).to(default_device())
-        learner = Learner(net, make_optimizer(net, "sgd", 1e-5))
-        losses.append([learner.step(0, x, target, 1.0)[0].item()])
+        train_step = TrainStep(net, make_optimizer(net, "sgd", 1e-5))
+        losses.append([train_step(0, x, target, 1.0)[0].item()])
         gradients.append({name: parameter.grad.clone() for name, parameter in net.named_parameters()})
         with torch.no_grad():
             losses[-1].append(operators.cross_entropy(net(x), target).item())

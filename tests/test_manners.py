@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from kernels.tools import roofline, trace
-from model import cli
+from model import cli, two_gpus
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = [name for name in cli.COMMANDS if name != "two-gpus"]  # torchrun starts it, which is PyTorch
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_needs_no_pytorch(name, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")  # the current folder comes first
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -27,7 +26,7 @@ def test_help_needs_no_pytorch(name, tmp_path):
 
     helped = run("--help")
     assert (helped.returncode, helped.stderr) == (0, "")
-    assert helped.stdout.startswith(f"usage: alexnet {name}")
+    assert helped.stdout.startswith(f"usage: {two_gpus.COMMAND if name == 'two-gpus' else f'alexnet {name}'}")
     refused = run("--nonsense")
     assert (refused.returncode, refused.stdout) == (2, "")
     lines = refused.stderr.splitlines()
@@ -67,7 +66,7 @@ def test_full_disk(line, unbuffered):
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_closed_streams(name):
     """What is for stderr does not go to stdout instead, and nothing is done of which nobody would hear."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

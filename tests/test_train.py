@@ -23,9 +23,10 @@ from kernels.errors import AlexNetError
 from model import train, weights
 from model.photos.preprocess import FOLDER, RESIZE, Preprocess
 from model.training import checkpoint, trainer
-from model.training.log import Log, draw
+from model.training.log import Log, Row, draw_curves
+from model.training.step import TrainStep
 from model.weights.common import describe
-from tests.narrow import COLOURS, Narrow, Process, make_folder
+from tests.narrow import COLOURS, Narrow, Process, make_folder, signal_after
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--batch", 4, "--lr", 0.003, "--workers", 0]
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch, capsys, one_thread):
     """Runs the command in this process, on the thin network: (exit status, stdout, stderr)."""
-    monkeypatch.setattr(trainer, "AlexNet", Narrow)
+    monkeypatch.setattr("model.training.start.AlexNet", Narrow)
 
     def run(*arguments):
         status = train.main([str(a) for a in (*arguments, "--operators", "torch", "--device", "cpu")])
@@ -101,14 +102,8 @@ def test_resumes_every_state(here, folder, tmp_path, options, monkeypatch):
     """The scaler of fp16 and AdamW's two moments go on as well."""
     arguments = [folder, *SMALL, "--epochs", 2, "--schedule", "cosine", *options]
     assert here(*arguments, "--out", tmp_path / "whole")[0] == 0
-    finish = trainer.Training.write
-
-    def interrupted(self, rows, epoch_ends):
-        finish(self, rows, epoch_ends)
-        self.stopping |= rows[-1]["step"] == 2
-
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Training, "write", interrupted)
+        signal_after(patch, 2)
         assert here(*arguments, "--out", tmp_path / "cut")[0] == 130
     assert here(*arguments, "--out", tmp_path / "cut", "--resume")[0] == 0
     assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
@@ -119,7 +114,7 @@ def test_a_damaged_log(tmp_path):
     path = tmp_path / "log.csv"
     written = Log(path)
     for step in range(1, 4):
-        written.add({"step": step, "epoch": 1, "rate": 0.1, "loss": 2.0, "accuracy": 0.5, "images_per_second": 9.0})
+        written.add(Row(step, epoch=1, rate=0.1, loss=2.0, accuracy=0.5, images_per_second=9.0))
     written.close()
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -134,9 +129,9 @@ def test_a_damaged_log(tmp_path):
         path.write_bytes(damaged)
         log = Log(path, steps=3)
         log.close()
-        assert [row["step"] for row in log.rows] == [1, 2, 3][:left]
+        assert [row.step for row in log.rows] == [1, 2, 3][:left]
         assert path.read_bytes() == b"".join(lines[: left + 1])
-    draw(log.rows, 1, tmp_path / "curves.png")
+    draw_curves(log.rows, 1, tmp_path / "curves.png")
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
@@ -144,9 +139,8 @@ def test_a_disk_without_room_for_the_log(tmp_path):
     log = Log(tmp_path / "log.csv")
     log.close()
     log.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    log.writer = csv.writer(log.file)
     with pytest.raises(AlexNetError, match=r"log\.csv: cannot be written: No space left on device"):
-        log.add({"step": 1, "epoch": 1})
+        log.add(Row(1, 1, 0.1, 2.0, 0.5, 9.0))
 
 
 def two(arguments, folder, **trapped):
@@ -262,13 +256,13 @@ def test_weights_of_divided_inputs(here, folder, tmp_path):
 
 def test_none_right_is_the_best_so_far(here, folder, tmp_path, monkeypatch):
     """best.safetensors is there from the first validation on, as the last line says."""
-    count = trainer.evaluate.count
+    count = trainer.measure_accuracy
 
     def counts_none(*args, **options):
         counts = count(*args, **options)
         return replace(counts, confusion=torch.tensor([[0, 2, 0], [2, 0, 0], [2, 0, 0]]))
 
-    monkeypatch.setattr(trainer.evaluate, "count", counts_none)
+    monkeypatch.setattr(trainer, "measure_accuracy", counts_none)
     status, out, err = here(folder, *SMALL, "--epochs", 2, "--out", tmp_path)
     assert status == 0, err
     assert out.splitlines()[-1].endswith(f"; best validation 0.0% in {tmp_path}/best.safetensors")
@@ -283,7 +277,7 @@ def test_unreadable_images(here, tmp_path):
     arguments = [images, *SMALL, "--epochs", 4, "--out", tmp_path / "run"]
     status, out, err = here(*arguments)
     assert status == 0
-    assert err.splitlines() == [f"alexnet train: {broken}: not an image in a format that Pillow reads; skipped"]
+    assert err.splitlines() == [f"{broken}: not an image in a format that Pillow reads; skipped"]
     assert out.splitlines()[-1].endswith("; 1 image that cannot be read was skipped")
     status, _, err = here(*arguments[:-1], tmp_path / "other", "--strict")
     assert status == 2
@@ -293,14 +287,14 @@ def test_unreadable_images(here, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_that_vanish(here, tmp_path, monkeypatch, workers):
     """All of them, in the midst of a run, as where they lie on a network's disk: one line, and the checkpoint stays."""
-    images, step = make_folder(tmp_path / "images", 3), trainer.Learner.step
+    images, step = make_folder(tmp_path / "images", 3), TrainStep.__call__
 
     def vanish(self, number, *args):
         for path in images.glob("*/*.png"):
             path.unlink(missing_ok=True)
         return step(self, number, *args)
 
-    monkeypatch.setattr(trainer.Learner, "step", vanish)
+    monkeypatch.setattr(TrainStep, "__call__", vanish)
     options = ["--epochs", 9, "--save-every", 1, "--out", tmp_path / "run"]
     status, _, err = here(images, *SMALL, *options, "--workers", workers)
     *skipped, line = err.splitlines()
@@ -317,7 +311,7 @@ def test_a_loss_that_is_no_number(here, folder, tmp_path, every):
     status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", out, "--lr", 3e4, "--save-every", every)
     assert status == 2 and len(err.splitlines()) == 1
     assert "the loss of step " in err or " made weights of NaN or infinity; " in err
-    assert err.endswith("; a lower --lr may help\n")
+    assert err.endswith("; a lower lr may help\n")
     if (out / "last.safetensors").exists():
         assert f"; {out / 'last.safetensors'}, of step " in err
         assert weights.load(out / "last.safetensors").classes == tuple(COLOURS), "holds NaN"
@@ -326,7 +320,7 @@ def test_a_loss_that_is_no_number(here, folder, tmp_path, every):
 
 
 def test_weights_that_are_no_numbers_are_not_saved(here, folder, tmp_path, monkeypatch):
-    step = trainer.Learner.step
+    step = TrainStep.__call__
 
     def overflows(self, number, *args):
         metrics = step(self, number, *args)
@@ -334,7 +328,7 @@ def test_weights_that_are_no_numbers_are_not_saved(here, folder, tmp_path, monke
             self.net.fc7.bias.data[3] = torch.inf
         return metrics
 
-    monkeypatch.setattr(trainer.Learner, "step", overflows)
+    monkeypatch.setattr(TrainStep, "__call__", overflows)
     status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", tmp_path / "run", "--save-every", 1)
     assert status == 2 and "step 5 made weights of NaN or infinity" in err and "of step 4, is kept" in err
     assert weights.load(tmp_path / "run" / "last.safetensors").layers["fc7"][1].isfinite().all()
@@ -348,21 +342,21 @@ BAD = {
     "no classes": (["none"], "none: must hold a sub-folder of images for each class"),
     "empty class": (["empty"], "empty: no images of the class 'b' (accepted: .jpg, "),
     "other classes in val": (["other"], "other: train and val must have the same classes; only one of them has 'c'"),
-    "batch": (["good", "--batch", "16"], "--batch 16 is more than the 15 images of good/train"),
-    "batch 0": (["good", "--batch", "0"], "--batch must be at least 1, got 0"),
-    "lr": (["good", "--lr", "-1"], "--lr must be positive, got -1.0"),
-    "keep-prob": (["good", "--keep-prob", "2"], "--keep-prob must be from 0 to 1, got 2.0"),
+    "batch": (["good", "--batch", "16"], "batch 16 is more than the 15 images of good/train"),
+    "batch 0": (["good", "--batch", "0"], "batch must be at least 1, got 0"),
+    "lr": (["good", "--lr", "-1"], "lr must be positive, got -1.0"),
+    "keep-prob": (["good", "--keep-prob", "2"], "keep_prob must be from 0 to 1, got 2.0"),
     "dtype": (["good", "--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
     "weights": (["good", "--weights", "nothing.npy"], "nothing.npy: no such file, and no weights of that name"),
-    "class count": (["good", "--weights", "cifar10"], "cifar10 has 10 classes, and good/train 3: --skip-layer fc8"),
+    "class count": (["good", "--weights", "cifar10"], "cifar10 has 10 classes, and good/train 3: skip_layer fc8"),
     "another network": (
         ["good", "--weights", "odd.npz"],
         "odd.npz: weights of another network, whose lrn is not",
     ),
-    "layer": (["good", "--freeze", "conv9"], "--freeze must name layers among conv1, conv2, "),
-    "skipped": (["good", "--skip-layer", "fc8"], "--skip-layer leaves out layers of --weights, which is not given"),
-    "all frozen": (["good", "--freeze", *weights.LAYERS], "--freeze leaves no layer to train"),
-    "a run is there": (["good", "--out", "run"], "run holds a run: --resume goes on with it, another --out starts"),
+    "layer": (["good", "--freeze", "conv9"], "freeze must name layers among conv1, conv2, "),
+    "skipped": (["good", "--skip-layer", "fc8"], "skip_layer leaves out layers of weights, but no weights are given"),
+    "all frozen": (["good", "--freeze", *weights.LAYERS], "freeze leaves no layer to train"),
+    "a run is there": (["good", "--out", "run"], "run holds a run: resume it, or choose another out"),
     "not a checkpoint": (["good", "--out", "run", "--resume"], "run/last.safetensors: cannot be read: "),
     "out": (["good", "--out", "a.txt"], "a.txt: cannot be written: File exists"),
 }
@@ -397,9 +391,9 @@ def test_resume_must_be_asked_for_the_same(here, folder, tmp_path):
     out = tmp_path / "run"
     assert here(folder, *SMALL, "--epochs", 1, "--out", out)[0] == 0
     for option, message in (
-        (["--lr", 0.5], "--resume: --lr was 0.003 in "),
-        (["--seed", 1], "--resume: --seed was 0 in "),
-        (["--epochs", 2], "--resume: --epochs was 1 in "),
+        (["--lr", 0.5], "cannot resume: lr was 0.003 in "),
+        (["--seed", 1], "cannot resume: seed was 0 in "),
+        (["--epochs", 2], "cannot resume: epochs was 1 in "),
     ):
         status, _, err = here(folder, *SMALL, "--epochs", 1, "--out", out, "--resume", *option)
         assert status == 2 and message in err

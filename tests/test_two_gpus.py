@@ -1,4 +1,4 @@
-"""AlexNet split over two processes: as a user runs it, and its parts in threads of one process."""
+"""AlexNet split over two processes: as a user runs it, and its halves in threads of one process."""
 
 import dataclasses
 import os
@@ -8,15 +8,14 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from lesson import halves
+from lesson import halves as threads
 
 import pytest
 import skimage
 import torch
 import torch.nn.functional as F
 
-from kernels.tools import command
-from model import two_gpus, weights
+from model import halves, two_gpus, weights
 from model.photos.preprocess import open_image
 from tests.reference_alexnet import reference_alexnet, relative_error
 
@@ -90,24 +89,24 @@ def test_exact_in_float64(loaded, photo, monkeypatch):
     weight, bias = loaded.layers["conv1"]
     loud = dataclasses.replace(loaded, layers={**loaded.layers, "conv1": (weight * 16, bias * 16)})
     reference = reference_alexnet(loud.layers, photo)
-    (first, second), _ = halves.run(loud, photo.double())
+    (first, second), _ = threads.run(loud, photo.double())
     assert relative_error(first, reference) < 1e-12
     assert torch.equal(first, second)
 
     # What the paper's GPUs did: each normalises its own maps.
-    monkeypatch.setattr(two_gpus.BorderedLRNMaxPool2d, "forward", two_gpus.LRNMaxPool2d.forward)
-    (first, _), _ = halves.run(loud, photo.double())
+    monkeypatch.setattr(halves.BorderedLRNMaxPool2d, "forward", halves.LRNMaxPool2d.forward)
+    (first, _), _ = threads.run(loud, photo.double())
     assert relative_error(first, reference) > 1e-4, "the maps beyond the border make no difference"
 
 
 def test_no_halves_of_torchvisions_network(loaded):
     with pytest.raises(weights.WeightsError, match="lrn must be one of bvlc, tensorflow, paper, got None"):
-        two_gpus.Half.from_weights(dataclasses.replace(loaded, lrn=None), 0)
+        halves.Half.from_weights(dataclasses.replace(loaded, lrn=None), 0)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_halves_of_the_weights(loaded, rank):
-    layers = two_gpus.halve(loaded, rank).layers
+    layers = halves.halve(loaded, rank).layers
     shapes = {name: tuple(weight.shape) for name, (weight, _) in layers.items()}
     assert shapes == {
         "conv1": (48, 3, 11, 11),
@@ -130,9 +129,9 @@ def test_halves_of_the_weights(loaded, rank):
 def test_joined_channels_keep_their_order(rank, monkeypatch):
     """fc6's columns are in the order C, H, W with the C of both processes."""
     whole = torch.arange(256 * 6 * 6.0).reshape(1, 256, 6, 6)
-    halves = whole.chunk(2, 1)
-    monkeypatch.setattr(two_gpus.Other, "swap", lambda other, mine: halves[1 - rank])
-    joined = two_gpus.Other(rank).join(halves[rank])
+    parts = whole.chunk(2, 1)
+    monkeypatch.setattr(halves.Other, "swap", lambda other, mine: parts[1 - rank])
+    joined = halves.Other(rank).join(parts[rank])
     assert torch.equal(joined.flatten(1), whole.flatten(1))
 
 
@@ -150,15 +149,9 @@ def test_one_line_for_what_cannot_be_done(rank, processes, arguments, message, m
     monkeypatch.setenv("WORLD_SIZE", processes)
     waited = []
     monkeypatch.setattr(two_gpus.time, "sleep", waited.append)
-    assert command.run("alexnet two-gpus", two_gpus.main, arguments) == 2
+    assert two_gpus.main(arguments) == 2
     assert capsys.readouterr() == ("", f"alexnet two-gpus: error: {message}\n")
     assert bool(waited) == (rank != "0"), "only rank 0 speaks at once"
-
-
-def test_help_needs_no_other_process():
-    process = start("-m", "model.two_gpus", "--help")
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "") and out.startswith("usage: torchrun --nproc-per-node 2 -m model.two")
 
 
 @pytest.mark.parametrize(
@@ -170,10 +163,10 @@ def test_waits_for_no_lost_process(processes, message):
     """Process 1 does not start, or leaves where process 0 waits for its maps."""
     patience = timedelta(seconds=2 if processes == 1 else 30)
     script = (
-        "import datetime, os, sys\nfrom kernels import command\nfrom model import two_gpus\n"
+        "import datetime, os, sys\nfrom model import halves, two_gpus\n"
         f"two_gpus.PATIENCE = {patience!r}\n"
-        "if os.environ['RANK'] == '1':\n    two_gpus.Half.forward = lambda *_: os._exit(3)\n"
-        "sys.exit(command.run('model.two_gpus', two_gpus.main, []))"
+        "if os.environ['RANK'] == '1':\n    halves.Half.forward = lambda *_: os._exit(3)\n"
+        "sys.exit(two_gpus.main([]))"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,9 +1,8 @@
-"""A training run in one file: weights, what the optimizer needs, and where the run is. Whole, or not there at all.
+"""A training run in one file. A run that is killed at any moment leaves the old file or the new one, whole.
 
-Written beside its place, brought to the disk, then renamed: whatever happens meanwhile, the name stands for the old
-file or for the new one. Weights are stored as :mod:`model.weights.safetensors` reads them, so that a checkpoint is also
-a file for ``model.infer --weights``; the run's position is among what the header's ``meta`` says, under ``training``.
-(One entry, for safetensors writes several in any order, and equal runs are to give equal files.)
+Weights are stored as :mod:`model.weights.safetensors` reads them, so a checkpoint is also a file of weights. The
+run's position stands in the header's ``meta`` under ``training``. The header has no other entry: safetensors writes
+several in any order, and equal runs must give equal files.
 """
 
 import json
@@ -21,23 +20,23 @@ def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     """Replaces ``path``; ``meta`` is JSON in the header.
 
     Raises:
-        AlexNetError: the disk is full, or whatever else the system says.
+        AlexNetError: the file cannot be written, for example since the disk is full.
     """
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(packed, {"meta": json.dumps(meta)}))
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors and ``meta``.
+    """Returns (tensors by name, ``meta``).
 
     Raises:
-        AlexNetError: not a checkpoint of a run that can go on.
+        AlexNetError: the file cannot be read, or holds no run.
     """
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             if "training" not in meta:
-                raise AlexNetError(f"{path}: holds no training run to resume; --weights starts a new one from it")
+                raise AlexNetError(f"{path}: holds weights but no run to resume; a new run can start from them")
             names = list(file.keys())
             return {name: file.get_tensor(name).clone() for name in names}, meta
     except (OSError, SafetensorError, ValueError) as error:

@@ -1,11 +1,11 @@
-"""One process or many: what ``torchrun`` starts, behind four calls that do nothing special in a single process.
+"""One process or many, as ``torchrun`` starts them. In a single process nothing here communicates.
 
-Ranks compute on equal shares of every batch; only rank 0 writes and prints, but for a rank that fails, which says so.
+Ranks compute on equal shares of every batch. Only rank 0 writes files and prints; a rank that fails says why itself.
 """
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed
@@ -14,7 +14,7 @@ from kernels.errors import AlexNetError
 
 
 class Ranks:
-    """This process among those of the run.
+    """This process among all processes of the run.
 
     Args:
         device: where this process computes.
@@ -36,7 +36,8 @@ class Ranks:
         try:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
-            raise AlexNetError(self.name(f"cannot reach the other ranks: {_line(error)}")) from error
+            reason = " ".join(str(error).split())[:200]
+            raise AlexNetError(self.name(f"cannot reach the other ranks: {reason}")) from error
 
     @property
     def first(self) -> bool:
@@ -44,7 +45,7 @@ class Ranks:
         return self.rank == 0
 
     def name(self, message: object) -> str:
-        """``message`` with the rank that says it, where there are several."""
+        """``message``, after the rank's number if there are several ranks."""
         return f"rank {self.rank}: {message}" if self.size > 1 else str(message)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -61,7 +62,7 @@ class Ranks:
         return values
 
     def agree(self, function: Callable[[], Any]) -> Any:
-        """``function()`` on every rank. Where it raises AlexNetError on some, all end and rank 0 says why."""
+        """``function()`` on every rank. If it raises AlexNetError on some, all ranks end, and rank 0 says why."""
         result, problem = None, None
         try:
             result = function()
@@ -71,12 +72,11 @@ class Ranks:
         found = {message: rank for rank, message in reversed(list(enumerate(problems))) if message is not None}
         if found:
             everywhere = len(found) == 1 and None not in problems
-            said = (message if everywhere else f"rank {rank}: {message}" for message, rank in found.items())
-            self.stop("; ".join(said))
+            self.stop("; ".join(m if everywhere else f"rank {rank}: {m}" for m, rank in found.items()))
         return result
 
-    def stop(self, message: str):
-        """Ends every rank, which must all call this: exit status 2, and rank 0 says why."""
+    def stop(self, message: str) -> NoReturn:
+        """Ends all ranks with exit status 2, and rank 0 with ``message``. Every rank must call this."""
         if self.first:
             raise AlexNetError(message)
         raise SystemExit(2)
@@ -86,10 +86,6 @@ class Ranks:
         return self.size > 1 and any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "ncclCommAbort"))
 
     def leave(self) -> None:
-        """Once all is done."""
+        """Leaves the group of processes, once all is done."""
         if self.size > 1:
             distributed.destroy_process_group()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,92 +1,102 @@
-"""The run's log: a CSV with a row for each step, and its curves."""
+"""The run's log: a CSV with a row per step, and its curves."""
 
 import contextlib
 import csv
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from kernels.errors import AlexNetError
 from kernels.tools.files import write_bytes
 
-FIELDS = (
-    "step",
-    "epoch",
-    "rate",
-    "loss",
-    "accuracy",
-    "images_per_second",
-    "validation_loss",
-    "validation_accuracy",
-)
+
+class Row(NamedTuple):
+    """A step. ``step`` and ``epoch`` count from 1. The last row of an epoch has the validation."""
+
+    step: int
+    epoch: int
+    rate: float
+    loss: float
+    accuracy: float
+    images_per_second: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
 
 class Log:
-    """``log.csv``; ``step`` counts from 1, and validation stands in the last row of an epoch.
+    """``log.csv``.
 
     Args:
-        path: of the file.
-        steps: how many of a previous run's rows stay; those after, of steps that a resumed run does again, are dropped,
-            and so are those from the first on that cannot be read.
+        path: of the file; its folder is made.
+        steps: how many rows of a previous run stay. Later rows are of steps that the resumed run does again. Rows from
+            the first one on that cannot be read go as well.
+
+    Raises:
+        AlexNetError: it cannot be written.
     """
 
     def __init__(self, path: Path, steps: int = 0):
         self.path = path
-        self.rows: list[dict] = []
-        if steps and path.exists():
-            with (
-                open(path, newline="") as file,
-                contextlib.suppress(KeyError, TypeError, ValueError, csv.Error),  # of no such columns, or no numbers
-            ):
-                for row in csv.DictReader(file):
-                    if len(self.rows) == steps or row["step"] != str(len(self.rows) + 1):
-                        break
-                    empty = {name: None for name in FIELDS if name.startswith("validation") and not row[name]}
-                    self.rows.append({name: float(row[name]) for name in FIELDS if name not in empty} | empty)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(FIELDS)
-        writer.writerows(map(_text, self.rows))
-        write_bytes(path, text.getvalue().encode())
-        self.file = path.open("a", newline="")
-        self.writer = csv.writer(self.file)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.rows = _read(path, steps) if path.exists() else []
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([Row._fields, *self.rows])
+            write_bytes(path, text.getvalue().encode())
+            self.file = path.open("a", newline="")
+        except OSError as error:
+            raise AlexNetError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
-    def add(self, row: dict) -> None:
-        """One more step.
+    def add(self, row: Row) -> None:
+        """Writes one more step.
 
         Raises:
             AlexNetError: it cannot be written.
         """
-        row = dict.fromkeys(FIELDS) | row
         self.rows.append(row)
         try:
-            self.writer.writerow(_text(row))
+            csv.writer(self.file).writerow(row)
             self.file.flush()
         except OSError as error:
             raise AlexNetError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def sync(self) -> None:
-        """Waits until it is on the disk; before a checkpoint, which promises these rows."""
+        """Waits until all rows are on the disk: a checkpoint, written next, relies on them."""
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
+        """Closes the file."""
         self.file.close()
 
     def mean(self, field: str, last: int) -> float:
-        """Over the last so many steps."""
-        values = [row[field] for row in self.rows[-last:]]
+        """The mean of a field over the last so many steps."""
+        values = [getattr(row, field) for row in self.rows[-last:]]
         return sum(values) / max(len(values), 1)
 
 
-def _text(row: dict) -> list[str]:
-    whole = ("step", "epoch")
-    return ["" if row[name] is None else str(int(row[name]) if name in whole else row[name]) for name in FIELDS]
+def _read(path: Path, steps: int) -> list[Row]:
+    """The first ``steps`` rows, up to the first one that cannot be read."""
+    optional = lambda cell: float(cell) if cell else None
+    kinds: list[Callable] = [int, int, float, float, float, float, optional, optional]
+    rows: list[Row] = []
+    with open(path, newline="") as file, contextlib.suppress(ValueError, csv.Error):
+        reader = csv.reader(file)
+        if next(reader, None) != list(Row._fields):
+            return []
+        for cells in reader:
+            row = Row(*(kind(cell) for kind, cell in zip(kinds, cells, strict=True)))
+            if len(rows) == steps or row.step != len(rows) + 1:
+                break
+            rows.append(row)
+    return rows
 
 
-def draw(rows: list[dict], per_epoch: int, out: Path) -> None:
+def draw_curves(rows: list[Row], per_epoch: int, path: Path) -> None:
     """Loss and accuracy over the epochs: each step thin, the mean of an epoch thick, validation with dots.
 
-    Draws nothing where there are no rows, as where a run that is at its end is resumed and its log is gone.
+    It draws nothing without rows, which is so if a finished run is resumed and its log is gone.
     """
     if not rows:
         return
@@ -96,25 +106,25 @@ def draw(rows: list[dict], per_epoch: int, out: Path) -> None:
     import numpy as np
     from matplotlib import pyplot as plt
 
-    at = np.array([row["step"] for row in rows]) / per_epoch
+    epochs = np.array([row.step for row in rows]) / per_epoch
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     for axis, name, scale in zip(axes, ("loss", "accuracy"), (1.0, 100.0), strict=True):
-        values = np.array([row[name] for row in rows], float) * scale
+        values = np.array([getattr(row, name) for row in rows]) * scale
         width = min(per_epoch, len(values))
         smooth = np.convolve(values, np.full(width, 1.0 / width), "valid")
-        axis.plot(at, values, color="tab:blue", alpha=0.25, linewidth=0.8, label="training, each step")
-        axis.plot(at[width - 1 :], smooth, color="tab:blue", label="training, mean of an epoch")
-        validated = [(a, row[f"validation_{name}"]) for a, row in zip(at, rows, strict=True)]
-        validated = [(a, value * scale) for a, value in validated if value is not None]
-        if validated:
-            axis.plot(*zip(*validated, strict=True), "o-", color="tab:orange", markersize=4, label="validation")
+        axis.plot(epochs, values, color="tab:blue", alpha=0.25, linewidth=0.8, label="training, each step")
+        axis.plot(epochs[width - 1 :], smooth, color="tab:blue", label="training, mean of an epoch")
+        validation = np.array([getattr(row, f"validation_{name}") for row in rows], float) * scale  # NaN for None
+        done = np.isfinite(validation)
+        if done.any():
+            axis.plot(epochs[done], validation[done], "o-", color="tab:orange", markersize=4, label="validation")
         axis.set(xlabel="epoch", ylabel=name + (" (%)" if name == "accuracy" else ""), ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylim(0, 1.1 * np.nanpercentile([row["loss"] for row in rows], 99))  # the first steps may be far up
+    axes[0].set_ylim(0, 1.1 * np.nanpercentile([row.loss for row in rows], 99))  # the first steps may be far up
     axes[1].set_ylim(0, 100)
     axes[0].legend(frameon=False)
     png = io.BytesIO()
     figure.savefig(png, dpi=110)
     plt.close(figure)
-    write_bytes(out, png.getvalue())
+    write_bytes(path, png.getvalue())

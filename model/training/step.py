@@ -10,13 +10,13 @@ from model.alexnet import AlexNet
 from model.randomness import generator
 
 RATES = {"sgd": 0.01, "adamw": 1e-4}
-"""Optimizers, and their learning rates where none is given."""
+"""The learning rate of each optimizer if none is given."""
 
 
 def rate(schedule: str, step: int, steps: int) -> float:
-    """What the learning rate is multiplied by at a step of so many.
+    """The factor of the learning rate at a step, counted from 0, of a run of ``steps``.
 
-    ``step``: the paper's division by 10, three times over the run, here after each quarter of it. ``cosine``: half a
+    ``step``: the paper divides the rate by 10 three times; here after each quarter of the run. ``cosine``: half a
     period, from 1 to 0.
     """
     if schedule == "step":
@@ -27,9 +27,10 @@ def rate(schedule: str, step: int, steps: int) -> float:
 def make_optimizer(net: nn.Module, name: str, lr: float) -> torch.optim.Optimizer:
     """The optimizer for the parameters that train.
 
-    ``sgd``: momentum 0.9 and weight decay 5e-4, biases at twice the rate and without decay, as BVLC. The paper writes
-    v <- 0.9 v - 5e-4 lr w - lr g, w <- w + v; PyTorch takes lr out of v, which is the same while lr is constant, and
-    where it falls, it falls for what has been gathered in v as well. ``adamw``: decay 0.01, biases without decay.
+    ``sgd``: momentum 0.9 and weight decay 5e-4; biases at twice the rate and without decay, as in BVLC's network. The
+    paper writes v <- 0.9 v - 5e-4 lr w - lr g, w <- w + v. PyTorch keeps v without the factor lr. That is the same
+    while lr is constant; after lr falls, older gradients in v count at the new rate too. ``adamw``: decay 0.01, biases
+    without decay.
     """
     trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
     weights = [parameter for name, parameter in trained if name.endswith("weight")]
@@ -47,15 +48,15 @@ def make_optimizer(net: nn.Module, name: str, lr: float) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr)
 
 
-class Learner:
-    """A network, its optimizer and the scaler of its gradients.
+class TrainStep:
+    """A network, its optimizer and the scaler of its gradients. A call does one step.
 
     Args:
-        net: on its device; trained in float32, whatever the dtype that it computes in.
+        net: on its device; its parameters are float32, whatever ``dtype`` is.
         optimizer: over the parameters that train.
-        dtype: what products are computed in, by torch.autocast; float16 has a scaler of gradients.
-        seed: of the run, from which each step's dropout is drawn.
-        rank, ranks: this process among those that train the same network; gradients are averaged over them.
+        dtype: of products, by torch.autocast. float16 scales the loss, so that small gradients do not become 0.
+        seed: of the run; each step draws its dropout from it.
+        rank, ranks: this process among those that train the same network. They average their gradients.
     """
 
     def __init__(
@@ -74,11 +75,20 @@ class Learner:
         self.forward = DistributedDataParallel(net) if ranks > 1 else net
 
     def autocast(self) -> torch.autocast:
-        """Where the network computes in ``dtype``."""
+        """The context in which the network computes in ``dtype``."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
-    def step(self, number: int, x: torch.Tensor, target: torch.Tensor, factor: float) -> torch.Tensor:
-        """Step ``number`` on one batch, at ``factor`` times the learning rate; its loss, and how many it got right."""
+    def __call__(self, number: int, x: torch.Tensor, target: torch.Tensor, factor: float) -> torch.Tensor:
+        """Does step ``number``.
+
+        Args:
+            x: inputs (N, 3, 227, 227).
+            target: classes (N,), int64.
+            factor: of the learning rate.
+
+        Returns:
+            (loss, number of right answers), float64, on the device.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["base"]
         self.net.train()
@@ -88,7 +98,7 @@ class Learner:
             loss = self.operators.cross_entropy(logits, target)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)  # not where float16 overflowed, but with a smaller scale from then on
+        self.scaler.step(self.optimizer)  # if float16 overflowed, it skips the step, and update() lowers the scale
         self.scaler.update()
         return torch.stack([loss.detach().double(), (logits.argmax(1) == target).sum().double()])
 
@@ -104,12 +114,12 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, torch.Tensor], scaler: dict) -> None:
-        """Takes up what :meth:`state` gave."""
+        """Takes back what :meth:`state` returned."""
         for name, parameter in self.net.named_parameters():
             prefix = f"optimizer.{name}."
             for key, value in tensors.items():
                 if key.startswith(prefix):
-                    # In the parameter's order of memory, where it has its shape; a count of steps stays on the CPU.
+                    # On the parameter's device, in its memory format. AdamW's count of steps stays on the CPU.
                     mine = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
                     self.optimizer.state[parameter][key.removeprefix(prefix)] = mine.copy_(value)
         self.scaler.load_state_dict(scaler)

@@ -1,4 +1,4 @@
-"""AlexNet in two halves, as on the paper's two GPUs, here in two threads of one process: see :mod:`model.two_gpus`."""
+"""AlexNet in two halves, as on the paper's two GPUs, here in two threads of one process: see :mod:`model.halves`."""
 
 import queue
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from kernels.tools import torch_ops
-from model.two_gpus import Half, Row
+from model.halves import Half, Row
 from model.weights import Weights
 
 

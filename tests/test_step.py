@@ -1,11 +1,11 @@
-"""One step of training against the formulas of the paper, and the rates over a run."""
+"""One step of training against the paper's formulas, and the learning rate over a run."""
 
 import pytest
 import torch
 from torch import nn
 
 from kernels.tools import torch_ops
-from model.training.step import Learner, make_optimizer, rate
+from model.training.step import TrainStep, make_optimizer, rate
 from tests.narrow import Narrow
 
 
@@ -23,10 +23,10 @@ def batch():
 def test_sgd_is_the_papers_rule():
     """v <- 0.9 v - 5e-4 lr w - lr g, w <- w + v; biases at twice the rate, without decay."""
     net, lr = narrow(), 1e-3
-    learner = Learner(net, make_optimizer(net, "sgd", lr))
+    train_step = TrainStep(net, make_optimizer(net, "sgd", lr))
     w, v = ({name: make(p.detach()) for name, p in net.named_parameters()} for make in (torch.clone, torch.zeros_like))
     for step in range(4):
-        learner.step(step, *batch(), 1.0)
+        train_step(step, *batch(), 1.0)
         for name, parameter in net.named_parameters():
             bias = name.endswith("bias")
             decay = 0.0 if bias else 5e-4
@@ -34,7 +34,7 @@ def test_sgd_is_the_papers_rule():
             w[name] = w[name] + v[name]
             assert torch.allclose(parameter, w[name], rtol=1e-5, atol=1e-7), (step, name)
     # A bias' decay is too small a part of a step to be seen in it.
-    groups = learner.optimizer.param_groups
+    groups = train_step.optimizer.param_groups
     assert [(group["weight_decay"], group["base"]) for group in groups] == [(5e-4, lr), (0.0, 2 * lr)]
 
 
@@ -59,23 +59,23 @@ def test_half_precision_follows_single(dtype):
     losses = []
     for computed in (torch.float32, dtype):
         net = narrow()
-        learner = Learner(net, make_optimizer(net, "sgd", 1e-4), computed)
+        train_step = TrainStep(net, make_optimizer(net, "sgd", 1e-4), computed)
         torch.manual_seed(1)
-        losses.append([learner.step(step, *batch(), 1.0)[0].item() for step in range(3)])
+        losses.append([train_step(step, *batch(), 1.0)[0].item() for step in range(3)])
         assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
-        assert learner.scaler.is_enabled() == (computed is torch.float16)
+        assert train_step.scaler.is_enabled() == (computed is torch.float16)
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_a_step_that_overflows_is_left_out():
     """float16's gradients scaled past infinity: the weights stay, and the scale falls."""
     net = narrow()
-    learner = Learner(net, make_optimizer(net, "sgd", 1e-3), torch.float16)
-    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**120})
+    train_step = TrainStep(net, make_optimizer(net, "sgd", 1e-3), torch.float16)
+    train_step.scaler.load_state_dict({**train_step.scaler.state_dict(), "scale": 2.0**120})
     before = [parameter.clone() for parameter in net.parameters()]
-    learner.step(0, *batch(), 1.0)
+    train_step(0, *batch(), 1.0)
     assert all(map(torch.equal, before, net.parameters()))
-    assert learner.scaler.get_scale() == 2.0**119
+    assert train_step.scaler.get_scale() == 2.0**119
 
 
 def test_dropout_is_a_function_of_seed_step_and_rank():
@@ -86,10 +86,11 @@ def test_dropout_is_a_function_of_seed_step_and_rank():
         net.drop6.p = net.drop7.p = 0.5
         net.requires_grad_(False)
         net.fc8.weight.requires_grad_()
-        learner = Learner(net, make_optimizer(net, "sgd", 1e-12), seed=place.get("seed", 0), rank=place.get("rank", 0))
+        seed, rank = place.get("seed", 0), place.get("rank", 0)
+        train_step = TrainStep(net, make_optimizer(net, "sgd", 1e-12), seed=seed, rank=rank)
         nn.init.normal_(net.fc8.weight)
         torch.randn(place.get("drawn", 1))
-        return learner.step(place.get("step", 0), x, target, 1.0)[0].item()
+        return train_step(place.get("step", 0), x, target, 1.0)[0].item()
 
     assert losses() == losses(drawn=9)
     assert len({losses(), losses(step=1), losses(seed=1), losses(rank=1)}) == 4

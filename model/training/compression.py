@@ -1,0 +1,225 @@
+"""Deep Compression: weights in a thirtieth of their bytes.
+
+Han, Mao and Dally 2016 (https://arxiv.org/abs/1510.00149) showed with AlexNet that few of its weights matter, and that
+those need few different values:
+
+1. Prune: of each layer only the largest weights stay, by default as many as in the paper's table 4.
+2. Retrain: the weights that stay learn to do without the others, which remain 0.
+3. Quantise: the weights of a convolution share 255 values, those of a fully connected layer 15. k-means finds them.
+4. Write the format of :mod:`model.weights.deep_compression`: one byte or half a byte for a weight's value, half a byte
+   for its place. That format leaves out the paper's last stage, Huffman coding.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kernels.errors import AlexNetError
+from kernels.tools.files import check_writable, write_bytes
+from model import alexnet, weights
+from model.command import choose_device
+from model.photos import data
+from model.training.accuracy import measure_accuracy
+from model.training.config import TrainingConfig
+from model.training.distributed import Ranks
+from model.training.start import OPERATORS
+from model.training.trainer import Trainer
+from model.weights import Weights, deep_compression
+from model.weights.common import describe
+
+DENSITY = {
+    "conv1": 0.84,
+    "conv2": 0.38,
+    "conv3": 0.35,
+    "conv4": 0.37,
+    "conv5": 0.37,
+    "fc6": 0.09,
+    "fc7": 0.09,
+    "fc8": 0.25,
+}
+"""The share of each layer's weights that stays (Han et al. 2016, table 4)."""
+
+
+def prune(weight: torch.Tensor, density: float) -> torch.Tensor:
+    """A mask of the weights that stay: the largest ones, a share ``density`` of all, but none that is 0."""
+    flat = weight.abs().flatten()
+    count = max(round(density * flat.numel()), 1)
+    least = float(np.partition(flat.numpy(), -count)[-count])  # the smallest weight that stays
+    mask = flat > least
+    mask[(flat == least).nonzero()[: count - int(mask.sum())]] = True  # of equal weights, as many as are missing
+    return mask.logical_and_(flat > 0.0).view(weight.shape)
+
+
+def cluster(values: np.ndarray, count: int) -> np.ndarray:
+    """k-means in one dimension: the ``count`` centres, float32, in ascending order.
+
+    The centres start at equal distances from the smallest value to the largest. The paper's section 3.2 found this
+    best: few weights are large, but those matter most. In the sorted values each cluster is an interval, so its mean
+    follows from two running sums, and one round over millions of values takes a few lookups.
+    """
+    values = np.sort(values.astype(np.float64))
+    sums = np.append(0.0, np.cumsum(values))
+    centres = np.linspace(values[0], values[-1], count) if len(values) else np.zeros(count)
+    for _ in range(1000):
+        ends = np.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
+        ends = np.concatenate([[0], ends, [len(values)]])
+        sizes = np.diff(ends)
+        means = np.where(sizes, np.diff(sums[ends]) / np.maximum(sizes, 1), centres)  # an empty cluster's stays
+        if np.array_equal(means, centres):
+            break
+        centres = means
+    return np.sort(centres.astype(np.float32))
+
+
+def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (a layer's weights, rounded to few values; the codebook: 0, then those values in ascending order)."""
+    stay = weight != 0.0
+    codebook = np.append(np.float32(0.0), cluster(weight[stay], (256 if weight.ndim == 4 else 16) - 1))
+    middles = (codebook[2:] + codebook[1:-1]) / 2
+    few = np.zeros_like(weight)
+    few[stay] = codebook[1:][np.searchsorted(middles, weight[stay])]
+    return few, codebook
+
+
+def compress(
+    checkpoint: str,
+    out: str | os.PathLike[str],
+    density: Mapping[str, float] = DENSITY,
+    training: TrainingConfig | None = None,
+    measure_only: bool = False,
+) -> bool:
+    """Compresses weights. After each step it prints how many are left, and the accuracy on the validation images.
+
+    Args:
+        checkpoint: the weights' name or file.
+        out: the file to write.
+        density: the share of weights that stays in each layer; layers that are not named keep the paper's.
+        training: how to retrain, usually ``TrainingConfig("photos/", **RETRAINING)``; its folder ``out`` is replaced by
+            the file's name with ``.training`` behind it. None: neither retrain nor measure.
+        measure_only: do not retrain.
+
+    Returns:
+        Whether ``out`` is written. If not, a signal stopped the retraining, and ``training`` with ``resume`` goes on.
+
+    Raises:
+        AlexNetError: density, weights, images or ``out`` do not fit.
+    """
+    out, loaded = Path(out), weights.load(checkpoint)
+    _check(loaded, out, density)
+    density = {**DENSITY, **density}
+    validation = _validation(loaded, training) if training else None
+
+    def say(what: str, now: Weights) -> None:
+        total = sum(weight.numel() for weight, _ in now.layers.values())
+        kept = sum(int(weight.count_nonzero()) for weight, _ in now.layers.values())
+        measured = _accuracy(now, validation, training) if training and validation else ""
+        print(f"{what}: {kept:,} weights other than 0, {kept / total:.1%}{measured}", flush=True)
+
+    say(loaded.name, loaded)
+    masks = {layer: prune(weight, density[layer]) for layer, (weight, _) in loaded.layers.items()}
+    layers = {layer: (weight * masks[layer], bias) for layer, (weight, bias) in loaded.layers.items()}
+    changed = ", ".join(f"{layer}={share}" for layer, share in density.items() if share != DENSITY[layer])
+    now = replace(loaded, layers=layers, name=f"{loaded.name}, density {changed or 'as in the paper'}")
+    say("pruned", now)
+    folder = Path(f"{out}.training")
+    if training and not measure_only:
+        retrained = retrain(now, masks, replace(training, out=folder))
+        if retrained is None:
+            return False
+        now = retrained
+        say("retrained", now)
+    parts = write(now, out)
+    say("quantised", weights.load(out))
+    for layer, (entries, encoded) in parts.items():
+        kept, total = int(masks[layer].sum()), masks[layer].numel()
+        print(f"  {layer}: {kept:,} of {total:,} weights, {entries:,} entries, {len(encoded):,} bytes")
+    before, size = sum(4 * t.numel() for pair in loaded.layers.values() for t in pair), out.stat().st_size
+    print(f"{out}: {size:,} bytes, a {before / size:.0f}th of the {before:,} in float32")
+    for name in ("last.safetensors", "best.safetensors", "log.csv", "curves.png"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a folder with the user's own files stays
+        folder.rmdir()
+    return True
+
+
+def retrain(pruned: Weights, masks: Mapping[str, torch.Tensor], config: TrainingConfig) -> Weights | None:
+    """Trains the weights that the masks keep; the others stay 0. Returns None if a signal stopped it."""
+    trainer = Trainer(config, pruned)
+    held = [(trainer.net.get_parameter(f"{layer}.weight"), mask.to(trainer.device)) for layer, mask in masks.items()]
+
+    @torch.no_grad()
+    def hold(*_) -> None:
+        for weight, mask in held:
+            weight.mul_(mask)
+
+    trainer.train_step.optimizer.register_step_post_hook(hold)
+    if not trainer.fit():
+        print(trainer.summary())
+        return None
+    left = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.net.named_parameters()}
+    layers = {layer: (left[f"{layer}.weight"], left[f"{layer}.bias"]) for layer in pruned.layers}
+    return replace(pruned, layers=layers, preprocess=trainer.run.preprocess)
+
+
+def write(loaded: Weights, out: Path) -> dict[str, tuple[int, bytes]]:
+    """Quantises the weights and writes them. Returns (number of entries, part of the file) for each layer."""
+    parts = {}
+    for layer in weights.LAYERS:
+        weight, bias = (tensor.numpy() for tensor in loaded.layers[layer])
+        few, codebook = quantise(weight)
+        parts[layer] = deep_compression.encode(few, bias, codebook)
+    meta = describe(loaded.classes, loaded.lrn, loaded.preprocess)
+    write_bytes(out, deep_compression.join(list(parts.values()), meta))
+    return parts
+
+
+def _check(loaded: Weights, out: Path, density: Mapping[str, float]) -> None:
+    """Checks, before any work, the density, that the weights have the format's layers, and that ``out`` is a file."""
+    for layer, share in density.items():
+        if layer not in DENSITY or not 0.0 < share <= 1.0:
+            names = ", ".join(DENSITY)
+            raise AlexNetError(f"density takes shares up to 1 for layers among {names}, got {layer}={share}")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise AlexNetError("runs in one process, not under torchrun")
+    check_writable(out)
+    if loaded.lrn is None:
+        raise AlexNetError(f"{loaded.name}: Deep Compression's format has no place for torchvision's layers")
+    if not loaded.classes:
+        raise AlexNetError(f"{loaded.name}: has no fc8, and so no classes")
+    for layer, shape in deep_compression.shapes(len(loaded.classes)).items():
+        if layer not in loaded.layers or tuple(loaded.layers[layer][0].shape) != shape:
+            raise AlexNetError(f"{loaded.name}: must have {layer} with a weight of {shape}")
+
+
+def _validation(loaded: Weights, training: TrainingConfig) -> data.Folder | None:
+    """The images to validate with, if there are any; both folders must have the weights' classes."""
+    images, validation = data.read(Path(training.data))
+    if images.classes != loaded.classes:
+        odd = sorted(set(images.classes) ^ set(loaded.classes))
+        what = f"only one of them has {odd[0]!r}" if odd else "theirs are not in the order of their names"
+        raise AlexNetError(f"{training.data} must have the classes of {loaded.name}: {what}")
+    return validation
+
+
+def _accuracy(loaded: Weights, validation: data.Folder, training: TrainingConfig) -> str:
+    """Accuracy and loss on the validation images, as the end of a line."""
+    device, operators = choose_device(training.device), OPERATORS[training.operators]
+    counts = measure_accuracy(
+        alexnet.AlexNet.from_weights(loaded).use(operators).to(device),
+        data.Photos(validation.images, loaded.preprocess),
+        len(loaded.classes),
+        batch=training.batch,
+        workers=training.workers,
+        device=device,
+        ranks=Ranks(device),
+        operators=operators,
+        show=True,
+    )
+    if not counts.photos:
+        raise AlexNetError(f"{validation.path}: no image can be read")
+    return f"; accuracy {counts.top1:.2%}, loss {counts.loss:.4f}, of {counts.photos} images"

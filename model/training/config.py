@@ -1,0 +1,85 @@
+"""What a training run does: each choice with its type, its default and its help.
+
+It imports no PyTorch, so that ``alexnet train --help`` does not wait for it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
+
+from kernels.errors import AlexNetError
+
+MAY_CHANGE = {"data", "out", "resume", "device", "workers", "save_every", "strict"}
+"""Fields that may differ when a run is resumed. All others decide what it computes."""
+
+
+def setting(default: Any, help: str, *, least: int | None = None, metavar: str | None = None) -> Any:
+    """A field of :class:`TrainingConfig`: ``least`` is its smallest value, ``metavar`` stands for it in the help."""
+    return field(default=default, metadata={"help": help, "least": least, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All choices of a training run. ``data`` is a folder with a sub-folder of photos per class, or with such folders
+    ``train/`` and ``val/``.
+
+    Each other field is an option of ``alexnet train``, and a checkpoint holds all that are not in :data:`MAY_CHANGE`.
+    To add a choice, add a field here and use it in the trainer.
+
+    Raises:
+        AlexNetError: a value out of its range.
+    """
+
+    data: str | os.PathLike[str]
+    out: str | os.PathLike[str] = setting("training", "the run's folder")
+    resume: bool = setting(False, "go on with the run in --out, if there is one")
+    weights: str | None = setting(None, "start from these: cifar10, bvlc ... or a file", metavar="NAME|PATH")
+    skip_layer: Sequence[str] = setting((), "layers that do not take their weights, such as fc8", metavar="LAYER")
+    freeze: Sequence[str] = setting((), "layers that do not train, such as conv1", metavar="LAYER")
+    init: Literal["bvlc", "paper"] = setting(
+        "bvlc", "how new layers are drawn; without --weights also the formula of local response normalisation"
+    )
+    epochs: int = setting(90, "how often the run sees each photo", least=1, metavar="N")
+    batch: int = setting(128, "photos in a step, over all processes", least=1, metavar="N")
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "sgd: momentum 0.9, weight decay 5e-4")
+    lr: float | None = setting(None, "learning rate at the start (0.01 for sgd, 1e-4 for adamw)", metavar="RATE")
+    schedule: Literal["step", "cosine"] = setting("step", "step: divide the rate by 10 after each quarter of the run")
+    keep_prob: float = setting(0.5, "the probability that dropout keeps an output of fc6 or fc7", metavar="P")
+    augment: Literal["paper", "scale", "none"] = setting(
+        "paper", "paper: crops, mirror images, colours; scale: also size, blur, sharpness; none: central crops"
+    )
+    dtype: Literal["fp32", "fp16", "bf16"] = setting("fp32", "of products, by torch.autocast")
+    operators: Literal["triton", "torch"] = setting("triton", "our kernels, or plain PyTorch to compare")
+    device: Literal["auto", "cuda", "cpu"] = setting("auto", "auto: the GPU if there is one")
+    seed: int = setting(0, "of all random numbers", least=0, metavar="N")
+    workers: int = setting(2, "processes that decode photos, for each process that trains", least=0, metavar="N")
+    save_every: int = setting(1000, "steps between checkpoints; each epoch ends with one too", least=1, metavar="STEPS")
+    strict: bool = setting(False, "stop at a photo that cannot be read, instead of taking the next one")
+
+    def __post_init__(self):
+        for choice in fields(self):
+            value, least = getattr(self, choice.name), choice.metadata.get("least")
+            if get_origin(choice.type) is Literal and value not in get_args(choice.type):
+                raise AlexNetError(f"{choice.name} must be one of {', '.join(get_args(choice.type))}, got {value!r}")
+            if least is not None and value < least:
+                raise AlexNetError(f"{choice.name} must be at least {least}, got {value}")
+        if not 0.0 <= self.keep_prob <= 1.0:
+            raise AlexNetError(f"keep_prob must be from 0 to 1, got {self.keep_prob}")
+        if self.lr is not None and not 0.0 < self.lr < float("inf"):
+            raise AlexNetError(f"lr must be positive, got {self.lr}")
+        if self.skip_layer and not self.weights:
+            raise AlexNetError("skip_layer leaves out layers of weights, but no weights are given")
+
+    def fixed(self) -> dict[str, Any]:
+        """The fields that a resumed run must have in common with the run before, as JSON returns them."""
+        values = {choice.name: getattr(self, choice.name) for choice in fields(self) if choice.name not in MAY_CHANGE}
+        return values | {"skip_layer": list(self.skip_layer), "freeze": list(self.freeze)}
+
+
+RETRAINING: dict[str, Any] = {"epochs": 1, "lr": 0.001, "schedule": "cosine", "keep_prob": 0.85}
+"""How pruned weights train again: ``TrainingConfig("photos/", **RETRAINING)``.
+
+Dropout is to weaken with the square root of the density (Han et al. 2015, https://arxiv.org/abs/1506.02626, section
+3.2): from 0.5 to 0.15 if 9 % of fc6's and fc7's weights are left.
+"""
