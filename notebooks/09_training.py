@@ -25,9 +25,9 @@ from PIL import Image
 
 import kernels
 from kernels import runtime, tiles
-from kernels.ops.bias_relu import _bias_relu_gradient_kernel
 from kernels.ops.conv2d_backward import _conv2d_weight_gradient_kernel
 from kernels.ops.dropout import _dropout_kernel
+from kernels.ops.epilogue import _bias_relu_gradient_kernel
 from kernels.ops.local_response_norm import normalise_gradient
 from kernels.ops.max_pool2d import gather
 from kernels.tools import torch_ops

@@ -73,7 +73,7 @@ FAULTS = (
           "tests/test_linear.py"),
     Fault("bias of the wrong channel", "kernels/ops/bias_relu.py",
           "offs // STEP % LENGTH", "offs % LENGTH", "tests/test_bias_relu.py"),
-    Fault("ReLU's mask keeps negative outputs", "kernels/ops/bias_relu.py",
+    Fault("ReLU's mask keeps negative outputs", "kernels/ops/epilogue.py",
           "tl.where(y <= 0.0, 0.0, grad)", "tl.where(y == 0.0, grad, grad)", "tests/test_bias_relu.py"),
     Fault("alpha not divided by the window", "kernels/ops/local_response_norm.py",
           "        alpha / size,\n", "        alpha,\n", "tests/test_local_response_norm.py"),

@@ -9,7 +9,7 @@ TILES = {
     "linear_input_gradient": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2},
     "linear_weight_gradient": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2},
     "linear_row": {"BLOCK_N": 4, "BLOCK_K": 16},
-    "add_shares": {"BLOCK_M": 64},
+    "add_partials": {"BLOCK_M": 64},
     "bias_relu": {"BLOCK_M": 64},
     "bias_relu_gradient": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},
     "column_sums": {"BLOCK_M": 4, "BLOCK_N": 16, "STEPS": 2},

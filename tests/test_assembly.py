@@ -62,9 +62,9 @@ def test_a_single_output_of_shares_compiles():
 import torch
 from kernels.tools import assembly
 from kernels import runtime, tiles
-from kernels.ops.split_k import launch_add_shares
+from kernels.ops.split_k import launch_add_partials
 with tiles.target("sm_90"), runtime.record_launches() as launches:
-    launch_add_shares(torch.empty(8, 1, 1, 1, 1), torch.empty(1, 1, 1, 1))
+    launch_add_partials(torch.empty(8, 1, 1, 1, 1), torch.empty(1, 1, 1, 1))
 assembly.compile_launch(launches[0], {}, True, "sm_90")
 """
     environment = {**os.environ, "TRITON_INTERPRET": "0"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels
-from kernels.ops.bias_relu import epilogue_gradient
+from kernels.ops.epilogue import epilogue_gradient
 from kernels.tools.workloads import ALEXNET
 from tests import reference
 from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn

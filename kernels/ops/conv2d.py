@@ -1,22 +1,22 @@
-"""Convolution as an implicit GEMM, with groups, and bias and ReLU in the epilogue.
+"""Convolution as an implicit GEMM, with groups, and with bias and ReLU in the epilogue.
 
     y[n, k, p, q] = relu(bias[k] + sum over c, r, s of x[n, c, h, w] * w[k, c, r, s])
     h = p * stride - padding + r * dilation,   w = q * stride - padding + s * dilation
 
-is a matrix product once (n, p, q) is read as one row index and (r, s, c) as one reduction index:
+becomes a matrix product if (n, p, q) is read as one row index and (r, s, c) as one reduction index:
 
     y[M, N] = A[M, K] @ B[K, N],   M = N * P * Q pixels,   N = filters of a group,   K = R * S * C taps
 
-A is never stored: each program computes the address of every element of its tile of A in the input itself.
+A is never stored: each program computes in the input itself the address of every element of its tile of A.
 
-| here       | PyTorch                  | here | PyTorch                        |
-|------------|--------------------------|------|--------------------------------|
-| N, C, H, W | input's shape            | K    | out_channels (per group)       |
-| R, S       | kernel_size              | C    | in_channels (per group)        |
-| P, Q       | the output's height and width | x, w, y | input, weight, output  |
+| here       | PyTorch                       | here    | PyTorch                  |
+|------------|-------------------------------|---------|--------------------------|
+| N, C, H, W | the input's shape             | K       | out_channels (per group) |
+| R, S       | kernel_size                   | C       | in_channels (per group)  |
+| P, Q       | the output's height and width | x, w, y | input, weight, output    |
 
-Names as in cuDNN (Chetlur et al. 2014, https://arxiv.org/abs/1410.0759) and CUTLASS's implicit GEMM.
-Memory is NHWC, so that the C channels of a tap are contiguous: `channels_last` in PyTorch.
+These are the names of cuDNN (Chetlur et al. 2014, https://arxiv.org/abs/1410.0759) and of CUTLASS's implicit GEMM.
+Memory is NHWC, PyTorch's `channels_last`, so that the C channels of a tap are contiguous.
 """
 
 import math
@@ -30,10 +30,9 @@ from kernels import runtime, tiles
 from kernels.arguments import ArgumentError, boolean, check, check_tensor, integer, pair
 from kernels.ops import conv2d_backward
 from kernels.ops.cost import Cost, Shape, product_gradient
-from kernels.ops.geometry import output_size
+from kernels.ops.geometry import Geometry, output_size
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds
-from kernels.ops.space_to_depth import fold_once as fold_once  # for those who capture a CUDA graph
-from kernels.ops.split_k import launch_add_shares
+from kernels.ops.split_k import launch_add_partials
 from kernels.tiles import products
 
 
@@ -42,35 +41,17 @@ def _conv2d_kernel(
     x_ptr,  # [N, H, W, GROUPS * C]
     w_ptr,  # [GROUPS * K, R, S, C]
     bias_ptr,  # [GROUPS * K]
-    y_ptr,  # [N, P, Q, GROUPS * K], or with SPLIT_K > 1 float32 sums [SPLIT_K, N, P, Q, GROUPS * K]
+    y_ptr,  # [N, P, Q, GROUPS * K]; if SPLIT_K > 1, float32 partial sums [SPLIT_K, N, P, Q, GROUPS * K]
     M,  # N * P * Q
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    GROUPS: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    K: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, GROUPS: tl.constexpr,
     PADDED: tl.constexpr,  # whether any tap can fall outside the input
-    HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-):
-    # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's output, from one of SPLIT_K shares of the taps.
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, SPLIT_K: tl.constexpr,
+):  # fmt: skip
+    # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's output, from one of SPLIT_K parts of the taps.
     group = tl.program_id(1)
     split = tl.program_id(2) if SPLIT_K > 1 else 0
     pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP_M)
@@ -91,8 +72,8 @@ def _conv2d_kernel(
     for step in range(tl.cdiv(TAPS, BLOCK_K * SPLIT_K)):
         k0 = (step * SPLIT_K + split) * BLOCK_K
         offs_k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K], channels fastest
-        # The tap (r, s) and channel c of each. A block that lies within one tap has one r and one s: a mask
-        # per pixel then does for the whole block.
+        # The tap (r, s) and the channel c of each. If the block lies within one tap, r and s are single numbers: then
+        # one mask per pixel is enough for the whole block.
         if C % BLOCK_K == 0:
             r = k0 // (S * C)
             s = k0 // C % S
@@ -115,7 +96,7 @@ def _conv2d_kernel(
         acc = runtime.dot(a, tl.trans(b), acc, PRECISION)  # [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N]
 
     if SPLIT_K > 1:
-        y_ptr += split.to(INDEX) * M * (GROUPS * K)  # bias and ReLU wait until the shares are added
+        y_ptr += split.to(INDEX) * M * (GROUPS * K)  # bias and ReLU follow when the partial sums are added
     else:
         if HAS_BIAS:
             acc += tl.load(bias_ptr + group * K + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
@@ -141,53 +122,29 @@ def launch_conv2d(
     output = _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
     if output.numel() == 0:
         return output
-    N, K, P, Q = output.shape
     if folds(weight.shape, stride, dilation, groups):
-        x = fold_input(input, weight.shape, stride[0], padding, P, Q)
+        x = fold_input(input, weight.shape, stride[0], padding, *output.shape[2:])
         w = fold_weight(weight, stride[0])
         stride, padding = (1, 1), (0, 0, 0, 0)
     else:
         x = input.contiguous(memory_format=torch.channels_last)
         w = weight.contiguous(memory_format=torch.channels_last)
-    _, _, H, W = x.shape
-    _, C, R, S = w.shape
-    K //= groups
-    M = N * P * Q
-    tile = tiles.lookup("conv2d", x, M, K, R * S * C)
-    shares = tile["SPLIT_K"]
-    sums = output if shares == 1 else torch.empty((shares, *output.shape), dtype=torch.float32, device=x.device)
+    geometry = Geometry.of(x.shape, w.shape, output.shape, stride, padding, dilation, groups)
+    M, K = len(x) * geometry.P * geometry.Q, geometry.K
+    config = tiles.lookup("conv2d", x, M, K, w[0].numel())
+    splits = config["SPLIT_K"]
+    y = output if splits == 1 else torch.empty((splits, *output.shape), dtype=torch.float32, device=x.device)
     runtime.launch(
         _conv2d_kernel,
-        lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(K, META["BLOCK_N"]), groups, shares),
-        x,
-        w,
-        w if bias is None else bias.contiguous(),  # the kernel does not read it without a bias
-        sums,
-        M,
-        C=C,
-        H=H,
-        W=W,
-        K=K,
-        P=P,
-        Q=Q,
-        R=R,
-        S=S,
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PAD_H=padding[0],
-        PAD_W=padding[2],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        GROUPS=groups,
-        PADDED=any(padding),
-        HAS_BIAS=bias is not None,
-        RELU=relu,
-        PRECISION=runtime.dot_precision(x.dtype),
-        INDEX=runtime.index_type(x, w, sums),
-        **tile,
-    )
-    if shares > 1:
-        launch_add_shares(sums, output, bias, relu)
+        lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(K, META["BLOCK_N"]), groups, splits),
+        x, w,
+        w if bias is None else bias.contiguous(),  # without a bias the kernel does not read it
+        y, M, **geometry._asdict(),
+        PADDED=any(padding), HAS_BIAS=bias is not None, RELU=relu,
+        PRECISION=runtime.dot_precision(x.dtype), INDEX=runtime.index_type(x, w, y), **config,
+    )  # fmt: skip
+    if splits > 1:
+        launch_add_partials(y, output, bias, relu)
     return output
 
 
@@ -196,7 +153,7 @@ def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
     K, _, R, S = weight.shape
     P = output_size(H, R, stride[0], padding[0] + padding[1], dilation[0])
     Q = output_size(W, S, stride[1], padding[2] + padding[3], dilation[1])
-    K = K if channels else 0  # as PyTorch has it: no channels in, no channels out
+    K = K if channels else 0  # no channels in, no channels out, as in PyTorch
     return torch.empty((N, K, P, Q), dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
@@ -211,7 +168,7 @@ def _both_ends(padding, stride, dilation, kernel_size) -> list[int]:
         check(stride == [1, 1], f"conv2d: padding='same' takes stride 1, got stride={tuple(stride)}")
         ends = []
         for d, k in zip(dilation, kernel_size, strict=True):
-            ends += [d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2]  # the odd one goes to the end
+            ends += [d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2]  # an odd pixel goes to the end
         return ends
     if isinstance(padding, str):
         raise ArgumentError(f"conv2d: padding must be 'same', 'valid', an int or a pair, got {padding!r}")
@@ -239,18 +196,18 @@ def conv2d(
         bias: (K,), or None.
         stride, dilation: an int or a pair (vertical, horizontal), at least 1.
         padding: an int or a pair, at least 0; ``'valid'`` is none, ``'same'`` keeps H and W at stride 1.
-        groups: C and K are split into this many groups, each convolved on its own.
-        relu: max(0, y) before y is stored.
+        groups: C and K are split into this many groups; each is convolved alone.
+        relu: stores max(0, y) instead of y.
 
     Returns:
         (N, K, P, Q) or (K, P, Q) in channels_last memory; accumulated in float32.
 
     Raises:
         TypeError: an argument of the wrong type.
-        ArgumentError: whatever else ``torch.nn.functional.conv2d`` refuses; also dtypes other than those above.
+        ArgumentError: anything else that ``torch.nn.functional.conv2d`` refuses, and dtypes other than those above.
 
     Example:
-        conv1 of AlexNet, with the pixels of a photo, 227 x 227, in channels_last memory.
+        conv1 of AlexNet for a photo of 227 x 227 pixels in channels_last memory.
 
         >>> x = torch.randn(1, 3, 227, 227).contiguous(memory_format=torch.channels_last)
         >>> kernels.conv2d(x, torch.randn(96, 3, 11, 11), torch.zeros(96), stride=4, relu=True).shape

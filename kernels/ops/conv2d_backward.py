@@ -1,4 +1,4 @@
-"""The gradients of a convolution, two implicit GEMMs of their own, with groups.
+"""The gradients of a convolution: two more implicit GEMMs, with groups.
 
 From dz, the gradient of the convolution's output before bias and ReLU, [n, k, p, q]:
 
@@ -6,20 +6,22 @@ From dz, the gradient of the convolution's output before bias and ReLU, [n, k, p
     dw[k, c, r, s] = sum over n, p, q of dz[n, k, p, q] * x[n, c, h, w]
     h = p * stride - padding + r * dilation,   w = q * stride - padding + s * dilation
 
-where a pixel outside x counts 0, and so does one outside dz. Names as in :mod:`kernels.conv2d`. As matrix products:
+where pixels outside x or dz count 0. Names are those of :mod:`kernels.ops.conv2d`. As matrix products:
 
-| gradient | M                      | N                     | K                                        |
-|----------|------------------------|-----------------------|------------------------------------------|
-| dx       | N * H * W pixels of x  | C channels of a group | R * S * K taps, a group's filters fastest |
-| dw       | K filters of a group   | R * S * C taps        | N * P * Q pixels of dz                   |
+| gradient | M                    | N                     | K                                     |
+|----------|----------------------|-----------------------|---------------------------------------|
+| dx       | N * H * W pixels     | C channels of a group | R * S * K taps, with filters fastest  |
+| dw       | K filters of a group | R * S * C taps        | N * P * Q pixels of dz                |
 
-For dx, a pixel of x at stride 2 has seen only every other tap, which ones depends on whether h and w are even or odd.
-Its remainder modulo the stride is its phase; the pixels of one phase share their taps, and make a dense product of
-their own. A dilated copy of dz, full of zeros, would be multiplied out for nothing.
+dx: at stride 2, a pixel of x is under every other tap only. Which ones depends on whether h and w are even or odd. The
+remainders of h and w modulo the stride are a pixel's phase. The pixels of one phase share their taps and make one dense
+product. The alternative, a dilated copy of dz, would multiply mostly by zeros.
 
-For dw, few outputs are sums of many terms: the pixels are shared out among programs, and :mod:`kernels.ops.split_k`
-adds the shares. Memory is NHWC: the filters of a pixel of dz and the channels of a pixel of x are contiguous, as dw's
-taps are; neither operand needs a transposed copy, tensor cores read both from shared memory as they lie.
+dw: few outputs are sums of many terms. So several programs share the pixels, and :mod:`kernels.ops.split_k` adds their
+partial sums.
+
+Memory is NHWC: the filters of a pixel of dz are contiguous, and so are the channels of a pixel of x, as dw's taps are.
+So neither operand needs a transposed copy: tensor cores read both from shared memory as they are.
 """
 
 import math
@@ -30,16 +32,19 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.ops.bias_relu import epilogue_gradient
+from kernels.ops.epilogue import epilogue_gradient
+from kernels.ops.geometry import Geometry
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds, launch_depth_to_space
-from kernels.ops.split_k import launch_add_shares
+from kernels.ops.split_k import launch_add_partials
 from kernels.tiles import products
 
 
 @triton.jit
 def _taps(phase, R: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr):
-    """Along one axis, of the taps that reach a phase's pixels: the first, how many, and which pixel of dz lies under
-    the first one for the first of the pixels."""
+    """Along one axis, the taps that reach a phase's pixels.
+
+    Returns (first tap, number of taps, pixel of dz under the first tap at the phase's first pixel).
+    """
     if STRIDE == 1:
         first, count, p0 = 0, R, PAD
     else:
@@ -57,31 +62,16 @@ def _conv2d_input_gradient_kernel(
     w_ptr,  # [GROUPS * K, R, S, C]
     dx_ptr,  # [N, H, W, GROUPS * C]
     M,  # rows of a phase: N * ceil(H / STRIDE_H) * ceil(W / STRIDE_W / PIXELS)
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    STEP_H: tl.constexpr,  # from one of a phase's taps to the next: STRIDE / gcd(STRIDE, DILATION)
-    STEP_W: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    K: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr,  # from a phase's tap to its next: STRIDE / gcd(STRIDE, DILATION)
     GROUPS: tl.constexpr,
-    PIXELS: tl.constexpr,  # side by side in a row of the product; more than one at stride and dilation 1 only
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
+    PIXELS: tl.constexpr,  # side by side in one row of the product; more than one only at stride and dilation 1
+    PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
     # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's channels of one phase's pixels.
     group = tl.program_id(1)
     phase_h = tl.program_id(2) // STRIDE_W
@@ -92,7 +82,7 @@ def _conv2d_input_gradient_kernel(
     mask_m = offs_m < M
     mask_n = offs_n < PIXELS * C
 
-    # The phase's pixels are i * STRIDE + phase. Its tap number t has pixel p0 + i - t * BACK of dz under it.
+    # The phase's pixels are i * STRIDE + phase. Under its tap number t lies pixel p0 + i - t * BACK of dz.
     ROWS: tl.constexpr = (H + STRIDE_H - 1) // STRIDE_H
     COLUMNS: tl.constexpr = (W + STRIDE_W * PIXELS - 1) // (STRIDE_W * PIXELS)
     BACK_H: tl.constexpr = STEP_H * DILATION_H // STRIDE_H
@@ -102,19 +92,19 @@ def _conv2d_input_gradient_kernel(
     n = offs_m // (ROWS * COLUMNS)
     i = offs_m // COLUMNS % ROWS
     j = offs_m % COLUMNS * PIXELS
-    p = p0 + i  # [BLOCK_M]; may lie outside dz, as what is under the other taps may
+    p = p0 + i  # [BLOCK_M]; may lie outside dz, under this tap and under others
     q = q0 + j + (PIXELS - 1)
     dz_ptrs = dz_ptr + group * K + (((n * P + p) * Q + q) * (GROUPS * K))[:, None]  # [BLOCK_M, 1]
     w_ptrs = w_ptr + (((group * K).to(INDEX) * R + r0) * S + s0) * C
 
-    taps_w += PIXELS - 1  # those of all the pixels side by side
+    taps_w += PIXELS - 1  # the taps of all pixels side by side
     terms = taps_h * taps_w * K
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(runtime.trips(tl.cdiv(terms, BLOCK_K))):
         k0 = step * BLOCK_K
         offs_k = k0 + tl.arange(0, BLOCK_K)  # [BLOCK_K], filters fastest
-        # The tap (t, u) and filter k of each. A block that lies within one tap has one t and one u: a mask per
-        # pixel then does for the whole block.
+        # The tap (t, u) and the filter k of each. If the block lies within one tap, t and u are single numbers: then
+        # one mask per pixel is enough for the whole block.
         if K % BLOCK_K == 0:
             tap_a = k0 // K
             tap_b = k0 // K
@@ -129,7 +119,7 @@ def _conv2d_input_gradient_kernel(
         q_u = q[:, None] - u * BACK_W
         mask_a = mask_m[:, None] & (p_t >= 0) & (p_t < P) & (q_u >= 0) & (q_u < Q)
         dz_offs = k[None, :] - (t * (BACK_H * Q) + u * BACK_W) * (GROUPS * K)
-        # Tap u of the second pixel side by side is the first one's tap u + 1, C elements on in a row of S * C.
+        # Tap u of the second pixel is tap u + 1 of the first, C elements further in a row of S * C.
         column = (tap_b % taps_w * STEP_W - (PIXELS - 1)) * C + offs_n[None, :]
         mask_b = mask_n[None, :]
         if PIXELS > 1:
@@ -144,7 +134,7 @@ def _conv2d_input_gradient_kernel(
 
     h = (i * STRIDE_H + phase_h)[:, None]
     w = (j * STRIDE_W + phase_w)[:, None] + offs_n[None, :] // C
-    mask = mask_m[:, None] & mask_n[None, :] & (h < H) & (w < W)  # a phase, or pixels side by side, may end outside
+    mask = mask_m[:, None] & mask_n[None, :] & (h < H) & (w < W)  # a phase, or the second pixel, may end outside
     dx_ptrs = dx_ptr + ((n[:, None] * H + h) * W + w) * (GROUPS * C) + group * C + offs_n[None, :] % C
     tl.store(dx_ptrs, runtime.cast(acc, dx_ptr.dtype.element_ty), mask=mask)
 
@@ -153,33 +143,17 @@ def _conv2d_input_gradient_kernel(
 def _conv2d_weight_gradient_kernel(
     dz_ptr,  # [N, P, Q, GROUPS * K]
     x_ptr,  # [N, H, W, GROUPS * C]
-    dw_ptr,  # [GROUPS * K, R, S, C], or with SPLIT_K > 1 float32 sums [SPLIT_K, GROUPS * K, R, S, C]
+    dw_ptr,  # [GROUPS * K, R, S, C]; if SPLIT_K > 1, float32 partial sums [SPLIT_K, GROUPS * K, R, S, C]
     pixels,  # N * P * Q
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    GROUPS: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    K: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, GROUPS: tl.constexpr,
     PADDED: tl.constexpr,  # whether any tap can fall outside the input
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-):
-    # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's gradient, from one of SPLIT_K shares of the pixels.
+    PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, SPLIT_K: tl.constexpr,
+):  # fmt: skip
+    # Each program makes one [BLOCK_M, BLOCK_N] tile of one group's gradient, from one of SPLIT_K parts of the pixels.
     group = tl.program_id(1)
     split = tl.program_id(2)
     TAPS: tl.constexpr = R * S * C
@@ -189,7 +163,7 @@ def _conv2d_weight_gradient_kernel(
     mask_m = offs_m < K
     mask_n = offs_n < TAPS
 
-    # The tap (r, s) and channel c of each column; a block that lies within one tap has one r and one s.
+    # The tap (r, s) and the channel c of each column. If the block lies within one tap, r and s are single numbers.
     if C % BLOCK_N == 0:
         n0 = pid_n * BLOCK_N
         r = n0 // (S * C)
@@ -199,7 +173,7 @@ def _conv2d_weight_gradient_kernel(
         r = (offs_n // (S * C))[None, :]
         s = (offs_n // C % S)[None, :]
         c = (offs_n % C)[None, :]
-    dz_ptrs = dz_ptr + group * K + offs_m[:, None]  # [1, BLOCK_M]
+    dz_ptrs = dz_ptr + group * K + offs_m[:, None]  # [BLOCK_M, 1]
     x_ptrs = x_ptr + group * C + (r * (DILATION_H * W) + s * DILATION_W) * (GROUPS * C) + c  # [1, BLOCK_N]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -249,48 +223,25 @@ def launch_conv2d_input_gradient(
     output = _input_gradient_output(grad, weight, size, stride, padding, dilation, groups)
     dz = grad.contiguous(memory_format=torch.channels_last)
     w = weight.contiguous(memory_format=torch.channels_last)
-    N, _, H, W = size
-    _, K, P, Q = dz.shape
+    _, _, H, W = size
     _, C, R, S = w.shape
-    K //= groups
-    # There are as many phases as a step is long: one past the last place that the filter fits may end there.
+    # A stride beyond the number of places where the filter fits would give the same output, with more phases.
     places = (H + padding[0] + padding[1] - dilation[0] * (R - 1), W + padding[2] + padding[3] - dilation[1] * (S - 1))
     stride = [min(step, count) for step, count in zip(stride, places, strict=True)]
+    geometry = Geometry.of(size, w.shape, dz.shape, stride, padding, dilation, groups)
     STEP_H, STEP_W = (step // math.gcd(step, d) for step, d in zip(stride, dilation, strict=True))
     phases = stride[0] * stride[1]
     pixels = 2 if C <= 64 and S >= 3 and stride[1] == dilation[1] == 1 else 1
-    M = N * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1] * pixels)
-    terms = K * triton.cdiv(R, STEP_H) * (triton.cdiv(S, STEP_W) + pixels - 1)
-    tile = tiles.lookup("conv2d_input_gradient", dz, M * phases * groups, C * pixels, terms)
+    M = len(dz) * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1] * pixels)
+    terms = geometry.K * triton.cdiv(R, STEP_H) * (triton.cdiv(S, STEP_W) + pixels - 1)
+    config = tiles.lookup("conv2d_input_gradient", dz, M * phases * groups, C * pixels, terms)
     runtime.launch(
         _conv2d_input_gradient_kernel,
         lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(C * pixels, META["BLOCK_N"]), groups, phases),
-        dz,
-        w,
-        output,
-        M,
-        C=C,
-        H=H,
-        W=W,
-        K=K,
-        P=P,
-        Q=Q,
-        R=R,
-        S=S,
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PAD_H=padding[0],
-        PAD_W=padding[2],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        STEP_H=STEP_H,
-        STEP_W=STEP_W,
-        GROUPS=groups,
-        PIXELS=pixels,
-        PRECISION=runtime.dot_precision(dz.dtype),
-        INDEX=runtime.index_type(dz, w, output),
-        **tile,
-    )
+        dz, w, output, M, **geometry._asdict(),
+        STEP_H=STEP_H, STEP_W=STEP_W, PIXELS=pixels,
+        PRECISION=runtime.dot_precision(dz.dtype), INDEX=runtime.index_type(dz, w, output), **config,
+    )  # fmt: skip
     return output
 
 
@@ -315,43 +266,20 @@ def launch_conv2d_weight_gradient(
     output = _weight_gradient_output(grad, input, size, stride, padding, dilation, groups)
     dz = grad.contiguous(memory_format=torch.channels_last)
     x = input.contiguous(memory_format=torch.channels_last)
-    N, K, P, Q = dz.shape
-    _, _, H, W = x.shape
-    _, C, R, S = size
-    K //= groups
-    pixels = N * P * Q
-    tile = tiles.lookup("conv2d_weight_gradient", dz, K, groups * R * S * C, pixels)
-    shares = tile["SPLIT_K"]
-    sums = output if shares == 1 else torch.empty((shares, *size), dtype=torch.float32, device=dz.device)
+    geometry = Geometry.of(x.shape, size, dz.shape, stride, padding, dilation, groups)
+    K, taps, pixels = geometry.K, math.prod(size[1:]), len(dz) * geometry.P * geometry.Q
+    config = tiles.lookup("conv2d_weight_gradient", dz, K, groups * taps, pixels)
+    splits = config["SPLIT_K"]
+    dw = output if splits == 1 else torch.empty((splits, *size), dtype=torch.float32, device=dz.device)
     runtime.launch(
         _conv2d_weight_gradient_kernel,
-        lambda META: (triton.cdiv(K, META["BLOCK_M"]) * triton.cdiv(R * S * C, META["BLOCK_N"]), groups, shares),
-        dz,
-        x,
-        sums,
-        pixels,
-        C=C,
-        H=H,
-        W=W,
-        K=K,
-        P=P,
-        Q=Q,
-        R=R,
-        S=S,
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PAD_H=padding[0],
-        PAD_W=padding[2],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        GROUPS=groups,
+        lambda META: (triton.cdiv(K, META["BLOCK_M"]) * triton.cdiv(taps, META["BLOCK_N"]), groups, splits),
+        dz, x, dw, pixels, **geometry._asdict(),
         PADDED=any(padding),
-        PRECISION=runtime.dot_precision(dz.dtype),
-        INDEX=runtime.index_type(dz, x, sums),
-        **tile,
-    )
-    if shares > 1:
-        launch_add_shares(sums, output)
+        PRECISION=runtime.dot_precision(dz.dtype), INDEX=runtime.index_type(dz, x, dw), **config,
+    )  # fmt: skip
+    if splits > 1:
+        launch_add_partials(dw, output)
     return output
 
 
@@ -370,7 +298,7 @@ conv2d_weight_gradient = runtime.register(
 
 
 def save(ctx, inputs, output):
-    """Keeps of conv2d's arguments and output what the gradients that are asked for are made of."""
+    """Keeps what the gradients need of conv2d's arguments and output."""
     input, weight, _, *ctx.geometry, relu = inputs
     need_input, need_weight, *_ = ctx.needs_input_grad
     ctx.sizes = input.shape, weight.shape
@@ -378,7 +306,7 @@ def save(ctx, inputs, output):
 
 
 def gradients(ctx, grad):
-    """The gradients of conv2d's arguments from its output's: one pass through the epilogue, then a product for each."""
+    """The gradients of conv2d's arguments: one pass through the epilogue, then one product each."""
     need_input, need_weight, need_bias, *_ = ctx.needs_input_grad
     input, weight, output = ctx.saved_tensors
     input_size, weight_size = ctx.sizes
@@ -389,6 +317,6 @@ def gradients(ctx, grad):
     dz = dz.view(N, P, Q, K).movedim(-1, 1)
     dx = conv2d_input_gradient(dz, weight, input_size, *ctx.geometry) if need_input else None
     dw = conv2d_weight_gradient(dz, input, weight_size, *ctx.geometry) if need_weight else None
-    if filters != K:  # no channels in: none out either, whatever the filters
+    if filters != K:  # no channels in: no channels out, for any number of filters
         db = grad.new_zeros(filters)
     return dx, dw, db if need_bias else None, None, None, None, None, None

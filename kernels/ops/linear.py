@@ -2,18 +2,18 @@
 
     y[m, n] = relu(bias[n] + sum over k of x[m, k] * w[n, k])
 
-x is [M, K], one row an example; w is [N, K], one row an output, as ``torch.nn.Linear`` keeps it; y is [M, N].
-That is 2 * M * N * K FLOPs for M * K + N * K + M * N elements: a large batch is bound by arithmetic, a small one by
-reading the weights. Many rows go through tiles, [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N] on the tensor cores; a single
-row streams the weights past the vector units, where tensor cores would multiply 15 rows of nothing.
+x is [M, K], one row per example; w is [N, K], one row per output, as in ``torch.nn.Linear``; y is [M, N].
+That is 2 * M * N * K FLOPs for M * K + N * K + M * N elements. Arithmetic limits a large batch; reading the weights
+limits a small one. Many rows are computed in tiles, [BLOCK_M, BLOCK_K] x [BLOCK_K, BLOCK_N], on the tensor cores. For a
+single row these would multiply 15 rows of zeros, so it has a kernel that streams the weights past the vector units.
 
-Backwards, from g, the gradient of y past bias and ReLU (kernels/ops/bias_relu.py):
+From dz, the gradient of y before bias and ReLU (see :mod:`kernels.ops.epilogue`):
 
-    dx[m, k] = sum over n of g[m, n] * w[n, k]        dw[n, k] = sum over m of g[m, n] * x[m, k]
+    dx[m, k] = sum over n of dz[m, n] * w[n, k]        dw[n, k] = sum over m of dz[m, n] * x[m, k]
 
-which is the same product, of the same size, twice more: one kernel makes y = x w^T, dx = g w and dw = g^T x. A matrix
-and its transpose differ in the strides that its elements are read along, and these are constants to the compiler,
-which lays out the threads so that neighbours read neighbours either way.
+Each is one more product of the same size. One kernel makes all three: y = x w^T, dx = dz w and dw = dz^T x. A matrix
+and its transpose differ only in their strides. These are constants for the compiler, which arranges the threads so that
+neighbours read neighbouring elements either way.
 """
 
 import math
@@ -24,8 +24,8 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor
-from kernels.ops.bias_relu import epilogue_gradient
 from kernels.ops.cost import Cost, Shape, product_gradient
+from kernels.ops.epilogue import epilogue_gradient
 from kernels.tiles import products
 from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, power
 
@@ -36,23 +36,14 @@ def _linear_kernel(
     b_ptr,  # [K, N]
     bias_ptr,  # [N]
     c_ptr,  # [M, N]
-    batch,  # examples, the one size that varies: the rows of y and dx, the terms of dw
-    M: tl.constexpr,  # None where it is the batch
+    batch,  # examples: the rows of y and dx, the terms of dw; the only size that varies
+    M: tl.constexpr,  # None if it is the batch
     N: tl.constexpr,
-    K: tl.constexpr,  # where it is the batch, rounded up to whole steps: fewer batches then have kernels of their own
-    STRIDE_AM: tl.constexpr,
-    STRIDE_AK: tl.constexpr,
-    STRIDE_BK: tl.constexpr,
-    STRIDE_BN: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
+    K: tl.constexpr,  # if it is the batch, rounded up to whole steps, so that fewer batches need a kernel of their own
+    STRIDE_AM: tl.constexpr, STRIDE_AK: tl.constexpr, STRIDE_BK: tl.constexpr, STRIDE_BN: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
     rows = batch if M is None else M
     terms = K if M is None else batch
     pid_m, pid_n = runtime.tile_order(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
@@ -89,21 +80,17 @@ def _linear_row_kernel(
     w_ptr,  # [N, K]
     bias_ptr,  # [N]
     y_ptr,  # [N]
-    N: tl.constexpr,
-    K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    N: tl.constexpr, K: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     offs_n = tl.program_id(0).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     mask_n = offs_n < N
     x_ptrs = x_ptr + offs_k
     w_ptrs = w_ptr + (offs_n * K)[:, None] + offs_k[None, :]  # [BLOCK_N, BLOCK_K]
 
-    # Each thread adds up its own columns; the threads' sums meet once, after the loop.
+    # Each thread adds up its own columns. The threads' sums are added once, after the loop.
     acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
     for k0 in range(0, K, BLOCK_K):
         mask_w = mask_n[:, None]
@@ -144,7 +131,7 @@ tiles.register(
     "linear_row",
     Choices(
         default=lambda architecture, problem: _row_config(problem, 2, 2048, 4),
-        tried=lambda architecture, problem: [_row_config(problem, *config) for config in ROW_CONFIGS],
+        tried=lambda architecture, problem: [_row_config(problem, *sizes) for sizes in ROW_CONFIGS],
         interpreter=_row_interpreter,
     ),
 )
@@ -158,32 +145,24 @@ def _launch_product(
     output: torch.Tensor,
     relu: bool = False,
 ) -> None:
-    """``output = a @ b``, each of them contiguous or the transpose of what is."""
+    """``output = a @ b``. Each of a and b is contiguous, or is the transpose of a contiguous tensor."""
     M, K = a.shape
     N = b.shape[1]
-    tile = tiles.lookup(operator, a, M, N, K)
+    config = tiles.lookup(operator, a, M, N, K)
     over_batch = operator == "linear_weight_gradient"
     runtime.launch(
-        _linear_kernel,
-        lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(N, META["BLOCK_N"]),),
-        a,
-        b,
-        a if bias is None else bias,  # the kernel does not read it without a bias
+        _linear_kernel, lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(N, META["BLOCK_N"]),),
+        a, b,
+        a if bias is None else bias,  # without a bias the kernel does not read it
         output,
         K if over_batch else M,
         M=M if over_batch else None,
         N=N,
-        K=triton.cdiv(K, tile["BLOCK_K"]) * tile["BLOCK_K"] if over_batch else K,
-        STRIDE_AM=a.stride(0),
-        STRIDE_AK=a.stride(1),
-        STRIDE_BK=b.stride(0),
-        STRIDE_BN=b.stride(1),
-        HAS_BIAS=bias is not None,
-        RELU=relu,
-        PRECISION=runtime.dot_precision(a.dtype),
-        INDEX=runtime.index_type(a, b, output),
-        **tile,
-    )
+        K=triton.cdiv(K, config["BLOCK_K"]) * config["BLOCK_K"] if over_batch else K,
+        STRIDE_AM=a.stride(0), STRIDE_AK=a.stride(1), STRIDE_BK=b.stride(0), STRIDE_BN=b.stride(1),
+        HAS_BIAS=bias is not None, RELU=relu,
+        PRECISION=runtime.dot_precision(a.dtype), INDEX=runtime.index_type(a, b, output), **config,
+    )  # fmt: skip
 
 
 def launch_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torch.Tensor:
@@ -198,21 +177,13 @@ def launch_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
         _launch_product("linear", x, w.T, b, output, relu)
         return output
     K = w.shape[1]
-    tile = tiles.lookup("linear_row", x, M, N, K)
     runtime.launch(
-        _linear_row_kernel,
-        lambda META: (triton.cdiv(N, META["BLOCK_N"]),),
-        x,
-        w,
-        w if b is None else b,  # the kernel does not read it without a bias
-        output,
-        N=N,
-        K=K,
-        HAS_BIAS=b is not None,
-        RELU=relu,
-        INDEX=runtime.index_type(x, w, output),
-        **tile,
-    )
+        _linear_row_kernel, lambda META: (triton.cdiv(N, META["BLOCK_N"]),),
+        x, w,
+        w if b is None else b,  # without a bias the kernel does not read it
+        output, N=N, K=K, HAS_BIAS=b is not None, RELU=relu,
+        INDEX=runtime.index_type(x, w, output), **tiles.lookup("linear_row", x, M, N, K),
+    )  # fmt: skip
     return output
 
 
@@ -252,24 +223,21 @@ _linear_weight_gradient = runtime.register(
 
 def _save(ctx, inputs, output):
     input, weight, bias, relu = inputs
-    needs_input, needs_weight, *_ = ctx.needs_input_grad
+    need_input, need_weight, *_ = ctx.needs_input_grad
     ctx.one_bias = bias is not None and bias.shape[0] == 1
-    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, output if relu else None)
+    ctx.save_for_backward(input if need_weight else None, weight if need_input else None, output if relu else None)
 
 
 def _gradients(ctx, grad):
     input, weight, output = ctx.saved_tensors
-    wants_input, wants_weight, wants_bias, _ = ctx.needs_input_grad
-    # One bias for all outputs is one column.
+    need_input, need_weight, need_bias, _ = ctx.needs_input_grad
+    # If all outputs share one bias, its gradient is the sum of a matrix of one column.
     matrix = lambda x: x.reshape(x.numel(), 1) if ctx.one_bias and x is not None else x
-    masked, grad_bias = epilogue_gradient(matrix(grad), matrix(output), wants_bias)
-    masked = masked.reshape(grad.shape)
-    return (
-        _linear_input_gradient(masked, weight) if wants_input else None,
-        _linear_weight_gradient(masked, input) if wants_weight else None,
-        grad_bias if wants_bias else None,
-        None,
-    )
+    dz, db = epilogue_gradient(matrix(grad), matrix(output), need_bias)
+    dz = dz.reshape(grad.shape)
+    dx = _linear_input_gradient(dz, weight) if need_input else None
+    dw = _linear_weight_gradient(dz, input) if need_weight else None
+    return dx, dw, db if need_bias else None, None
 
 
 _linear = runtime.register("linear", launch_linear, _linear_output, _save, _gradients)
@@ -281,18 +249,18 @@ def linear(
     """``input @ weight.T + bias``, as :func:`torch.nn.functional.linear`, with an optional ReLU in the same kernel.
 
     Args:
-        input: (*, K), any number of leading dimensions, none included; float32, float16 or bfloat16.
+        input: (*, K), any number of leading dimensions or none; float32, float16 or bfloat16.
         weight: (N, K), or (K,) without a bias; dtype and device of ``input``.
         bias: (N,), (1,), () or (1, N); or None.
-        relu: max(0, y) before y is stored.
+        relu: stores max(0, y) instead of y.
 
     Returns:
-        (*, N), or (*) for a one-dimensional weight; accumulated in float32. Under :class:`torch.autocast` in its dtype.
+        (*, N), or (*) for a one-dimensional weight; accumulated in float32. Under :class:`torch.autocast` of its dtype.
 
     Raises:
         TypeError: an argument that is not a tensor.
-        ArgumentError: whatever else ``torch.nn.functional.linear`` refuses; also other dtypes, and a bias
-            that varies from row to row.
+        ArgumentError: anything else that ``torch.nn.functional.linear`` refuses, other dtypes, and a bias that varies
+            from row to row.
 
     Example:
         >>> kernels.linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [-5.0, 1.0]]), relu=True)

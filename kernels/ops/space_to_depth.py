@@ -2,13 +2,13 @@
 
     y[n, (dr * B + ds) * C + c, h, w] = x[n, c, h * B + dr - top, w * B + ds - left],   0 outside x
 
-A filter at stride B over C channels is a filter of ceil(R / B) x ceil(S / B) at stride 1 over B * B * C channels, once
-the filter is folded in the same way. AlexNet's conv1 (3 channels, 11 x 11, stride 4) becomes 48 channels, 3 x 3: runs
-of 48 contiguous elements where there were 3, which a GPU loads 16 bytes at a time. The price is 432 taps for 363, and
-this pass over the input, which a photo in NCHW order would need anyway to become NHWC.
+A filter at stride B over C channels becomes a filter of ceil(R / B) x ceil(S / B) at stride 1 over B * B * C channels,
+if the filter is folded in the same way. AlexNet's conv1 (3 channels, 11 x 11, stride 4) becomes 48 channels, 3 x 3.
+Then runs of 48 elements are contiguous instead of 3, and a GPU loads 16 bytes of them at a time. This costs 432 taps
+instead of 363, and a pass over the input. A photo in NCHW order needs such a pass anyway to become NHWC.
 
-Backwards the folded convolution is differentiated, and depth to space puts each gradient back where its element came
-from; what was folded from outside x has nowhere to go.
+Backward, the folded convolution is differentiated. Depth to space then puts each gradient back to its element's place,
+and drops the gradients of the zeros outside x.
 """
 
 from collections.abc import Sequence
@@ -29,24 +29,13 @@ def _space_to_depth_kernel(
     x_ptr,  # [N, C, H, W], by its strides
     y_ptr,  # [N, P, Q, B * B * C]
     M,  # N * P * Q
-    stride_xn,
-    stride_xc,
-    stride_xh,
-    stride_xw,
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    B: tl.constexpr,
-    TOP: tl.constexpr,
-    LEFT: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    stride_xn, stride_xc, stride_xh, stride_xw,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
+    B: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, INDEX: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     pid = tl.program_id(0)
-    TILES_N: tl.constexpr = (B * B * C + BLOCK_N - 1) // BLOCK_N  # one after another: they read the same rows of x
+    TILES_N: tl.constexpr = (B * B * C + BLOCK_N - 1) // BLOCK_N  # in sequence, since they read the same rows of x
     offs_m = (pid // TILES_N).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] folded pixels
     offs_k = pid % TILES_N * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N] folded channels
     mask = (offs_m < M)[:, None] & (offs_k < B * B * C)[None, :]
@@ -65,24 +54,17 @@ def _depth_to_space_kernel(
     y_ptr,  # [N, P, Q, B * B * C]
     x_ptr,  # [N, H, W, C]
     elements,  # N * H * W * C
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    B: tl.constexpr,
-    TOP: tl.constexpr,
-    LEFT: tl.constexpr,
-    INDEX: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
+    B: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_M: tl.constexpr,
-):
-    # A row of x is runs of B * C elements of y: the B pixels of a block beside one another.
+):  # fmt: skip
+    # A row of x consists of runs of B * C elements of y: the B pixels of one block side by side.
     offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] elements of x
     mask = offs < elements
     n = offs // (H * W * C)
     h = offs // (W * C) % H + TOP
     w = offs // C % W + LEFT
-    inside = mask & (h // B < P) & (w // B < Q)  # the last pixels may have been left out
+    inside = mask & (h // B < P) & (w // B < Q)  # the last pixels of x may be in no block
     y_ptrs = y_ptr + ((n * P + h // B) * Q + w // B) * (B * B * C) + (h % B * B + w % B) * C + offs % C
     tl.store(x_ptr + offs, tl.load(y_ptrs, mask=inside, other=0.0), mask=mask)
 
@@ -108,7 +90,7 @@ tiles.register("depth_to_space", ELEMENTWISE)
 
 
 def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """(N, C, H, W) -> (N, block * block * C, height, width) in channels_last memory; NCHW and NHWC are both read."""
+    """(N, C, H, W), in NCHW or NHWC order -> (N, block * block * C, height, width) in channels_last memory."""
     N, C, H, W = x.shape
     output = torch.empty(
         (N, block * block * C, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
@@ -116,61 +98,38 @@ def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, heig
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous(memory_format=torch.channels_last)
     M = N * height * width
-    tile = tiles.lookup("space_to_depth", x, M, block * block * C, 1)
     runtime.launch(
         _space_to_depth_kernel,
         lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(block * block * C, META["BLOCK_N"]),),
-        x,
-        output,
-        M,
-        *x.stride(),
-        C=C,
-        H=H,
-        W=W,
-        P=height,
-        Q=width,
-        B=block,
-        TOP=top,
-        LEFT=left,
-        INDEX=runtime.index_type(x, output),
-        **tile,
-    )
+        x, output, M, *x.stride(),
+        C=C, H=H, W=W, P=height, Q=width, B=block, TOP=top, LEFT=left,
+        INDEX=runtime.index_type(x, output), **tiles.lookup("space_to_depth", x, M, block * block * C, 1),
+    )  # fmt: skip
     return output
 
 
 def launch_depth_to_space(y: torch.Tensor, block: int, top: int, left: int, shape: Sequence[int]) -> torch.Tensor:
     """The inverse: (N, block * block * C, height, width) in channels_last memory -> ``shape``, (N, C, H, W).
 
-    0 where space to depth took nothing from.
+    Pixels that space to depth did not read are 0.
     """
     output = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
     _, C, H, W = shape
+    _, _, P, Q = y.shape
     elements = output.numel()
-    tile = tiles.lookup("depth_to_space", y, elements, 1, 1)
     runtime.launch(
-        _depth_to_space_kernel,
-        lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
-        y,
-        output,
-        elements,
-        C=C,
-        H=H,
-        W=W,
-        P=y.shape[2],
-        Q=y.shape[3],
-        B=block,
-        TOP=top,
-        LEFT=left,
-        INDEX=runtime.index_type(y, output),
-        **tile,
-    )
+        _depth_to_space_kernel, lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
+        y, output, elements,
+        C=C, H=H, W=W, P=P, Q=Q, B=block, TOP=top, LEFT=left,
+        INDEX=runtime.index_type(y, output), **tiles.lookup("depth_to_space", y, elements, 1, 1),
+    )  # fmt: skip
     return output
 
 
 def folds(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
-    """Whether a convolution runs folded: where that makes a tap 16 bytes long or a multiple. ``weight`` is the shape.
+    """Whether a convolution runs folded: if that makes a tap's channels a multiple of 16 bytes, as for conv1.
 
-    So it is for conv1. A filter smaller than its stride would be folded into zeros for the most part.
+    ``weight`` is the shape. A filter smaller than its stride would be folded mostly into zeros.
     """
     _, C, R, S = weight
     step = stride[0]
@@ -181,7 +140,7 @@ def folds(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
 def fold_input(
     input: torch.Tensor, weight: Sequence[int], step: int, padding: Sequence[int], P: int, Q: int
 ) -> torch.Tensor:
-    """The input as a folded convolution reads it, padding included: (N, C, H, W) -> (N, step^2 * C, H', W')."""
+    """Folds the input, with its padding, for a folded convolution: (N, C, H, W) -> (N, step^2 * C, H', W')."""
     _, _, R, S = weight
     height, width = P - 1 + triton.cdiv(R, step), Q - 1 + triton.cdiv(S, step)
     return launch_space_to_depth(input, step, padding[0], padding[2], height, width)

@@ -1,6 +1,6 @@
-"""Split-K: a product of few tiles has its K terms shared out, and the shares are added up here.
+"""Split-K: if a product has few tiles, several programs share the K terms of one tile. This kernel adds what they made.
 
-    y[m, k] = relu(bias[k] + sum over shares of sums[share, m, k])
+    y[m, k] = relu(bias[k] + sum over split of partials[split, m, k])
 
 in float32 and in the same order every time: atomics would round differently from run to run.
 """
@@ -14,23 +14,19 @@ from kernels.tiles.families import ELEMENTWISE
 
 
 @triton.jit
-def _add_shares_kernel(
-    sums_ptr,  # [SPLIT_K, elements]
+def _add_partials_kernel(
+    partials_ptr,  # [SPLIT_K, elements]
     bias_ptr,  # [K]
     y_ptr,  # [elements], K channels fastest
-    elements,
-    K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    RELU: tl.constexpr,
-    INDEX: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    elements, K: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, INDEX: tl.constexpr,
+    SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     mask = offs < elements
     y = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for split in tl.static_range(SPLIT_K):
-        y += tl.load(sums_ptr + split * tl.cast(elements, INDEX) + offs, mask=mask, other=0.0)
+        y += tl.load(partials_ptr + split * tl.cast(elements, INDEX) + offs, mask=mask, other=0.0)
     if HAS_BIAS:
         y += tl.load(bias_ptr + offs % K, mask=mask, other=0.0).to(tl.float32)
     if RELU:
@@ -38,26 +34,22 @@ def _add_shares_kernel(
     tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
 
-tiles.register("add_shares", ELEMENTWISE)
+tiles.register("add_partials", ELEMENTWISE)
 
 
-def launch_add_shares(
-    sums: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None = None, relu: bool = False
+def launch_add_partials(
+    partials: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None = None, relu: bool = False
 ) -> None:
-    """``sums``, float32 [shares, *output.shape] in ``output``'s memory order, into ``output``: [..., K] in memory."""
-    shares, elements = len(sums), output.numel()
-    tile = tiles.lookup("add_shares", output, elements, 1, shares)
+    """Adds ``partials``, float32 [SPLIT_K, *output.shape], into ``output``.
+
+    Both have the same memory order, in which a bias' K channels are contiguous.
+    """
+    splits, elements = len(partials), output.numel()
     runtime.launch(
-        _add_shares_kernel,
-        lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
-        sums,
-        output if bias is None else bias.contiguous(),  # the kernel does not read it without a bias
-        output,
-        elements,
-        K=1 if bias is None else len(bias),
-        HAS_BIAS=bias is not None,
-        RELU=relu,
-        INDEX=runtime.index_type(sums),
-        SPLIT_K=shares,
-        **tile,
-    )
+        _add_partials_kernel, lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
+        partials,
+        output if bias is None else bias.contiguous(),  # without a bias the kernel does not read it
+        output, elements, K=1 if bias is None else len(bias),
+        HAS_BIAS=bias is not None, RELU=relu, INDEX=runtime.index_type(partials),
+        SPLIT_K=splits, **tiles.lookup("add_partials", output, elements, 1, splits),
+    )  # fmt: skip

@@ -39,7 +39,7 @@ from tqdm import tqdm
 import kernels
 from kernels import runtime
 from kernels.errors import AlexNetError
-from kernels.ops.conv2d import fold_once
+from kernels.ops.space_to_depth import fold_once
 from kernels.tools import torch_ops
 from kernels.tools.cost import Cost
 from kernels.tools.roofline import COLUMNS, PROVIDERS, Row, baseline, roofs, share
