@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators: what was given, what is accepted."""
+"""The checks of arguments that operators share. Messages say what was given and what is accepted."""
 
 import numbers
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 class ArgumentError(AlexNetError, ValueError, RuntimeError):
     """An argument that the operator does not take.
 
-    A ``ValueError``, as Python has it, and a ``RuntimeError``, which is what ``torch.nn.functional`` raises.
+    It is a ``ValueError``, as usual in Python, and a ``RuntimeError``, which ``torch.nn.functional`` raises.
     """
 
 
@@ -28,13 +28,13 @@ def check(condition: bool, message: str) -> None:
 def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | None = None) -> None:
     """Checks that ``value`` is a tensor that the kernels can read: its type, memory, dtype and device.
 
-    ``like`` is the operator's first tensor; the others must have its dtype and device.
+    Its dtype and device must be those of ``like``, the operator's first tensor, which is checked with ``like=None``.
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{operator}: {name} must be a torch.Tensor, got {type(value).__name__}")
     kind = "nested" if value.is_nested else value.layout
     check(kind is torch.strided, f"{operator}: {name} must be a dense tensor, got a {kind} one")
-    tangent = forward_ad.unpack_dual(value).tangent  # which the kernels would drop: torch.library has no forward mode
+    tangent = forward_ad.unpack_dual(value).tangent  # torch.library has no forward mode: it would be lost
     check(tangent is None, f"{operator}: {name} has a tangent, but the kernels are differentiated in reverse mode only")
     check(value.dtype in DTYPES, f"{operator}: {name} must be float32, float16 or bfloat16, got {value.dtype}")
     if like is None:
@@ -49,12 +49,12 @@ def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | N
 
 
 def gradient_wanted(tensor: torch.Tensor) -> bool:
-    """Whether autograd is recording what becomes of ``tensor``."""
+    """Whether autograd needs the gradient of ``tensor``."""
     return torch.is_grad_enabled() and tensor.requires_grad
 
 
 def integer(operator: str, name: str, value: object) -> int:
-    """``value`` as an int, NumPy's included; a bool or a float is a TypeError, as in PyTorch."""
+    """``value`` as an int. NumPy's integers are accepted; a bool or a float is a TypeError, as in PyTorch."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
     number = int(value)
@@ -63,21 +63,21 @@ def integer(operator: str, name: str, value: object) -> int:
 
 
 def number(operator: str, name: str, value: object) -> float:
-    """``value`` as a float; NumPy's numbers too."""
+    """``value`` as a float. NumPy's numbers are accepted."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
     return float(value)
 
 
 def boolean(operator: str, name: str, value: object) -> bool:
-    """``value``, if it is True or False."""
+    """``value``, which must be True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{operator}: {name} must be True or False, got {value!r}")
     return value
 
 
 def pair(operator: str, name: str, value: int | Sequence[int]) -> list[int]:
-    """``value`` as [vertical, horizontal]: an int stands for both, and so does a sequence of one."""
+    """``value`` as [vertical, horizontal]. An int, or a sequence of one int, stands for both."""
     values = [value] if isinstance(value, numbers.Real) else value
     if not isinstance(values, (tuple, list)):
         raise TypeError(f"{operator}: {name} must be an int or a pair of ints, got {value!r}")

@@ -1,8 +1,8 @@
 """Where the kernels run: compiled on a GPU, or interpreted on the CPU.
 
-Triton reads ``TRITON_INTERPRET`` when a function is decorated with ``@triton.jit``. This module sets it from whether
-a GPU is there, and every operator imports this module before it decorates a kernel. A value that the user has set is
-kept: ``TRITON_INTERPRET=1`` steps through the kernels on a machine with a GPU.
+Triton reads ``TRITON_INTERPRET`` when a function is decorated with ``@triton.jit``. This module sets the variable: 0 if
+there is a GPU, else 1. Every operator imports this module before it decorates a kernel. A value that the user has set
+is kept: ``TRITON_INTERPRET=1`` steps through the kernels on a machine with a GPU.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from triton.runtime.interpreter import InterpretedFunction
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 if INTERPRETED and not isinstance(tl.sum, InterpretedFunction):
-    # Somebody imported triton first, as torchvision does: its own library functions (tl.sum, tl.zeros) were
-    # decorated for a GPU and cannot be interpreted. Decorating them again is all that it takes.
+    # triton was imported before, for example by torchvision. Its own functions (tl.sum, tl.zeros) were decorated for a
+    # GPU and cannot be interpreted. Reloading decorates them again.
     for module in (tl.standard, tl.random, tl):
         importlib.reload(module)
 
 if INTERPRETED:
-    # NumPy, which computes for the interpreter, warns of the NaN and inf that a GPU makes silently, masked rows' too.
+    # The interpreter computes with NumPy, which warns of NaN and inf, also in masked rows. A GPU does not.
     warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning, "triton.runtime.interpreter")
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -52,7 +52,7 @@ def default_device() -> torch.device:
 
 
 class Launch(NamedTuple):
-    """One launch of a kernel: ``grid`` is a function of the tile, which is among ``constants``."""
+    """One launch of a kernel. ``grid`` is a function of ``constants``, which include the config."""
 
     kernel: triton.JITFunction
     grid: Callable[[dict], tuple[int, ...]]
@@ -60,8 +60,11 @@ class Launch(NamedTuple):
     constants: dict
 
 
+_launches: ContextVar[list[Launch]] = ContextVar("launches")  # set inside record_launches()
+
+
 def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], *args, **constants) -> None:
-    """``kernel[grid](*args, **constants)`` on the GPU of the first argument; inside :func:`record_launches`, no run."""
+    """``kernel[grid](*args, **constants)``, on the GPU of the first argument. All launches come through here."""
     launches = _launches.get(None)
     if launches is not None:
         launches.append(Launch(kernel, grid, args, constants))
@@ -90,9 +93,6 @@ def set_inside(variable: ContextVar[_Value], value: _Value) -> Iterator[_Value]:
         variable.reset(token)
 
 
-_launches: ContextVar[list[Launch]] = ContextVar("launches")
-
-
 def record_launches() -> AbstractContextManager[list[Launch]]:
     """Collects the launches made inside the ``with`` instead of running them, for any GPU, and without one.
 
@@ -109,12 +109,18 @@ def is_recording() -> bool:
 def register(
     name: str, launcher: Callable, output: Callable, setup: Callable | None = None, gradient: Callable | None = None
 ) -> Callable:
-    """A launcher as the PyTorch operator ``alexnet::name``, which autograd, torch.compile and torch.export know.
+    """Registers a launcher as the PyTorch operator ``alexnet::name`` for autograd, torch.compile and torch.export.
 
-    ``output`` is given the launcher's arguments and makes tensors of the result's shape, dtype and memory order.
-    ``setup(ctx, inputs, output)`` saves what ``gradient(ctx, *gradients)`` turns into the gradients of the inputs, as
-    :func:`torch.library.register_autograd` describes them; without the two the operator has no gradient.
-    (``torch.library.custom_op`` would do the same, and import torch._dynamo at the first call, which takes seconds.)
+    Args:
+        output: takes the launcher's arguments, and makes tensors of the result's shapes, dtypes and memory order.
+        setup: ``setup(ctx, inputs, output)`` saves what ``gradient`` needs, as in
+            :func:`torch.library.register_autograd`.
+        gradient: ``gradient(ctx, *gradients)`` makes the gradients of the inputs. Without it there is none.
+
+    Returns:
+        The operator, which is called as the launcher is.
+
+    ``torch.library.custom_op`` would do the same, but its first call imports torch._dynamo, which takes seconds.
     """
 
     def no_gradient(*_):
@@ -129,13 +135,13 @@ def register(
 
 
 def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype | None = None) -> list:
-    """The tensors as an operator sees them under :class:`torch.autocast`; as they are outside it.
+    """The tensors as an operator sees them under :class:`torch.autocast`, and unchanged outside it.
 
-    There, floating-point tensors but float64's are cast to ``dtype``, or where it is None to autocast's own dtype:
-    products take that, and what adds up exponentials float32, as PyTorch has it
-    (https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference). Casts are differentiated.
+    All floating-point tensors except float64 are cast to ``dtype``, or if it is None to autocast's own dtype, which
+    products take. Sums of exponentials take float32
+    (https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference). Gradients pass through the casts.
     """
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # which raises: meta has no autocast
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # meta has no autocast
         return list(tensors)
     dtype = dtype or torch.get_autocast_dtype(device_type)
     return [
@@ -160,22 +166,21 @@ def architecture(device: torch.device | None = None) -> str:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies: float32 as IEEE, or as TF32 where PyTorch's own matmul would."""
-    # Also set by the older torch.backends.cuda.matmul.allow_tf32, which torch refuses to read
-    # once somebody has used the newer name.
+    """How ``tl.dot`` multiplies float32: ``"tf32"`` if PyTorch's matmul would too, else ``"ieee"``."""
+    # torch.backends.cuda.matmul.allow_tf32 sets this too. It cannot be read once the newer name was used.
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if dtype is torch.float32 and tf32 else "ieee"
 
 
 def index_type(*tensors: torch.Tensor) -> tl.dtype:
-    """The integer type of offsets into ``tensors``: 32 bits are faster, and enough below 2^31 elements."""
+    """The integer type of offsets into ``tensors``: 32 bits are faster, and enough for less than 2^31 elements."""
     return tl.int64 if any(tensor.numel() >= 2**31 for tensor in tensors) else tl.int32
 
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a @ b`` in fp32: [M, K] x [K, N] -> [M, N]."""
-    if _INTERPRETED:  # tl.dot multiplies the bit patterns of bfloat16 there, silently
+    if _INTERPRETED:  # the interpreter's tl.dot multiplies the bit patterns of bfloat16
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -183,8 +188,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def cast(x, dtype: tl.constexpr):
-    """fp32 to the output's dtype, to the nearest value, the even one of two."""
-    if _INTERPRETED and dtype == tl.bfloat16:  # the upper half of fp32, and the interpreter just drops the lower
+    """Rounds fp32 to the output's dtype: to the nearest value, and to the even one of two equally near."""
+    if _INTERPRETED and dtype == tl.bfloat16:  # the upper half of fp32; the interpreter would cut off the lower half
         bits = x.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         y = tl.where(x == x, rounded, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
@@ -195,9 +200,9 @@ def cast(x, dtype: tl.constexpr):
 
 @triton.jit
 def trips(count):
-    """``count`` for ``range()``, where it is known only at run time: ``for step in range(runtime.trips(count))``.
+    """``count`` for ``range()``, if it is known only at run time: ``for step in range(runtime.trips(count))``.
 
-    A plain int where it is interpreted: Triton 3.6 cannot make one of its tensors with NumPy 2.4.
+    In the interpreter it is a plain int: Triton 3.6 cannot use its own tensors there with NumPy 2.4.
     """
     if _INTERPRETED:
         return count.handle.data.item()
@@ -208,7 +213,7 @@ def trips(count):
 def tile_order(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     """The tile (pid_m, pid_n) of program ``pid``: GROUP_M rows of tiles at a time, column by column.
 
-    Programs that run together then share rows of A and columns of B in L2, instead of one row and all of B.
+    So programs that run together share a few rows of A and columns of B in L2, instead of one row and all of B.
     """
     per_group = GROUP_M * tiles_n
     first_m = (pid // per_group) * GROUP_M

@@ -1,4 +1,4 @@
-"""Tiles far smaller than the interpreter's, so that small shapes have several, in every direction."""
+"""Tiles far smaller than the interpreter's, so that small shapes have several in every direction."""
 
 TILES = {
     "conv2d": {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 2, "SPLIT_K": 2},
@@ -26,5 +26,5 @@ OTHERS = {"BLOCK_M": 4, "BLOCK_N": 16}
 
 
 def small_tile(operator: str, *_) -> dict[str, int]:
-    """In the place of :func:`kernels.tiles.lookup`."""
+    """Instead of :func:`kernels.tiles.lookup`."""
     return TILES.get(operator, OTHERS)

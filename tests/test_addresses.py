@@ -24,12 +24,12 @@ DTYPE = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch):
-    """Runs the last program of each launch alone where kernels are interpreted; collects the launches' constants."""
-    noted = []
+    """Collects the constants of launches. If kernels are interpreted, only the last program of each launch runs."""
+    recorded = []
     run = runtime.launch
 
     def launch(kernel, grid, *args, **constants):
-        noted.append(constants)
+        recorded.append(constants)
         if not runtime.INTERPRETED:
             run(kernel, grid, *args, **constants)
             return
@@ -42,13 +42,13 @@ def launches(monkeypatch):
             run(kernel, lambda META: (1,), *args, **constants)
 
     monkeypatch.setattr(runtime, "launch", launch)
-    return noted
+    return recorded
 
 
 def zeros(*shape: int, device) -> torch.Tensor:
-    """Bfloat16 in pages that nobody has touched, channels last if 4-D; as many bytes again lie before and after it.
+    """A bfloat16 tensor in untouched pages, channels last if 4-D, with as many bytes again before and after it.
 
-    An address that has wrapped around 2^31 lands in those, and not in somebody else's memory.
+    An address that wraps around at 2^31 lands in these, and not in other memory.
     """
     if len(shape) == 4:
         N, C, H, W = shape
@@ -60,7 +60,7 @@ def _zeros(*shape: int, device) -> torch.Tensor:
     if not runtime.INTERPRETED:
         return torch.zeros(shape, dtype=DTYPE, device=device)
     elements, margin = int(np.prod(shape)), 2**31
-    memory = torch.from_numpy(np.zeros(elements + 2 * margin, dtype=np.int16)).view(DTYPE)  # calloc: not touched
+    memory = torch.from_numpy(np.zeros(elements + 2 * margin, dtype=np.int16)).view(DTYPE)  # calloc touches no page
     return memory[margin : margin + elements].view(shape)
 
 
@@ -134,7 +134,7 @@ def test_linear_output(device, launches):
 
 
 def test_linear_input_gradient(device, launches):
-    """A step goes down 33 rows of a weight, 2^26 elements each."""
+    """One step covers 33 rows of a weight, of 2^26 elements each."""
     grad, w = torch.randn(2, 33, device=device).to(DTYPE), zeros(33, 2**26, device=device)
     w[:, -8:] = torch.randn(33, 8).to(DTYPE)
     dx = launch_linear_input_gradient(grad, w)
@@ -162,7 +162,7 @@ def test_max_pool2d(device, launches):
 
 
 def test_max_pool2d_output(device, launches):
-    """With padding the output is larger than the input: here four times, and 2^31 elements."""
+    """With padding the output is larger than the input: here four times as large, 2^31 elements."""
     x = zeros(1, 2**29, 1, 1, device=device)
     x[:, -8:] = torch.randn(8, 1, 1).to(DTYPE)
     y = kernels.max_pool2d(x, 2, 1, 1)
@@ -170,7 +170,7 @@ def test_max_pool2d_output(device, launches):
 
 
 def test_space_to_depth_of_planes(device, launches):
-    """In NCHW memory the third plane begins 2^31 elements on."""
+    """In NCHW memory the third plane begins at element 2^31."""
     x = _zeros(1, 3, 2**15, 2**15, device=device)
     x[:, :, -4:] = torch.randn(3, 4, 2**15).to(DTYPE)
     y = launch_space_to_depth(x, 4, 0, 0, 2**13, 2**13)

@@ -108,7 +108,7 @@ def test_gradients_of_small_tiles(case, dtype, guarded, small_tiles):
 def test_gradients_of_layouts(layout, case, guarded):
     x, b = (randn(*shape) for shape in CASES[case])
     assert_gradients(kernels.bias_relu, reference.bias_relu, [LAYOUTS[layout](x), b], guarded)
-    if layout != "expanded":  # the incoming gradient too
+    if layout != "expanded":  # the output's gradient too
         laid_out = lambda x: guarded(LAYOUTS[layout](x) if x.dim() == 4 else x)
         assert_gradients(kernels.bias_relu, reference.bias_relu, [x, b], laid_out)
 
@@ -116,7 +116,7 @@ def test_gradients_of_layouts(layout, case, guarded):
 def test_gradient_of_channels_last_is_channels_last(guarded):
     x = guarded(LAYOUTS["channels_last"](randn(2, 5, 3, 7))).requires_grad_()
     y = kernels.bias_relu(x, guarded(randn(5, 1, 1)))
-    (gradient,) = torch.autograd.grad(y.sum(), x)  # of a sum: one number, expanded
+    (gradient,) = torch.autograd.grad(y.sum(), x)  # a sum's gradient is one number, expanded
     assert gradient.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -124,7 +124,7 @@ MATRICES = [(1, 1), (1, 7), (31, 1), (7, 31), (130, 96), (33, 227), (300, 1000),
 
 
 def check_epilogue(guarded, grad, y, bias):
-    """Exactly the gradients that pass, and their sums."""
+    """dz has exactly the gradients that pass, and dbias their sums."""
     masked, total = epilogue_gradient(guarded(grad), guarded(y), bias)
     expected = exact(grad) if y is None else torch.where(exact(y) <= 0, 0.0, exact(grad))
     assert torch.equal(exact(masked), expected) and masked.dtype == grad.dtype and masked.is_contiguous()
@@ -143,7 +143,7 @@ def test_epilogue(shape, bias, relu, dtype, guarded):
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (31, 1), (7, 31), (66, 33), (0, 7), (7, 0)], ids=str)
 def test_epilogue_of_small_tiles(shape, relu, dtype, guarded, small_tiles):
-    """Up to three passes, until one row of sums is left."""
+    """Up to three passes, until one row of partial sums is left."""
     check_epilogue(guarded, randn(*shape, dtype=dtype), randn(*shape, dtype=dtype).relu() if relu else None, True)
 
 
@@ -154,7 +154,7 @@ def test_epilogue_without_a_relu_is_the_gradient_itself(guarded):
 
 
 def test_gradient_passes_where_the_output_is_nan_or_infinite(guarded):
-    """As PyTorch's threshold_backward has it; and it is zero where the output is."""
+    """As in PyTorch's threshold_backward. If the output is zero, so is the gradient."""
     nan, inf = float("nan"), float("inf")
     x, b = torch.tensor([[nan, inf, -inf, -0.0, 1.0], [1.0, -1.0, -1.0, -0.0, nan]]), torch.zeros(5)
     assert_gradients(kernels.bias_relu, reference.bias_relu, [x, b], guarded)
@@ -169,7 +169,7 @@ def test_gradient_that_is_nan_or_infinite(guarded):
 
 
 def test_sums_are_rounded_once(guarded, small_tiles):
-    """In float16 2048 + 1 is 2048: shares of 8 rows must not be."""
+    """In float16 2048 + 1 is 2048: the partial sums of 8 rows must not be rounded to it."""
     grad = torch.zeros(64, 1).half()
     grad[::16], grad[1::16], grad[8::16] = 2048, 1, -2048
     assert epilogue_gradient(guarded(grad), None, True)[1].item() == 4
@@ -183,7 +183,7 @@ def test_gradients_against_finite_differences(device):
     assert torch.autograd.gradcheck(kernels.bias_relu, tensors, eps=1e-2, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.unguarded  # a guarded tensor is a view, and its fake counterpart is not
 def test_operators_are_as_pytorch_wants_them(device):
     x, b = randn(2, 5, 3, 4).to(device).requires_grad_(), randn(5, 1, 1).to(device).requires_grad_()
     torch.library.opcheck(torch.ops.alexnet.bias_relu.default, (x, b))
@@ -215,7 +215,7 @@ def test_refused_as_in_pytorch(arguments, words):
 
 @pytest.mark.parametrize("bias", [T(2, 2, 5), T(1, 2, 5), T(5, dtype=torch.float16), T(5).double()], ids=str)
 def test_bias_that_would_change_the_result_is_refused(bias, device):
-    """PyTorch would give another shape or dtype than the input's."""
+    """PyTorch's result would not have the input's shape or dtype."""
     with pytest.raises(kernels.ArgumentError, match="bias_relu: bias "):
         kernels.bias_relu(T(2, 5).to(device), bias.to(device))
 

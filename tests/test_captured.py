@@ -58,7 +58,7 @@ def test_folded_once_gives_the_same(device):
 def test_other_filters_are_folded_on_their_own(device):
     x = torch.randn(1, 3, 15, 15, device=device)
     with fold_once():
-        for _ in range(3):  # freed at once otherwise, and their address given to the next
+        for _ in range(3):  # if not kept, they are freed, and the next get their address
             w = torch.randn(8, 3, 4, 4, device=device)
             inside = kernels.conv2d(x, w, stride=4)
             reference = torch.nn.functional.conv2d(x, w, stride=4)
@@ -83,7 +83,7 @@ def test_a_cpu_is_refused():
 
 
 def test_buffers_around_a_graph(monkeypatch):
-    """What is not the graph itself needs no GPU: a network and a graph stand in."""
+    """All but the graph itself needs no GPU: stand-ins for the network and the graph are enough."""
     parameter = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cpu"))
     net = MagicMock(training=False, side_effect=lambda x: x.abs().amax((1, 2, 3)))
     net.parameters.side_effect = lambda: iter([parameter])
@@ -114,7 +114,7 @@ def test_a_graph_computes_what_the_network_does(count, device):
     for _ in range(2):
         x = torch.randn(count, 3, 227, 227, device=device, dtype=torch.float16)
         with torch.inference_mode():
-            torch.testing.assert_close(run(x), net(x), rtol=2e-2, atol=2e-2)  # tiles may differ with the batch
+            torch.testing.assert_close(run(x), net(x), rtol=2e-2, atol=2e-2)  # configs may differ with the batch
 
 
 @needs_gpu

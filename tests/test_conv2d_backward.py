@@ -42,7 +42,7 @@ FOLDED = {
 
 
 def check(guarded, given, arguments, relu=False):
-    """Of input, weight and bias; the bias may be None."""
+    """The gradients of input, weight and bias, which may be None."""
     ours = lambda *tensors: kernels.conv2d(*tensors, **arguments, relu=relu)
     theirs = lambda *tensors: reference.conv2d(*tensors, **arguments, relu=relu)
     assert_gradients(ours, theirs, given, guarded)
@@ -158,11 +158,11 @@ def test_float16_accumulates_in_float32(guarded):
     assert conv2d_input_gradient(guarded(dz.view(size)), guarded(ones), [1, 1, 1, 1], *geometry).item() == 4096
 
 
-@pytest.mark.parametrize("shares", [1, 2, 3, 7])
-def test_shares_of_the_pixels(shares, guarded):
-    """More shares than blocks of pixels too: some have nothing to add."""
+@pytest.mark.parametrize("splits", [1, 2, 3, 7])
+def test_split_k(splits, guarded):
+    """Also with more splits than blocks of pixels: some have nothing to add."""
     x, w, _, arguments = tensors(CASES["channels-48"], torch.float32)
-    tile = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16, "GROUP_M": 2, "SPLIT_K": shares}
+    tile = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 16, "GROUP_M": 2, "SPLIT_K": splits}
     with tiles.use("conv2d_weight_gradient", tile):
         check(guarded, [x, w, None], arguments)
 
@@ -227,10 +227,10 @@ def test_a_gradient_of_a_gradient_is_refused(device):
 
 
 @pytest.mark.filterwarnings("ignore:.*double precision.*")
-@pytest.mark.unguarded  # guards would outlive some hundred passes
+@pytest.mark.unguarded  # guards would be kept for about a hundred passes
 @pytest.mark.parametrize("case", ["uneven", "folded"])
 def test_gradcheck(case, device):
-    """Against finite differences of the forward pass itself; a convolution is linear in each argument."""
+    """Against finite differences of the forward pass: a convolution is linear in each argument."""
     shapes = {
         "uneven": ((1, 2, 2, 3), (2, 1, 2, 2), {"stride": (1, 2), "padding": (0, 1), "groups": 2}),
         "folded": ((1, 2, 3, 3), (1, 2, 2, 2), {"stride": 2, "padding": (0, 1)}),
@@ -242,7 +242,7 @@ def test_gradcheck(case, device):
     )
 
 
-@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.unguarded  # a guarded tensor is a view, and its fake counterpart is not
 @pytest.mark.parametrize("case", ["uneven", "folded"])
 def test_registered_as_pytorch_wants(case, device):
     shapes = {

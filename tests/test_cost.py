@@ -1,4 +1,4 @@
-"""kernels.tools.cost: AlexNet's published numbers, and the formulas on cases small enough to count by hand."""
+"""The operators' costs: AlexNet's published numbers, and cases that are small enough to count by hand."""
 
 import itertools
 import math
@@ -81,7 +81,7 @@ def test_conv2d(input, weight, arguments):
 
 
 def test_groups_divide_the_work():
-    """Half of the filters see half of the channels, twice."""
+    """With two groups, each half of the filters sees half of the channels."""
     assert cost.conv2d((1, 4, 1, 1), (6, 2, 1, 1)).macs * 2 == cost.conv2d((1, 4, 1, 1), (6, 4, 1, 1)).macs
 
 
@@ -122,7 +122,7 @@ def test_gradients_have_the_inputs_shape_and_a_product_is_two_more(layer):
 
 
 def test_bytes_of_gradients():
-    """Read: the gradient and what was kept; written: what is asked for. 4 bytes an element, a pooling's choice 1."""
+    """Read are the gradient and what was kept; written are the needed gradients. A pooling's argmax is one byte."""
     x, w, y = 2 * 5, 7 * 5, 2 * 7
     assert cost.linear_gradient((2, 5), (7, 5)).bytes == 4 * (y + x + w + w + 7 + x)
     assert cost.linear_gradient((2, 5), (7, 5), relu=True).bytes == 4 * (2 * y + x + w + w + 7 + x)

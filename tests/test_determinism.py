@@ -1,11 +1,11 @@
-"""The same bits from run to run, forward and backward: sums that are shared out are added in a fixed order."""
+"""The same bits from run to run, forward and backward: partial sums are added in a fixed order."""
 
 import pytest
 import torch
 
 import kernels
 
-SUMS = {  # shared out among programs
+SUMS = {  # of several programs' partial sums
     "conv2d": (lambda *a: kernels.conv2d(*a, padding=1, groups=2, relu=True), [(3, 32, 9, 9), (16, 16, 3, 3), (16,)]),
     "conv1": (lambda *a: kernels.conv2d(*a, stride=4, relu=True), [(2, 3, 19, 19), (16, 3, 11, 11), (16,)]),
     "linear": (lambda *a: kernels.linear(*a, relu=True), [(37, 150), (70, 150), (70,)]),

@@ -24,7 +24,7 @@ OPERATORS = pytest.mark.parametrize("operators", [torch_ops, kernels], ids=["pyt
 
 
 class Case(NamedTuple):
-    """A network's weights and a batch, and what its logits, loss and gradients are."""
+    """A network's weights and a batch, with their logits, loss and gradients."""
 
     weights: weights.Weights
     images: torch.Tensor
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Case]:
-    """A batch of two for the whole network. For the photo alone, 512 units of fc6 and of fc7, an eighth of the time."""
+    """A batch of two for the whole network. For the photo alone, 512 units of fc6 and fc7 take an eighth of it."""
     whole = weights.load()
     (w6, b6), (w7, b7), (w8, b8) = (whole.layers[name] for name in ("fc6", "fc7", "fc8"))
     few = {"fc6": (w6[:512], b6[:512]), "fc7": (w7[:512, :512].contiguous(), b7[:512])}
@@ -149,7 +149,7 @@ def test_dropout_follows_the_seed():
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-# Nothing is computed without a GPU, so that it takes seconds: launches are noted, and outputs are what memory held.
+# Without a GPU launches are recorded and not run, so that it takes seconds. Outputs are what was in their memory.
 @pytest.mark.full
 @pytest.mark.unguarded
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "autocast"])

@@ -61,7 +61,7 @@ def test_small_tiles(case, dtype, guarded, small_tiles):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_many_small_tiles(dtype, guarded, small_tiles):
-    """More rows and columns of tiles than a swizzled group has."""
+    """More rows and columns of tiles than one group of GROUP_M rows."""
     check(guarded, *tensors(((90, 50), (75, 50), (75,)), dtype), relu=True)
 
 
@@ -131,7 +131,7 @@ def test_gradients_of_small_tiles(case, dtype, guarded, small_tiles):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 def test_gradients_of_many_small_tiles(dtype, guarded, small_tiles):
-    """More rows and columns of tiles than a swizzled group has, in each of the three products."""
+    """More rows and columns of tiles than one group of GROUP_M rows, in each of the three products."""
     check_gradients(guarded, *tensors(((50, 40), (45, 40), (45,)), dtype), relu=True)
 
 
@@ -140,13 +140,13 @@ def test_gradients_of_layouts(layout, guarded):
     x, w, b = tensors(CASES["7x31x5"], torch.float32)
     check_gradients(guarded, LAYOUTS[layout](x), w, b)
     check_gradients(guarded, x, LAYOUTS[layout](w), b, relu=True)
-    if not layout.startswith("expanded"):  # the incoming gradient too
+    if not layout.startswith("expanded"):  # the output's gradient too
         laid_out = lambda tensor: guarded(LAYOUTS[layout](tensor) if tensor.dim() == 2 else tensor)
         check_gradients(laid_out, x, w, b, relu=layout == "sliced")
 
 
 def test_gradient_of_a_sum(guarded):
-    """One number, expanded."""
+    """The output's gradient is one number, expanded."""
     x, w, b = tensors(CASES["7x31x5"], torch.float32)
     ours = lambda x, w, b: kernels.linear(x, w, b).sum()
     assert_gradients(ours, lambda x, w, b: reference.linear(x, w, b).sum(), [x, w, b], guarded)
@@ -155,7 +155,7 @@ def test_gradient_of_a_sum(guarded):
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("batch", [1, 7])
 def test_gradients_in_alexnet(batch, dtype, guarded):
-    """The last layer alone: the others take ten seconds in the interpreter."""
+    """Only the last layer: the others take ten seconds in the interpreter."""
     layer = LAYERS[-1]
     x, w = randn(batch, *layer.input, dtype=dtype), randn(*layer.parameters[0]).to(dtype)
     check_gradients(guarded, x, w, randn(len(w), dtype=dtype))
@@ -192,13 +192,13 @@ def test_what_is_not_wanted_is_not_computed(wanted, operators, device):
     x, w, b = (tensor.to(device) for tensor in tensors(CASES["7x31x5"], torch.float32))
     leaves = [{"x": x, "w": w, "b": b}[name].requires_grad_() for name in wanted]
     y = kernels.linear(x, w, b, relu=True)
-    with tiles.record_configs() as noted:
+    with tiles.record_configs() as recorded:
         torch.autograd.grad(y, leaves, torch.ones_like(y))
-    assert [problem.operator for problem, _ in noted] == operators
+    assert [problem.operator for problem, _ in recorded] == operators
 
 
 def test_batches_of_as_many_steps_share_their_kernels():
-    """The number of examples is no constant of a kernel: only the weight's gradient counts its steps over them."""
+    """No kernel has the number of examples as a constant. The weight's gradient has the number of steps over them."""
     constants = {}
     for batch in (100, 128, 129):
         x, w = (torch.empty(rows, 64, dtype=torch.float16).requires_grad_() for rows in (batch, 32))
@@ -212,7 +212,7 @@ def test_batches_of_as_many_steps_share_their_kernels():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
 def test_autocast(dtype, guarded, device):
-    """The product in autocast's dtype, of whatever the tensors are; the gradients in theirs."""
+    """The product has autocast's dtype, and the gradients have their tensors' dtypes."""
     x, w, b = randn(7, 5), randn(31, 5, dtype=dtype), randn(31)
     given = [guarded(tensor).requires_grad_() for tensor in (x, w, b)]
     with torch.autocast(device.type, dtype):
@@ -239,7 +239,7 @@ def test_gradients_against_finite_differences(rows, device):
     assert torch.autograd.gradcheck(kernels.linear, given, eps=1e-2, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.unguarded  # a guarded tensor is a view, and its fake counterpart is not
 def test_operators_are_as_pytorch_wants_them(device):
     x, w, b, grad = (randn(*shape).to(device) for shape in ((3, 5), (7, 5), (7,), (3, 7)))
     parameters = [tensor.clone().requires_grad_() for tensor in (x, w, b)]
@@ -279,7 +279,7 @@ def test_refused_as_in_pytorch(arguments, words):
 
 @pytest.mark.parametrize("shape", [(3, 7), (3, 1)], ids=str)
 def test_bias_that_varies_by_row_is_refused(shape, device):
-    """PyTorch takes it, as an accident of broadcasting; here it would cost every launch a second index."""
+    """PyTorch takes it by accident of broadcasting. Here every launch would need a second index."""
     with pytest.raises(kernels.ArgumentError, match="linear: bias must be"):
         kernels.linear(*(x.to(device) for x in (T(3, 5), T(7, 5), T(*shape))))
 

@@ -90,9 +90,9 @@ PACKAGE = """
 import sys, types
 import kernels
 assert "torch" not in sys.modules
-kernels.softmax = mine = object()  # stays there
+kernels.softmax = mine = object()  # is kept
 import kernels.ops.conv2d
-assert isinstance(kernels.conv2d, types.FunctionType)  # not its file
+assert isinstance(kernels.conv2d, types.FunctionType)  # and no module
 from kernels import linear
 assert linear is kernels.linear is sys.modules["kernels.ops.linear"].linear
 import kernels.ops.softmax
@@ -185,7 +185,7 @@ def test_dot_precision_follows_fp32_precision(value, precision, fp32_precision):
 
 
 def test_dot_precision_follows_the_older_switches():
-    """In a process of their own: torch refuses to mix them with fp32_precision."""
+    """In a process of its own: torch does not mix the older switches with fp32_precision."""
     code = """
 import torch
 from kernels import runtime
@@ -208,7 +208,7 @@ def test_index_type(elements, index):
     assert runtime.index_type(small, large) is runtime.index_type(large, small) is index
 
 
-def test_recording_notes_launches_without_running_them(guarded):
+def test_launches_are_recorded_and_not_run(guarded):
     x = guarded(torch.ones(3, 5))
     with runtime.record_launches() as launches:
         y = kernels.softmax(x)
@@ -253,7 +253,7 @@ def test_other_threads_run_what_one_records(device):
 
 
 def test_backward_passes_run_in_the_thread_that_records(device):
-    """On a GPU they have threads of their own, which would run them: without one only the switch tells."""
+    """On a GPU, autograd has threads of its own, which would run them. Without a GPU only the switch shows it."""
     x = torch.randn(3, 5, device=device, requires_grad=True)
     with runtime.record_launches() as launches:
         assert not torch._C._is_multithreading_enabled()
@@ -262,9 +262,9 @@ def test_backward_passes_run_in_the_thread_that_records(device):
     assert [launch.kernel.__name__ for launch in launches] == ["_softmax_kernel", "_softmax_gradient_kernel"]
 
 
-@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.unguarded  # a guarded tensor is a view, and its fake counterpart is not
 def test_operators_are_registered_with_pytorch():
-    """Schema, shapes for torch.compile, and autograd: one check of PyTorch's own for each operator."""
+    """PyTorch's own check of each operator: schema, shapes for torch.compile, and autograd."""
     x, w, b = torch.randn(2, 4, 9, 9), torch.randn(6, 2, 3, 3), torch.randn(6)
     for operator in kernels.__all__:
         getattr(kernels, operator)  # is registered when it is first used
@@ -286,7 +286,7 @@ def test_operators_are_registered_with_pytorch():
         torch.library.opcheck(overload, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # PyTorch's own use
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # in PyTorch's own code
 @pytest.mark.parametrize("operator", CALLS)
 def test_forward_mode_is_refused_in_words(operator, device):
     x = torch.rand(2, 4, 6, 6, device=device)
@@ -325,7 +325,7 @@ def test_tensors_without_memory_have_shapes_alone(operator):
     assert torch.autograd.grad(y.sum(), given)[0].shape == x.shape
 
 
-@pytest.mark.unguarded  # the guards are one test's, not one thread's
+@pytest.mark.unguarded  # guards belong to a test, not to a thread
 @pytest.mark.parametrize("operator", CALLS)
 def test_threads_do_not_disturb_one_another(operator, device):
     inputs = [torch.randn(2, 4, 6, 6, device=device) for _ in range(4)]
@@ -346,7 +346,7 @@ def test_threads_do_not_disturb_one_another(operator, device):
 def test_outputs_can_be_modified_in_place(operator, device):
     x = torch.rand(2, 4, 6, 6, device=device, requires_grad=True)
     y = CALLS[operator](x * 1)
-    if operator in ("bias_relu", "conv2d", "linear"):  # their ReLU's gradient is read off the output
+    if operator in ("bias_relu", "conv2d", "linear"):  # their ReLU's gradient reads the output
         y.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()

@@ -1,4 +1,4 @@
-"""kernels.ops.space_to_depth against pixel_unshuffle, and the strided convolutions that it makes dense."""
+"""kernels.ops.space_to_depth against pixel_unshuffle, and the strided convolutions that run folded."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LAYOUTS = {
 
 
 def expected(x, block, top, left, height, width):
-    """pixel_unshuffle of the padded or cropped input; its channels are (c, dr, ds), ours (dr, ds, c)."""
+    """pixel_unshuffle of the padded or cropped input. Its channels are (c, dr, ds), ours are (dr, ds, c)."""
     _, C, H, W = x.shape
     padded = F.pad(x, (left, max(width * block - left - W, 0), top, max(height * block - top - H, 0)))
     cropped = padded[:, :, : height * block, : width * block]

@@ -1,4 +1,4 @@
-"""Tiles: every one that can be chosen gives right results, and the choice is the one that was asked for."""
+"""Configs: each that can be chosen gives right results, and look-ups choose as documented."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 for operator in kernels.__all__:  # an operator registers its configs when it is imported
     getattr(kernels, operator)
 
-# Operators as their kernels call them: a call small enough for the smallest tile, awkward enough for the largest.
+# By an operator's name in look-ups: a call that is small enough for the smallest tile and awkward for the largest.
 CALLS = {
     "conv2d": lambda device, tile: call("conv2d", device, (1, 32, 5, 7), (6, 16, 3, 3), (6,), padding=1, groups=2),
     "linear": lambda device, tile: call("linear", device, (19, 150), (70, 150), (70,)),
@@ -43,7 +43,7 @@ CALLS = {
 
 
 def rows(tile):
-    """Enough for two programs and a part of a third: the smallest tiles would take minutes for many more."""
+    """Rows for two programs and a part of a third. With more, the smallest tiles would take minutes."""
     return 2 * tile["BLOCK_M"] * tile["STEPS"] + 1
 
 
@@ -53,7 +53,7 @@ def call(operator, device, *shapes, **arguments):
 
 
 def gradient(operator, position, device, *shapes, **arguments):
-    """Of the operand at ``position``, for one random gradient of the output."""
+    """The gradient of the operand at ``position``, for one gradient of the output."""
     operands = [randn(*shape).to(device) for shape in shapes]
     operands[position].requires_grad_()
     found = []
@@ -81,7 +81,7 @@ def every_tile() -> list[tuple[str, dict]]:
             for problem, tile in tiles.table(architecture).items():
                 if problem.dtype == dtype:
                     found[problem.operator, json.dumps(tile)] = tile
-    # The interpreter does not know warps and stages: tiles that differ in those only are one there.
+    # The interpreter has no warps and stages: configs that differ only in these are the same there.
     kept = {}
     for (operator, _), tile in found.items():
         shape = (
@@ -110,10 +110,10 @@ def test_every_tile_is_right(operator, tile, device):
 @pytest.mark.parametrize("batch", [1, 128])
 def test_default_comes_first_among_the_candidates(layer, batch):
     for architecture in tiles.ARCHITECTURES:
-        with runtime.record_launches(), tiles.record_configs() as noted, tiles.target(architecture):
+        with runtime.record_launches(), tiles.record_configs() as recorded, tiles.target(architecture):
             layer.run(*layer.operands(batch, torch.float16, "cpu"))
-        assert noted
-        for problem, tile in noted:
+        assert recorded
+        for problem, tile in recorded:
             found = choices.candidates(architecture, problem)
             assert found[0] == default(architecture, problem)
             assert len(found) == len({json.dumps(candidate) for candidate in found})
@@ -129,16 +129,16 @@ def test_default_comes_first_among_the_candidates(layer, batch):
 def test_interpreter_tiles_hold_at_most_2_to_the_20():
     for layer in ALEXNET + UNFUSED:
         for batch in (1, 64):
-            with runtime.record_launches(), tiles.record_configs() as noted, tiles.target("interpreter"):
+            with runtime.record_launches(), tiles.record_configs() as recorded, tiles.target("interpreter"):
                 layer.run(*layer.operands(batch, torch.float32, "cpu"))
-            for problem, tile in noted:
+            for problem, tile in recorded:
                 m, n, k = (tile.get(f"BLOCK_{axis}", 1) for axis in "MNK")
                 assert max(m * n, m * k, n * k) <= 2**20, (problem, tile)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Tables of its own."""
+    """A folder for this test's own tables."""
     monkeypatch.setattr(tiles, "path", lambda architecture: tmp_path / f"{architecture}.json")
     tiles.forget()
     yield tmp_path
@@ -183,8 +183,8 @@ triton.JITFunction.warmup = lambda *_, **constants: (folder / f"{constants['num_
 
 
 def test_tuning_with_all_but_a_gpu(tmp_path):
-    """The command, as it is typed, with processes of its own that compile ahead."""
-    (tmp_path / "sitecustomize.py").write_text(STAND_IN)  # every Python begins with it
+    """The command as users type it, with its own processes that compile ahead."""
+    (tmp_path / "sitecustomize.py").write_text(STAND_IN)  # every Python imports it first
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "model.cli", "tune", "softmax", "--batch", "3"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
@@ -206,16 +206,16 @@ def test_the_nearest_problem_counts(folder):
 
 
 def test_tf32_has_tiles_of_its_own(fp32_precision):
-    with tiles.record_configs() as noted, tiles.target("sm_90"):
+    with tiles.record_configs() as recorded, tiles.target("sm_90"):
         for precision in ("ieee", "tf32"):
             fp32_precision(precision)
             tiles.lookup("linear", torch.empty(1), 1024, 4096, 4096)
             tiles.lookup("max_pool2d", torch.empty(1), 1024, 4096, 9)
-    assert [problem.dtype for problem, _ in noted] == ["float32", "float32", "tf32", "float32"]
+    assert [problem.dtype for problem, _ in recorded] == ["float32", "float32", "tf32", "float32"]
 
 
 def test_nested_configs_and_targets():
-    """The last holds, and afterwards the one around it again."""
+    """The last one counts, and after it the one around it again."""
     x = torch.empty(1)
     config = lambda: tiles.lookup("dropout", x, 100, 1, 1)
     with tiles.target("sm_90"), tiles.use("softmax", {"BLOCK_M": 3}):

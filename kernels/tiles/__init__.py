@@ -1,7 +1,7 @@
-"""Which tile a kernel runs with: tuned where a table has it, a good default everywhere else.
+"""Which config a kernel runs with: a tuned one if a table has it, else the operator's default.
 
-A table, ``<architecture>.json`` beside this file, is made on that GPU by ``alexnet tune``. It has one row
-for each problem that was tuned.
+A config is a kernel's tile sizes with its warps and stages. ``alexnet tune`` makes the table of a GPU's architecture on
+that GPU: ``<architecture>.json`` beside this file, one row per tuned problem.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
-"""What the kernels are compiled for in the tests: A100, H100 and H200, B200, MI300X."""
+"""The tests compile the kernels for these: A100, H100 and H200, B200, MI300X."""
 
 _used: ContextVar[dict[str, Config]] = ContextVar("used")
 _target: ContextVar[str] = ContextVar("target")
@@ -75,13 +75,13 @@ def record_configs() -> AbstractContextManager[list[tuple[Problem, Config]]]:
 
 
 def path(architecture: str) -> Path:
-    """Where the table of an architecture is, or would be."""
+    """Where the table of an architecture is, if there is one."""
     return Path(__file__).parent / f"{architecture}.json"
 
 
 @functools.cache
 def table(architecture: str) -> dict[Problem, Config]:
-    """What was tuned on ``architecture``; nothing for a GPU that nobody has tuned for."""
+    """The configs that were tuned on ``architecture``. Empty if there is no table."""
     if not path(architecture).exists():
         return {}
     rows = json.loads(path(architecture).read_text())["tiles"]
@@ -90,9 +90,10 @@ def table(architecture: str) -> dict[Problem, Config]:
 
 @functools.cache
 def tuned(architecture: str, problem: Problem) -> Config | None:
-    """The tile of the same problem at the nearest M, by ratio: a layer keeps N and K when the batch varies.
+    """The tuned config of the same problem at the nearest batch.
 
-    At the nearest K where the batch is summed up. None where nothing within four times M was tuned.
+    A layer keeps its N and K if the batch varies, so that M tells the batch (or K, if the product sums over the batch).
+    None if no batch from a quarter to four times this one was tuned.
     """
     rows = table(architecture)
     axis = CHOICES[problem.operator].batch
@@ -103,6 +104,6 @@ def tuned(architecture: str, problem: Problem) -> Config | None:
 
 
 def forget() -> None:
-    """Reads the tables anew at the next look-up: they have been written to."""
+    """Reads the tables again at the next look-up, after they were written."""
     table.cache_clear()
     tuned.cache_clear()
