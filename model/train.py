@@ -20,9 +20,7 @@ from model.training.config import TrainingConfig
 TYPES: dict[Any, type] = {int: int, float: float, float | None: float}
 
 
-def add_options(
-    add: Callable[..., Any], leave_out: Collection[str] = (), defaults: Mapping[str, Any] | None = None
-) -> None:
+def add_options(add: Callable, leave_out: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
     """Adds an option for each field of :class:`TrainingConfig` except ``data`` and those to leave out.
 
     Args:
@@ -48,16 +46,10 @@ def add_options(
 
 def parse(argv: list[str] | None) -> TrainingConfig:
     """The config that the command line asks for."""
-    parser = Parser(
-        prog="alexnet train",
-        description="Trains AlexNet on a folder of photos.",
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "data",
-        metavar="DATA_DIR",
-        help="a folder with a sub-folder of photos per class, or with two such folders, train/ and val/",
-    )
+    description = "Trains AlexNet on a folder of photos."
+    parser = Parser(prog="alexnet train", description=description, argument_default=argparse.SUPPRESS)
+    folders = "a folder with a sub-folder of photos per class, or with two such folders, train/ and val/"
+    parser.add_argument("data", metavar="DATA_DIR", help=folders)
     add_options(parser.add_argument)
     return TrainingConfig(**vars(parser.parse_args(argv)))
 

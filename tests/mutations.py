@@ -124,7 +124,7 @@ FAULTS = (
           "self.conv4 = Conv2d(384, 384, kernel_size=3, padding=1, groups=2)",
           "self.conv4 = Conv2d(384, 384, kernel_size=3, padding=1)", "tests/test_alexnet.py"),
     Fault("biases that decay", "model/training/step.py",
-          '"weight_decay": 0.0, "base": 2.0 * lr', '"weight_decay": 5e-4, "base": 2.0 * lr', "tests/test_step.py"),
+          '"weight_decay": 0.0, "base": of_biases', '"weight_decay": decay, "base": of_biases', "tests/test_step.py"),
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class Narrow(AlexNet):
         self.fc8 = Linear(64, num_classes, relu=False)
 
     def initialise(self, scheme: str = "paper") -> None:
-        """So that signals pass through few channels: He's; conv1 for pixels."""
+        """He's initialisation, so that signals pass through few channels; conv1 takes pixels up to 255."""
         for layer in self.children():
             if hasattr(layer, "weight"):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -59,7 +59,7 @@ COLOURS = {"blue": (60, 80, 200), "green": (70, 190, 90), "red": (210, 70, 60)}
 
 
 def make_folder(path: Path, each: int) -> Path:
-    """Noisy photos of three colours, ``each`` of a class."""
+    """Noisy photos of three colours, ``each`` per colour."""
     random = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         (path / name).mkdir(parents=True)
@@ -99,7 +99,9 @@ def trap(event: str, number: int) -> None:
 
     def trapped_save(*arguments):
         data = save(*arguments)
-        return data[: len(data) // 2] if event == "half" and left == 1 else data  # killed before it is renamed
+        return (
+            data[: len(data) // 2] if event == "half" and left == 1 else data
+        )  # the process ends before it renames this
 
     def trapped_replace(source, target):
         checkpoint = Path(target).suffix == ".safetensors"

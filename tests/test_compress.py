@@ -13,8 +13,8 @@ from kernels.tools import torch_ops
 from model import compress, weights
 from model.alexnet import AlexNet
 from model.photos.preprocess import FOLDER, Preprocess
-from model.training import TrainingConfig, checkpoint, compression
-from model.training.config import RETRAINING
+from model.training import checkpoint, compression
+from model.training.config import RETRAINING, TrainingConfig
 from model.weights import Weights, deep_compression
 from model.weights.common import describe
 from tests.narrow import COLOURS, Narrow, make_folder, signal_after
@@ -36,7 +36,7 @@ def here(capsys):
 
 @pytest.fixture
 def narrow(monkeypatch, one_thread):
-    """The thin network in the real one's place, in files too; its layers at random."""
+    """The thin network, with random weights, in place of the real one, in files too."""
     net = Narrow(3)
     shapes = {name: tuple(net.get_submodule(name).weight.shape) for name in weights.LAYERS}
     monkeypatch.setattr("model.training.start.AlexNet", Narrow)
@@ -79,7 +79,7 @@ def test_prune(density):
 
 
 def test_prune_few():
-    assert compression.prune(torch.full((10, 10), -3.0), 0.25).sum() == 25  # all alike, and still as many
+    assert compression.prune(torch.full((10, 10), -3.0), 0.25).sum() == 25  # equal weights
     weight = torch.zeros(10, 10)
     weight[3, 4] = -1.0
     assert torch.equal(compression.prune(weight, 0.5), weight != 0.0)
@@ -88,7 +88,7 @@ def test_prune_few():
 @pytest.mark.filterwarnings("ignore:One of the clusters is empty")
 @pytest.mark.parametrize("count", [15, 255])
 def test_cluster(count):
-    """What SciPy's k-means comes to from the same start, and where another round changes nothing."""
+    """The same centres as SciPy's k-means from the same start."""
     values = np.random.default_rng(0).laplace(0.0, 0.02, 2000).astype(np.float32)
     centres = compression.cluster(values, count)
     assert centres.dtype == np.float32 and np.array_equal(centres, np.sort(centres))
@@ -116,7 +116,7 @@ def test_quantise(shape, count):
 
 
 def test_what_is_pruned_stays_so(narrow, folder, tmp_path):
-    """Through momentum and decay; the rest moves, and so it would without a mask."""
+    """Pruned weights stay 0 through momentum and decay. The others move, and without masks all would."""
     layers = layers_of(narrow)
     masks = {name: compression.prune(weight, 0.3) for name, (weight, _) in layers.items()}
     pruned = {name: (weight * masks[name], bias) for name, (weight, bias) in layers.items()}
@@ -133,7 +133,7 @@ def test_what_is_pruned_stays_so(narrow, folder, tmp_path):
 
 
 def test_command(here, start, folder, tmp_path):
-    """Every step and what it cost, the numbers of the file's own network; a retraining that is killed goes on."""
+    """Every step prints its accuracy, and a retraining that was stopped goes on."""
     out = tmp_path / "small.net"
     arguments = [start, out, "--data", folder, "--epochs", 2, "--batch", 4, "--workers", 0, "--operators", "torch"]
     arguments += ["--device", "cpu", "--density", "fc6=0.5", "fc8=1"]
@@ -159,9 +159,21 @@ def test_command(here, start, folder, tmp_path):
         assert len(weight.unique()) <= (256 if weight.dim() == 4 else 16)
 
 
+def test_in_python(start, tmp_path, capsys):
+    """Without images: neither retrained nor measured, and an earlier retraining's folder stays."""
+    out, earlier = tmp_path / "small.net", tmp_path / "small.net.training" / "last.safetensors"
+    earlier.parent.mkdir()
+    earlier.touch()
+    assert compression.compress(start, out, {"fc6": 1.0}) is True
+    printed = capsys.readouterr().out
+    assert "retrained" not in printed and "accuracy" not in printed and earlier.exists()
+    assert weights.load(out).layers["fc6"][0].count_nonzero() == weights.load(start).layers["fc6"][0].numel()
+
+
+@pytest.mark.full
 @pytest.mark.unguarded  # 57 million weights
 def test_a_dense_network_of_true_size(here, tmp_path):
-    """Random weights, as dense as weights can be: under 8 MB, and the logits of the pruned and rounded weights."""
+    """Random weights, which have no zeros: the file is under 8 MB, and gives the logits of the rounded weights."""
     shapes = deep_compression.shapes(10)
     layers = {name: (torch.randn(shape) * 0.02, torch.randn(shape[0])) for name, shape in shapes.items()}
     tensors = {f"{n}.{p}": t for n, pair in layers.items() for p, t in zip(("weight", "bias"), pair, strict=True)}

@@ -17,6 +17,7 @@ from model.training.step import TrainStep, make_optimizer
 DATA = Path(skimage.__file__).parent / "data"
 
 
+@pytest.mark.full
 @pytest.mark.unguarded  # the operators' own tests guard them; here 57 million parameters would be guarded too
 def test_steps_as_pytorch():
     """Two photos, two steps, the whole network without dropout: only the order of the sums differs."""

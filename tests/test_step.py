@@ -33,7 +33,7 @@ def test_sgd_is_the_papers_rule():
             v[name] = 0.9 * v[name] - (2 * lr if bias else lr) * (decay * w[name] + parameter.grad)
             w[name] = w[name] + v[name]
             assert torch.allclose(parameter, w[name], rtol=1e-5, atol=1e-7), (step, name)
-    # A bias' decay is too small a part of a step to be seen in it.
+    # The decay of a bias would be too small to see in its value.
     groups = train_step.optimizer.param_groups
     assert [(group["weight_decay"], group["base"]) for group in groups] == [(5e-4, lr), (0.0, 2 * lr)]
 
@@ -53,9 +53,9 @@ def test_rates():
     assert cosine[0] == 1.0 and cosine[5] == pytest.approx(0.5) and cosine == sorted(cosine, reverse=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.full)], ids=str)
 def test_half_precision_follows_single(dtype):
-    """Parameters stay float32; the loss is near that of float32; float16 has a scaler that scales."""
+    """Parameters stay float32, the loss is near that of float32, and only float16 scales it."""
     losses = []
     for computed in (torch.float32, dtype):
         net = narrow()
@@ -68,7 +68,7 @@ def test_half_precision_follows_single(dtype):
 
 
 def test_a_step_that_overflows_is_left_out():
-    """float16's gradients scaled past infinity: the weights stay, and the scale falls."""
+    """If the scale makes float16's gradients infinite, the weights stay and the scale falls."""
     net = narrow()
     train_step = TrainStep(net, make_optimizer(net, "sgd", 1e-3), torch.float16)
     train_step.scaler.load_state_dict({**train_step.scaler.state_dict(), "scale": 2.0**120})

@@ -1,4 +1,4 @@
-"""``alexnet train``: killed and resumed, in many processes, and with what cannot be done.
+"""``alexnet train``: killed and resumed, in several processes, in Python, and with bad input.
 
 Most runs here are of a thin network on plain PyTorch (tests/narrow.py), in processes of their own.
 """
@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -23,8 +24,10 @@ from kernels.errors import AlexNetError
 from model import train, weights
 from model.photos.preprocess import FOLDER, RESIZE, Preprocess
 from model.training import checkpoint, trainer
+from model.training.config import TrainingConfig
 from model.training.log import Log, Row, draw_curves
 from model.training.step import TrainStep
+from model.training.trainer import Trainer
 from model.weights.common import describe
 from tests.narrow import COLOURS, Narrow, Process, make_folder, signal_after
 
@@ -54,14 +57,45 @@ def here(monkeypatch, capsys, one_thread):
     return run
 
 
+def test_in_python(here, folder, tmp_path):
+    """The config and the trainer give the bytes that the command gives, in another thread too."""
+    same = {"batch": 4, "lr": 0.003, "workers": 0, "operators": "torch", "device": "cpu", "epochs": 1}
+    trainer = Trainer(TrainingConfig(folder, tmp_path / "python", **same))
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(trainer.fit).result() is True
+    assert trainer.summary().startswith(f"done: {tmp_path}/python/last.safetensors; best validation ")
+    assert here(folder, *SMALL, "--epochs", 1, "--out", tmp_path / "command")[0] == 0
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "command" / name).read_bytes(), name
+    assert rows(tmp_path / "python") == rows(tmp_path / "command")
+
+
+def test_config_is_frozen_and_checked():
+    config = TrainingConfig("photos", freeze=("conv1",), weights=Path("a.npy"))
+    with pytest.raises(FrozenInstanceError):
+        config.epochs = 3
+    assert config.fixed() == json.loads(json.dumps(config.fixed())) and config.fixed()["weights"] == "a.npy"
+    assert not {"data", "out", "resume"} & config.fixed().keys() and config.fixed()["freeze"] == ["conv1"]
+    for wrong, message in (
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"augment": "no"}, "augment must be one of paper, scale, none, got 'no'"),
+        ({"keep_prob": float("nan")}, "keep_prob must be from 0 to 1, got nan"),
+        ({"lr": float("inf")}, "lr must be positive, got inf"),
+        ({"skip_layer": ["fc8"]}, "skip_layer leaves out layers of weights, but no weights are given"),
+    ):
+        with pytest.raises(AlexNetError, match=message):
+            TrainingConfig("photos", **wrong)
+
+
 def rows(out):
-    """The log, without the speed."""
+    """The log without the speeds."""
     with open(out / "log.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
 
 
+@pytest.mark.full
 def test_killed_at_any_moment(folder, tmp_path):
-    """Ends with the bytes of a run left alone: weights, optimizer, position; and the same log."""
+    """A killed run ends with the same weights, optimizer, position and log as a run that nobody disturbs."""
     arguments = [folder, *SMALL, "--epochs", 4, "--save-every", 2]
     whole = Process([*arguments, "--out", tmp_path / "whole"], tmp_path / "whole.txt")
     out = tmp_path / "killed"
@@ -99,7 +133,7 @@ def test_killed_at_any_moment(folder, tmp_path):
 
 @pytest.mark.parametrize("options", [["--dtype", "fp16"], ["--optimizer", "adamw", "--dtype", "bf16"]], ids=str)
 def test_resumes_every_state(here, folder, tmp_path, options, monkeypatch):
-    """The scaler of fp16 and AdamW's two moments go on as well."""
+    """float16's scaler and AdamW's two moments go on too."""
     arguments = [folder, *SMALL, "--epochs", 2, "--schedule", "cosine", *options]
     assert here(*arguments, "--out", tmp_path / "whole")[0] == 0
     with monkeypatch.context() as patch:
@@ -110,7 +144,7 @@ def test_resumes_every_state(here, folder, tmp_path, options, monkeypatch):
 
 
 def test_a_damaged_log(tmp_path):
-    """Its rows stay up to the damage, and a run whose log is gone ends without curves."""
+    """Rows before the damage stay. A run whose log is gone ends without curves."""
     path = tmp_path / "log.csv"
     written = Log(path)
     for step in range(1, 4):
@@ -144,7 +178,7 @@ def test_a_disk_without_room_for_the_log(tmp_path):
 
 
 def two(arguments, folder, **trapped):
-    """Two processes of one run in ``folder``/two; ``trapped`` is for rank 1."""
+    """Two processes of one run in ``folder``/two; rank 1 gets ``trapped``."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000), "WORLD_SIZE": "2"}
     arguments = [*arguments, "--out", folder / "two"]
     return [
@@ -154,7 +188,7 @@ def two(arguments, folder, **trapped):
 
 
 def test_two_processes_train_as_one(folder, tmp_path):
-    """The same global batches, averaged gradients: the same curve; without dropout, which differs by rank."""
+    """Two ranks have the same global batches and average their gradients. Dropout is off: it differs by rank."""
     arguments = [folder, *SMALL, "--epochs", 2, "--keep-prob", 1]
     alone = Process([*arguments, "--out", tmp_path / "one"], tmp_path / "one.txt")
     both = two(arguments, tmp_path)
@@ -178,7 +212,7 @@ def test_two_processes_train_as_one(folder, tmp_path):
 
 
 def test_a_rank_that_vanishes(folder, tmp_path):
-    """The other one ends too, and says so."""
+    """The other rank ends too, and says why."""
     first, second = two([folder, *SMALL, "--epochs", 2], tmp_path, trapped=("step", 2))
     assert second.join()[0] == -9
     status, printed = first.join()
@@ -186,8 +220,9 @@ def test_a_rank_that_vanishes(folder, tmp_path):
     assert printed.splitlines()[-1] == "alexnet train: error: rank 0: another rank has ended, and this one with it"
 
 
+@pytest.mark.full
 def test_a_failing_rank_ends_the_run(folder, tmp_path):
-    """With torchrun, on the real network: it says which rank and why, and leaves with an error, at once."""
+    """Under torchrun, with the real network: the line names the rank and the reason, and all ranks end at once."""
     images = tmp_path / "images"
     make_folder(images, 2)
     for path in images.glob("*/*.png"):
@@ -209,7 +244,7 @@ def test_a_failing_rank_ends_the_run(folder, tmp_path):
 
 
 def test_learns(here, tmp_path):
-    """Three colours, told apart; the curves drawn, and the log's last epoch as good as it says."""
+    """The network learns to tell three colours apart, and the curves are drawn."""
     images = make_folder(tmp_path / "images", 10)
     easy = ["--optimizer", "adamw", "--lr", 0.001, "--schedule", "cosine", "--keep-prob", 1, "--augment", "none"]
     status, out, err = here(images, "--out", tmp_path / "run", "--epochs", 12, "--batch", 10, "--workers", 0, *easy)
@@ -222,8 +257,9 @@ def test_learns(here, tmp_path):
         assert plot.format == "PNG" and len(plot.convert("RGB").getcolors(1 << 24)) > 100
 
 
+@pytest.mark.full
 def test_fine_tuning_and_what_reads_it(tmp_path, capsys):
-    """The real network from the bundled weights, all but fc8 held fixed; a checkpoint is a file of weights."""
+    """The real network from the bundled weights; only fc8 trains. Its checkpoint is a file of weights."""
     images = make_folder(tmp_path / "images", 2)
     frozen = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
     arguments = [images, "--out", tmp_path / "run", "--weights", "cifar10", "--skip-layer", "fc8", "--batch", "3"]
@@ -241,7 +277,7 @@ def test_fine_tuning_and_what_reads_it(tmp_path, capsys):
 
 
 def test_weights_of_divided_inputs(here, folder, tmp_path):
-    """Weights that divide by a std go on doing so, and take photos whole where their own had been shrunk."""
+    """Weights keep the mean and std that they were trained with, but take photos that are not shrunk."""
     start = tmp_path / "start.safetensors"
     own = Preprocess((100.0, 110.0, 120.0), next(rule for rule in RESIZE if "32x32" in rule), (50.0, 60.0, 70.0), "RGB")
     checkpoint.write(start, dict(Narrow(3).named_parameters()), describe(list(COLOURS), "paper", own))
@@ -255,7 +291,7 @@ def test_weights_of_divided_inputs(here, folder, tmp_path):
 
 
 def test_none_right_is_the_best_so_far(here, folder, tmp_path, monkeypatch):
-    """best.safetensors is there from the first validation on, as the last line says."""
+    """best.safetensors is written after the first validation, even if its accuracy is 0."""
     count = trainer.measure_accuracy
 
     def counts_none(*args, **options):
@@ -270,7 +306,7 @@ def test_none_right_is_the_best_so_far(here, folder, tmp_path, monkeypatch):
 
 
 def test_unreadable_images(here, tmp_path):
-    """Named once, counted, and the next image in its place; with --strict the end."""
+    """A broken photo is named once and counted, and the next one takes its place. With --strict the run ends."""
     images = make_folder(tmp_path / "images", 3)
     broken = images / "green" / "1.png"
     broken.write_bytes(b"no image")
@@ -278,7 +314,7 @@ def test_unreadable_images(here, tmp_path):
     status, out, err = here(*arguments)
     assert status == 0
     assert err.splitlines() == [f"{broken}: not an image in a format that Pillow reads; skipped"]
-    assert out.splitlines()[-1].endswith("; 1 image that cannot be read was skipped")
+    assert out.splitlines()[-1].endswith("; images that cannot be read and were skipped: 1")
     status, _, err = here(*arguments[:-1], tmp_path / "other", "--strict")
     assert status == 2
     assert err.splitlines() == [f"alexnet train: error: {broken}: not an image in a format that Pillow reads"]
@@ -286,7 +322,7 @@ def test_unreadable_images(here, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_that_vanish(here, tmp_path, monkeypatch, workers):
-    """All of them, in the midst of a run, as where they lie on a network's disk: one line, and the checkpoint stays."""
+    """All photos vanish during a run, as if a network disk is gone: one line, and the checkpoint stays."""
     images, step = make_folder(tmp_path / "images", 3), TrainStep.__call__
 
     def vanish(self, number, *args):
@@ -306,7 +342,7 @@ def test_images_that_vanish(here, tmp_path, monkeypatch, workers):
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_loss_that_is_no_number(here, folder, tmp_path, every):
-    """Or weights that are none, which are not saved: the last good checkpoint stays."""
+    """Loss or weights become NaN: these are not saved, and the last good checkpoint stays."""
     out = tmp_path / "run"
     status, _, err = here(folder, *SMALL, "--epochs", 3, "--out", out, "--lr", 3e4, "--save-every", every)
     assert status == 2 and len(err.splitlines()) == 1
@@ -397,6 +433,12 @@ def test_resume_must_be_asked_for_the_same(here, folder, tmp_path):
     ):
         status, _, err = here(folder, *SMALL, "--epochs", 1, "--out", out, "--resume", *option)
         assert status == 2 and message in err
+    tensors, meta = checkpoint.read(out / "last.safetensors")
+    for older in ({"step": 3, "arguments": {"epochs": 1}}, meta["training"] | {"config": {"epochs": 1}}):
+        checkpoint.write(out / "last.safetensors", tensors, meta | {"training": older})
+        status, _, err = here(folder, *SMALL, "--epochs", 1, "--out", out, "--resume")
+        assert status == 2 and "another version wrote this run, so it cannot go on; a new run can start from it" in err
+    checkpoint.write(out / "last.safetensors", tensors, meta)
     smaller = make_folder(tmp_path / "smaller", 4)
     status, _, err = here(smaller, *SMALL, "--epochs", 1, "--out", out, "--resume")
     assert status == 2 and "are not those that" in err

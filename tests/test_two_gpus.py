@@ -44,6 +44,7 @@ def photo(loaded):
     return loaded.preprocess(open_image(CHELSEA))[None]
 
 
+@pytest.mark.full
 def test_logits_of_one_process(loaded, photo):
     process = start(*TORCHRUN)
     out, err = process.communicate(timeout=300)
@@ -71,13 +72,13 @@ def test_logits_of_one_process(loaded, photo):
     for name, layer in loaded.layers.items():
         assert parameters[name] == sum(tensor.numel() for tensor in layer) / 2
     assert parameters["total"] == 56_909_194 / 2
-    # The maps of the other process in float32, where the paper exchanges them; beside them, 2 for each normalisation.
+    # float32 maps of the other process: where the paper exchanges them, and 2 for each normalisation.
     maps = {"conv3": 128 * 13 * 13, "fc6": 128 * 6 * 6, "fc7": 2048, "fc8": 2048, "logits": 5}
     border = {"pool1": 2 * 55 * 55, "pool2": 2 * 27 * 27}
     expected = {name: 4 * count for name, count in (maps | border).items()}
     assert received == {**dict.fromkeys(rows, 0), **expected, "total": sum(expected.values())}
 
-    # 0 measured on a CPU, where the sums run in one order; a GPU's tiles may differ between half and whole.
+    # On a CPU it was 0: the sums run in one order. On a GPU, half and whole may have other tiles.
     assert lines[19].startswith("largest difference from one process's logits: ")
     assert float(lines[19].split()[7]) < 1e-5
     probability, best = reference_alexnet(loaded.layers, photo)[0].softmax(0).max(0)
@@ -85,7 +86,7 @@ def test_logits_of_one_process(loaded, photo):
 
 
 def test_exact_in_float64(loaded, photo, monkeypatch):
-    """Every number of one process's network, with conv1 16 times as loud so that normalisation counts."""
+    """The logits of one process. conv1 is 16 times larger than usual, so that normalisation matters."""
     weight, bias = loaded.layers["conv1"]
     loud = dataclasses.replace(loaded, layers={**loaded.layers, "conv1": (weight * 16, bias * 16)})
     reference = reference_alexnet(loud.layers, photo)
@@ -93,7 +94,7 @@ def test_exact_in_float64(loaded, photo, monkeypatch):
     assert relative_error(first, reference) < 1e-12
     assert torch.equal(first, second)
 
-    # What the paper's GPUs did: each normalises its own maps.
+    # The paper's GPUs normalised only their own maps.
     monkeypatch.setattr(halves.BorderedLRNMaxPool2d, "forward", halves.LRNMaxPool2d.forward)
     (first, _), _ = threads.run(loud, photo.double())
     assert relative_error(first, reference) > 1e-4, "the maps beyond the border make no difference"
@@ -127,7 +128,7 @@ def test_halves_of_the_weights(loaded, rank):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_joined_channels_keep_their_order(rank, monkeypatch):
-    """fc6's columns are in the order C, H, W with the C of both processes."""
+    """fc6's columns are in the order C, H, W, and C has the channels of both processes."""
     whole = torch.arange(256 * 6 * 6.0).reshape(1, 256, 6, 6)
     parts = whole.chunk(2, 1)
     monkeypatch.setattr(halves.Other, "swap", lambda other, mine: parts[1 - rank])
@@ -154,13 +155,14 @@ def test_one_line_for_what_cannot_be_done(rank, processes, arguments, message, m
     assert bool(waited) == (rank != "0"), "only rank 0 speaks at once"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("processes", "message"),
     [(1, "process 0 did not find the other one: "), (2, "process 0 lost the other one: ")],
     ids=["never came", "left"],
 )
 def test_waits_for_no_lost_process(processes, message):
-    """Process 1 does not start, or leaves where process 0 waits for its maps."""
+    """Process 1 does not start, or leaves while process 0 waits for its maps."""
     patience = timedelta(seconds=2 if processes == 1 else 30)
     script = (
         "import datetime, os, sys\nfrom model import halves, two_gpus\n"

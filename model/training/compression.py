@@ -32,16 +32,7 @@ from model.training.trainer import Trainer
 from model.weights import Weights, deep_compression
 from model.weights.common import describe
 
-DENSITY = {
-    "conv1": 0.84,
-    "conv2": 0.38,
-    "conv3": 0.35,
-    "conv4": 0.37,
-    "conv5": 0.37,
-    "fc6": 0.09,
-    "fc7": 0.09,
-    "fc8": 0.25,
-}
+DENSITY = dict(zip(weights.LAYERS, (0.84, 0.38, 0.35, 0.37, 0.37, 0.09, 0.09, 0.25), strict=True))
 """The share of each layer's weights that stays (Han et al. 2016, table 4)."""
 
 
@@ -140,10 +131,11 @@ def compress(
         print(f"  {layer}: {kept:,} of {total:,} weights, {entries:,} entries, {len(encoded):,} bytes")
     before, size = sum(4 * t.numel() for pair in loaded.layers.values() for t in pair), out.stat().st_size
     print(f"{out}: {size:,} bytes, a {before / size:.0f}th of the {before:,} in float32")
-    for name in ("last.safetensors", "best.safetensors", "log.csv", "curves.png"):
-        (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a folder with the user's own files stays
-        folder.rmdir()
+    if training and not measure_only:
+        for name in ("last.safetensors", "best.safetensors", "log.csv", "curves.png"):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder with the user's own files stays
+            folder.rmdir()
     return True
 
 
@@ -163,7 +155,7 @@ def retrain(pruned: Weights, masks: Mapping[str, torch.Tensor], config: Training
         return None
     left = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.net.named_parameters()}
     layers = {layer: (left[f"{layer}.weight"], left[f"{layer}.bias"]) for layer in pruned.layers}
-    return replace(pruned, layers=layers, preprocess=trainer.run.preprocess)
+    return replace(pruned, layers=layers, preprocess=trainer.preprocess)
 
 
 def write(loaded: Weights, out: Path) -> dict[str, tuple[int, bytes]]:

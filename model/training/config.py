@@ -1,8 +1,6 @@
-"""What a training run does: each choice with its type, its default and its help.
+"""What a training run does: each choice with its type, its default and its help. Imports no PyTorch, for ``--help``."""
 
-It imports no PyTorch, so that ``alexnet train --help`` does not wait for it.
-"""
-
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -21,11 +19,10 @@ def setting(default: Any, help: str, *, least: int | None = None, metavar: str |
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """All choices of a training run. ``data`` is a folder with a sub-folder of photos per class, or with such folders
-    ``train/`` and ``val/``.
+    """All choices of a training run, for :class:`~model.training.trainer.Trainer`.
 
-    Each other field is an option of ``alexnet train``, and a checkpoint holds all that are not in :data:`MAY_CHANGE`.
-    To add a choice, add a field here and use it in the trainer.
+    ``data`` is a folder with a sub-folder of photos per class, or with two such folders, ``train/`` and ``val/``. Each
+    other field is an option of ``alexnet train`` too, and a checkpoint holds all that are not in :data:`MAY_CHANGE`.
 
     Raises:
         AlexNetError: a value out of its range.
@@ -33,8 +30,8 @@ class TrainingConfig:
 
     data: str | os.PathLike[str]
     out: str | os.PathLike[str] = setting("training", "the run's folder")
-    resume: bool = setting(False, "go on with the run in --out, if there is one")
-    weights: str | None = setting(None, "start from these: cifar10, bvlc ... or a file", metavar="NAME|PATH")
+    resume: bool = setting(False, "go on with the run in its folder, if there is one")
+    weights: str | os.PathLike[str] | None = setting(None, "start from these: a name or a file", metavar="NAME|PATH")
     skip_layer: Sequence[str] = setting((), "layers that do not take their weights, such as fc8", metavar="LAYER")
     freeze: Sequence[str] = setting((), "layers that do not train, such as conv1", metavar="LAYER")
     init: Literal["bvlc", "paper"] = setting(
@@ -43,7 +40,7 @@ class TrainingConfig:
     epochs: int = setting(90, "how often the run sees each photo", least=1, metavar="N")
     batch: int = setting(128, "photos in a step, over all processes", least=1, metavar="N")
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "sgd: momentum 0.9, weight decay 5e-4")
-    lr: float | None = setting(None, "learning rate at the start (0.01 for sgd, 1e-4 for adamw)", metavar="RATE")
+    lr: float | None = setting(None, "learning rate at the start; usually 0.01 for sgd, 1e-4 for adamw", metavar="RATE")
     schedule: Literal["step", "cosine"] = setting("step", "step: divide the rate by 10 after each quarter of the run")
     keep_prob: float = setting(0.5, "the probability that dropout keeps an output of fc6 or fc7", metavar="P")
     augment: Literal["paper", "scale", "none"] = setting(
@@ -74,7 +71,7 @@ class TrainingConfig:
     def fixed(self) -> dict[str, Any]:
         """The fields that a resumed run must have in common with the run before, as JSON returns them."""
         values = {choice.name: getattr(self, choice.name) for choice in fields(self) if choice.name not in MAY_CHANGE}
-        return values | {"skip_layer": list(self.skip_layer), "freeze": list(self.freeze)}
+        return json.loads(json.dumps(values, default=os.fspath))
 
 
 RETRAINING: dict[str, Any] = {"epochs": 1, "lr": 0.001, "schedule": "cosine", "keep_prob": 0.85}

@@ -70,10 +70,11 @@ class Log:
         """Closes the file."""
         self.file.close()
 
-    def mean(self, field: str, last: int) -> float:
-        """The mean of a field over the last so many steps."""
-        values = [getattr(row, field) for row in self.rows[-last:]]
-        return sum(values) / max(len(values), 1)
+    def means(self, steps: int) -> tuple[float, float, float]:
+        """The means of (loss, accuracy, images per second) over the last ``steps`` rows."""
+        last = self.rows[-steps:]
+        loss, accuracy, speed = (sum(values) / len(last) for values in list(zip(*last, strict=True))[3:6])
+        return loss, accuracy, speed
 
 
 def _read(path: Path, steps: int) -> list[Row]:

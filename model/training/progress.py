@@ -35,11 +35,9 @@ class Progress:
     def bar(self) -> Iterator[None]:
         """The bar, on stderr if that is a terminal; afterwards the log is closed and the curves are drawn."""
         batch = self.config.batch
-        total = self.per_epoch * self.config.epochs * batch
+        total, done = self.per_epoch * self.config.epochs * batch, self.first * batch
         hide = None if self.ranks.first else True  # None: show it in a terminal
-        with tqdm(
-            total=total, initial=self.first * batch, unit="image", disable=hide, dynamic_ncols=True
-        ) as self.shown:
+        with tqdm(total=total, initial=done, unit="image", disable=hide, dynamic_ncols=True) as self.shown:
             yield
         if self.log:
             self.log.close()
@@ -51,23 +49,21 @@ class Progress:
             tqdm.write(line)
             sys.stdout.flush()
 
-    def add(self, rows: list[Row]) -> None:
-        """Logs finished steps and moves the bar."""
+    def add(self, rows: list[Row], epoch_ends: bool) -> None:
+        """Logs finished steps and moves the bar; at the end of an epoch, a line about it."""
         if not self.log or not rows:
             return
         for row in rows:
             self.log.add(row)
+        epoch = f"epoch {row.epoch}/{self.config.epochs}"
+        loss, accuracy, _ = self.log.means(min(20, self.per_epoch))
         self.shown.update(len(rows) * self.config.batch)
-        self.shown.set_description(f"epoch {rows[-1].epoch}/{self.config.epochs}", refresh=False)
-        loss, accuracy = (self.log.mean(field, min(20, self.per_epoch)) for field in ("loss", "accuracy"))
+        self.shown.set_description(epoch, refresh=False)
         self.shown.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
-
-    def end_epoch(self, row: Row) -> None:
-        """A line about the epoch whose last step is ``row``."""
-        if not self.log:
+        if not epoch_ends:
             return
-        loss, accuracy, speed = (self.log.mean(f, self.per_epoch) for f in ("loss", "accuracy", "images_per_second"))
-        line = f"epoch {row.epoch}/{self.config.epochs}: loss {loss:.4f}, accuracy {accuracy:.1%}"
+        loss, accuracy, speed = self.log.means(self.per_epoch)
+        line = f"{epoch}: loss {loss:.4f}, accuracy {accuracy:.1%}"
         if row.validation_loss is not None:
             line += f", validation {row.validation_loss:.4f}, {row.validation_accuracy:.1%}"
         self.say(f"{line}, {speed:.3g} images/s")

@@ -8,19 +8,17 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collect_signals() -> Iterator[list[int]]:
-    """A list to which the first Ctrl-C and the first SIGTERM are added. The second one ends the process as usual.
-
-    In another thread than the main one, Python delivers no signals, and the list stays empty.
-    """
+    """A list that gets the first Ctrl-C and SIGTERM; the second ends the process. Python sends threads no signals."""
     received: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
 
     def note(number: int, _) -> None:
         received.append(number)
         signal.signal(number, usual[signal.Signals(number)])
 
-    usual = {}
-    if threading.current_thread() is threading.main_thread():
-        usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in usual:
+        signal.signal(number, note)
     try:
         yield received
     finally:

@@ -1,11 +1,9 @@
-"""What a training run starts from: photos, network and position, either new or from a checkpoint."""
+"""What a training run starts from: the photos, and the network and position of a new run or of a checkpoint."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,68 +16,76 @@ from model.photos import data
 from model.photos.preprocess import FOLDER, SIZE, Preprocess
 from model.training import checkpoint
 from model.training.config import TrainingConfig
-from model.training.distributed import Ranks
+from model.weights import LAYERS, Weights
 from model.weights.common import check_meta
 
-OPERATORS: dict[str, ModuleType] = {"triton": kernels, "torch": torch_ops}
+OPERATORS = {"triton": kernels, "torch": torch_ops}
 
 
 @dataclass
 class Position:
-    """Where a run is, and what it must have in common with its continuation. A checkpoint holds it as ``training``."""
+    """Where a run is, and what its continuation must have in common with it. A checkpoint holds it as ``training``."""
 
     config: dict[str, Any]  # TrainingConfig.fixed()
     images: str  # Folder.digest()
     colour: list[list[float]]  # (3, 3), from data.statistics
     step: int = 0  # how many are done
-    best: float = -1.0  # validation accuracy; below 0 before the first validation, since even 0.0 is then the best
+    best: float = -1.0  # validation accuracy; -1 before the first validation, since even 0 is then the best
     scaler: dict[str, Any] | None = None  # GradScaler.state_dict()
 
 
-@dataclass
-class Run:
-    """What :class:`~model.training.trainer.Trainer` works on."""
+class Start(NamedTuple):
+    """Where a run goes on. ``optimizer`` are its tensors, from a checkpoint."""
 
-    photos: data.Folder
-    validation: data.Folder | None
     net: AlexNet
     preprocess: Preprocess
     position: Position
-    optimizer: dict[str, torch.Tensor]  # its tensors, from a checkpoint
+    optimizer: dict[str, torch.Tensor]
 
 
-def prepare(config: TrainingConfig, ranks: Ranks, initial: weights.Weights | None = None) -> Run:
-    """The run of the checkpoint in ``config.out``, or a new one, which starts from ``initial`` if there are any.
+def find_photos(config: TrainingConfig, ranks: int) -> tuple[data.Folder, data.Folder | None]:
+    """The photos to train and to validate with.
+
+    Raises:
+        AlexNetError: the folder is not as it must be, or has less than a batch.
+    """
+    if config.batch % ranks:
+        raise AlexNetError(f"batch {config.batch} does not divide evenly among {ranks} processes")
+    photos, validation = data.read(Path(config.data))
+    if config.batch > len(photos.images):
+        raise AlexNetError(f"batch {config.batch} is more than the {len(photos.images)} images of {photos.path}")
+    return photos, validation
+
+
+def find_start(config: TrainingConfig, photos: data.Folder, initial: Weights | None, first: bool) -> Start:
+    """The run in ``config.out`` if it is to go on, or a new one.
+
+    Args:
+        initial: as of :class:`~model.training.trainer.Trainer`.
+        first: whether this process prints.
 
     Raises:
         AlexNetError: photos, weights, checkpoint and ``config`` do not fit together.
     """
     for option, names in (("skip_layer", config.skip_layer), ("freeze", config.freeze)):
         for name in names:
-            if name not in weights.LAYERS:
-                raise AlexNetError(f"{option} must name layers among {', '.join(weights.LAYERS)}, got {name!r}")
-    if config.batch % ranks.size:
-        raise AlexNetError(f"batch {config.batch} does not divide evenly among {ranks.size} processes")
-    photos, validation = data.read(Path(config.data))
-    if config.batch > len(photos.images):
-        raise AlexNetError(f"batch {config.batch} is more than the {len(photos.images)} images of {photos.path}")
+            if name not in LAYERS:
+                raise AlexNetError(f"{option} must name layers among {', '.join(LAYERS)}, got {name!r}")
     last = Path(config.out) / "last.safetensors"
     if last.exists() and not config.resume:
         raise AlexNetError(f"{config.out} holds a run: resume it, or choose another out")
-    if last.exists():
-        run = _resume(config, photos, validation, last)
-    else:
-        if config.resume and ranks.first:
-            print(f"{last}: no such file; starting a new run", file=sys.stderr)
-        run = _begin(config, photos, validation, initial)
-    _freeze(run.net, config.freeze)
-    return run
+    if config.resume and not last.exists() and first:
+        print(f"{last}: no such file; starting a new run", file=sys.stderr)
+    start = _resume(config, photos, last) if last.exists() else _begin(config, photos, initial)
+    for name in config.freeze:
+        start.net.get_submodule(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in start.net.parameters()):
+        raise AlexNetError("freeze leaves no layer to train")
+    return start
 
 
-def _begin(
-    config: TrainingConfig, photos: data.Folder, validation: data.Folder | None, initial: weights.Weights | None
-) -> Run:
-    """A new run."""
+def _begin(config: TrainingConfig, photos: data.Folder, initial: Weights | None) -> Start:
+    """A new run, from weights or from random numbers."""
     if initial is None and config.weights is not None:
         initial = weights.load(config.weights)
     if initial is not None:
@@ -93,26 +99,17 @@ def _begin(
         weights.assign(net, initial, config.skip_layer)
         # conv1 knows their mean and std. Their photos may have been shrunk; these are taken as they are.
         preprocess = replace(initial.preprocess, resize=FOLDER, size=SIZE)
-    position = Position(config.fixed(), photos.digest(), colour.tolist())
-    return Run(photos, validation, net, preprocess, position, {})
+    return Start(net, preprocess, Position(config.fixed(), photos.digest(), colour.tolist()), {})
 
 
-def _check_fit(initial: weights.Weights, config: TrainingConfig, photos: data.Folder) -> None:
-    """Checks that the run can start from these weights."""
-    if initial.lrn not in LRN:
-        raise AlexNetError(f"{initial.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
-    if "fc8" not in config.skip_layer and len(initial.classes) not in (0, len(photos.classes)):
-        raise AlexNetError(
-            f"{initial.name} has {len(initial.classes)} classes, and {photos.path} {len(photos.classes)}: "
-            "skip_layer fc8 starts that layer anew"
-        )
-
-
-def _resume(config: TrainingConfig, photos: data.Folder, validation: data.Folder | None, last: Path) -> Run:
-    """The run of a checkpoint."""
+def _resume(config: TrainingConfig, photos: data.Folder, last: Path) -> Start:
+    """The run of the checkpoint ``last``."""
     tensors, meta = checkpoint.read(last)
-    position = _position(meta["training"], config, last)
-    for name, value in config.fixed().items():
+    saved, fixed = meta["training"], config.fixed()
+    if set(saved) != {field.name for field in fields(Position)} or saved["config"].keys() != fixed.keys():
+        raise AlexNetError(f"{last}: another version wrote this run, so it cannot go on; a new run can start from it")
+    position = Position(**saved)
+    for name, value in fixed.items():
         if value != position.config[name]:
             raise AlexNetError(f"cannot resume: {name} was {position.config[name]} in {last}, and is {value} now")
     if position.images != photos.digest():
@@ -124,25 +121,18 @@ def _resume(config: TrainingConfig, photos: data.Folder, validation: data.Folder
         net.load_state_dict(tensors)
     except RuntimeError as error:
         raise AlexNetError(f"{last}: not of this network: {' '.join(str(error).split())[:200]}") from error
-    return Run(photos, validation, net, preprocess, position, optimizer)
-
-
-def _position(saved: Any, config: TrainingConfig, last: Path) -> Position:
-    """The position in a checkpoint of this version."""
-    if isinstance(saved, dict) and saved.keys() == {field.name for field in fields(Position)}:
-        position = Position(**saved)
-        if position.config.keys() == config.fixed().keys():
-            return position
-    raise AlexNetError(f"{last}: another version wrote this run, so it cannot be resumed; a new run can start from it")
+    return Start(net, preprocess, position, optimizer)
 
 
 def _network(config: TrainingConfig, photos: data.Folder, lrn: str | None) -> AlexNet:
     return AlexNet(len(photos.classes), config.keep_prob, lrn).use(OPERATORS[config.operators])
 
 
-def _freeze(net: AlexNet, names: Sequence[str]) -> None:
-    """Keeps the parameters of these layers as they are."""
-    for name in names:
-        net.get_submodule(name).requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in net.parameters()):
-        raise AlexNetError("freeze leaves no layer to train")
+def _check_fit(initial: Weights, config: TrainingConfig, photos: data.Folder) -> None:
+    if initial.lrn not in LRN:
+        raise AlexNetError(f"{initial.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
+    if "fc8" not in config.skip_layer and len(initial.classes) not in (0, len(photos.classes)):
+        raise AlexNetError(
+            f"{initial.name} has {len(initial.classes)} classes, and {photos.path} {len(photos.classes)}: "
+            "skip_layer fc8 starts that layer anew"
+        )

@@ -32,20 +32,14 @@ def make_optimizer(net: nn.Module, name: str, lr: float) -> torch.optim.Optimize
     while lr is constant; after lr falls, older gradients in v count at the new rate too. ``adamw``: decay 0.01, biases
     without decay.
     """
-    trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
-    weights = [parameter for name, parameter in trained if name.endswith("weight")]
-    biases = [parameter for name, parameter in trained if name.endswith("bias")]
-    if name == "sgd":
-        groups = [
-            {"params": weights, "weight_decay": 5e-4, "base": lr},
-            {"params": biases, "weight_decay": 0.0, "base": 2.0 * lr},
-        ]
-        return torch.optim.SGD(groups, lr, momentum=0.9)
+    trained = {key: parameter for key, parameter in net.named_parameters() if parameter.requires_grad}
+    weights, biases = ([p for key, p in trained.items() if key.endswith(part)] for part in ("weight", "bias"))
+    decay, of_biases = {"sgd": (5e-4, 2.0), "adamw": (0.01, 1.0)}[name]
     groups = [
-        {"params": weights, "weight_decay": 0.01, "base": lr},
-        {"params": biases, "weight_decay": 0.0, "base": lr},
+        {"params": weights, "weight_decay": decay, "base": lr},
+        {"params": biases, "weight_decay": 0.0, "base": of_biases * lr},
     ]
-    return torch.optim.AdamW(groups, lr)
+    return torch.optim.SGD(groups, lr, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups, lr)
 
 
 class TrainStep:
@@ -79,15 +73,9 @@ class TrainStep:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
     def __call__(self, number: int, x: torch.Tensor, target: torch.Tensor, factor: float) -> torch.Tensor:
-        """Does step ``number``.
+        """Does step ``number`` at ``factor`` times the learning rate.
 
-        Args:
-            x: inputs (N, 3, 227, 227).
-            target: classes (N,), int64.
-            factor: of the learning rate.
-
-        Returns:
-            (loss, number of right answers), float64, on the device.
+        ``x`` is (N, 3, 227, 227), ``target`` (N,) int64. Returns (loss, number of right answers), float64, not synced.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["base"]

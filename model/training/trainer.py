@@ -22,7 +22,7 @@ from model.training.distributed import Ranks
 from model.training.log import Row
 from model.training.progress import Progress
 from model.training.signals import collect_signals
-from model.training.start import prepare
+from model.training.start import find_photos, find_start
 from model.training.step import RATES, TrainStep, make_optimizer, rate
 from model.weights import Weights
 from model.weights.common import describe
@@ -47,23 +47,26 @@ class Trainer:
     """
 
     def __init__(self, config: TrainingConfig, initial: Weights | None = None):
-        self.config = config = config if initial is None else replace(config, weights=initial.name)
+        if initial:
+            config = replace(config, weights=initial.name)
+        self.config = config
         self.device = choose_device(config.device)
         self.ranks = ranks = Ranks(self.device)
         self.last, self.best = Path(config.out) / "last.safetensors", Path(config.out) / "best.safetensors"
         with self.problems_named():
             if len(set(ranks.gather(self.last.exists()))) > 1:
                 ranks.stop(f"{self.last} is not there for every rank: out must be a folder that all machines share")
-            self.run = ranks.agree(lambda: prepare(config, ranks, initial))
-            self.net, self.position = self.run.net.to(self.device), self.run.position
-            self.per_epoch = len(self.run.photos.images) // config.batch
+            self.photos, self.validation = ranks.agree(lambda: find_photos(config, ranks.size))
+            start = ranks.agree(lambda: find_start(config, self.photos, initial, ranks.first))
+            self.net, self.preprocess, self.position = start.net.to(self.device), start.preprocess, start.position
+            self.per_epoch = len(self.photos.images) // config.batch
             self.steps = self.per_epoch * config.epochs
             self.rate = RATES[config.optimizer] if config.lr is None else config.lr
             optimizer = make_optimizer(self.net, config.optimizer, self.rate)
             dtype = torch_dtype(config.dtype)
             self.train_step = TrainStep(self.net, optimizer, dtype, config.seed, ranks.rank, ranks.size)
             if self.position.scaler is not None:
-                self.train_step.restore(self.run.optimizer, self.position.scaler)
+                self.train_step.restore(start.optimizer, self.position.scaler)
             self.progress = Progress(config, ranks, self.position.step, self.per_epoch)
         self.waiting: deque[tuple[int, float, torch.Tensor]] = deque()  # steps whose metrics are not read yet
         self.stopping = False
@@ -96,37 +99,29 @@ class Trainer:
                     self.check_weights(step + 1)
                 if epoch_ends:
                     rows[-1] = self.validated(rows[-1])
-                self.progress.add(rows)
-                if epoch_ends:
-                    self.progress.end_epoch(rows[-1])
+                self.progress.add(rows, epoch_ends)
                 if due or self.stopping:
                     self.save(step + 1)
-                    self.clock = time.perf_counter()
                 if self.stopping:
                     break
         return not self.stopping
 
     def introduction(self) -> str:
         """What the run does, in a line."""
-        run, config, others = self.run, self.config, self.ranks.size - 1
-        parts = [f"{len(run.photos.images)} images of {len(run.photos.classes)} classes"]
-        if run.validation:
-            parts[0] += f", {len(run.validation.images)} to validate with"
-        parts.append(f"{self.per_epoch} steps an epoch")
-        parts.append(f"{config.dtype}, {config.operators}, on {device_name(self.device)}")
-        if others:
-            parts[-1] += f" and {others} more"
-        if self.position.step:
-            parts.append(f"going on after step {self.position.step} of {self.steps}")
-        return "; ".join(parts)
+        config, step, others = self.config, self.position.step, self.ranks.size - 1
+        return (
+            f"{len(self.photos.images)} images of {len(self.photos.classes)} classes"
+            + (f", {len(self.validation.images)} to validate with" if self.validation else "")
+            + f"; {self.per_epoch} steps an epoch; {config.dtype}, {config.operators}, on {device_name(self.device)}"
+            + (f" and {others} more" if others else "")
+            + (f"; going on after step {step} of {self.steps}" if step else "")
+        )
 
     def batches(self) -> Iterable[list]:
         """This rank's share of every batch from the next step to the last."""
-        config, images, ranks = self.config, self.run.photos.images, self.ranks
+        config, images, ranks, first = self.config, self.photos.images, self.ranks, self.position.step
         crops = data.Crops(images, config.seed, self.position.colour, config.augment)
-        order = data.Order(
-            len(images), config.batch, config.seed, self.position.step, self.steps, ranks.rank, ranks.size
-        )
+        order = data.Order(len(images), config.batch, config.seed, first, self.steps, ranks.rank, ranks.size)
         size = config.batch // ranks.size * SIZE * SIZE * 3
         return data.loader(crops, order, config.workers, self.device, size)
 
@@ -134,12 +129,10 @@ class Trainer:
         """A batch as (x, target) on the device."""
         pixels, shifts, target, problems = batch
         found = [problem for of_image in problems for problem in of_image]
-        if (
-            len(target) < self.config.batch // self.ranks.size
-        ):  # no image is left, for example if a network disk is gone
+        if len(target) < self.config.batch // self.ranks.size:  # no image is left, as if a network disk is gone
             raise AlexNetError(self.ranks.name(found[-1]))
         self.progress.skip(found)
-        x = data.to_input(pixels, shifts, self.run.preprocess, self.device)
+        x = data.to_input(pixels, shifts, self.preprocess, self.device)
         return x, torch.as_tensor(target).to(self.device, non_blocking=True)
 
     def finished(self, keep: int) -> list[Row]:
@@ -172,14 +165,13 @@ class Trainer:
     def validated(self, row: Row) -> Row:
         """``row`` with loss and accuracy on the validation images. Writes the weights if they are the best so far."""
         self.progress.skip_all_ranks()
-        validation = self.run.validation
-        if not validation:
+        if not self.validation:
             return row
         self.net.eval()
         counts = measure_accuracy(
             self.predict,
-            data.Photos(validation.images, self.run.preprocess),
-            len(validation.classes),
+            data.Photos(self.validation.images, self.preprocess),
+            len(self.validation.classes),
             batch=max(self.config.batch // self.ranks.size, 1),
             workers=self.config.workers,
             device=self.device,
@@ -189,7 +181,7 @@ class Trainer:
         if self.ranks.first:
             self.progress.skip(counts.unreadable)
         if not counts.photos:
-            self.ranks.stop(f"{validation.path}: no image can be read")
+            self.ranks.stop(f"{self.validation.path}: no image can be read")
         if counts.top1 > self.position.best:
             self.position.best = counts.top1
             if self.ranks.first:
@@ -209,22 +201,20 @@ class Trainer:
             tensors, self.position.scaler = self.train_step.state()
             meta = self.meta() | {"training": asdict(self.position)}
             checkpoint.write(self.last, dict(self.net.named_parameters()) | tensors, meta)
+        self.clock = time.perf_counter()
 
     def meta(self) -> dict:
         """What :mod:`model.weights.safetensors` reads."""
-        return describe(self.run.photos.classes, self.net.lrn, self.run.preprocess)
+        return describe(self.photos.classes, self.net.lrn, self.preprocess)
 
     def summary(self) -> str:
         """How the run ended and where its weights are, in a line."""
-        parts = [f"done: {self.last}"]
+        step, best, skipped = self.position.step, self.position.best, len(self.progress.unreadable)
         if self.stopping:
-            parts = [f"stopped after step {self.position.step} of {self.steps}, saved in {self.last}: resume goes on"]
-        elif self.position.best >= 0.0:
-            parts.append(f"best validation {self.position.best:.1%} in {self.best}")
-        if count := len(self.progress.unreadable):
-            were = "image that cannot be read was" if count == 1 else "images that cannot be read were"
-            parts.append(f"{count} {were} skipped")
-        return "; ".join(parts)
+            line = f"stopped after step {step} of {self.steps}, saved in {self.last}: resume goes on"
+        else:
+            line = f"done: {self.last}" + (f"; best validation {best:.1%} in {self.best}" if best >= 0.0 else "")
+        return line + (f"; images that cannot be read and were skipped: {skipped}" if skipped else "")
 
     @contextlib.contextmanager
     def problems_named(self) -> Iterator[None]:
