@@ -59,24 +59,22 @@ def train(argv: list[str] | None) -> int:
     config = parse(argv)
     with interrupts_exit():
         choose_device(config.device)
-        from torch.distributed.elastic.multiprocessing.errors import record
-
         from model.training.trainer import Trainer
 
-    def run() -> int:
-        trainer = Trainer(config)
-        done = trainer.fit()
-        trainer.progress.say(trainer.summary())
-        trainer.ranks.leave()
-        return 0 if done else 130
-
-    # With record, torchrun prints the traceback of the rank that failed first.
-    return (record(run)() or 0) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else run()
+    trainer = Trainer(config)
+    done = trainer.fit()
+    trainer.progress.say(trainer.summary())
+    trainer.ranks.leave()
+    return 0 if done else 130
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    return command.run("alexnet train", train, argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return command.run("alexnet train", train, argv)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(command.run)("alexnet train", train, argv) or 0  # torchrun prints the traceback that this records
 
 
 if __name__ == "__main__":

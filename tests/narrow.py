@@ -99,9 +99,7 @@ def trap(event: str, number: int) -> None:
 
     def trapped_save(*arguments):
         data = save(*arguments)
-        return (
-            data[: len(data) // 2] if event == "half" and left == 1 else data
-        )  # the process ends before it renames this
+        return data[: len(data) // 2] if event == "half" and left == 1 else data  # it ends before the rename
 
     def trapped_replace(source, target):
         checkpoint = Path(target).suffix == ".safetensors"
