@@ -110,15 +110,10 @@ tiles.register("conv2d", products.by_rule(split=True))
 
 
 def launch_conv2d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],  # top, bottom, left, right
-    dilation: Sequence[int],
-    groups: int,
-    relu: bool,
-) -> torch.Tensor:
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, relu: bool,
+) -> torch.Tensor:  # fmt: skip
+    """See :func:`conv2d`; ``padding`` is (top, bottom, left, right)."""
     output = _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
     if output.numel() == 0:
         return output
@@ -254,15 +249,10 @@ def conv2d(
 
 
 def cost(
-    input: Shape,
-    weight: Shape,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    *,
-    bias: bool = True,
-    itemsize: int = 4,
-) -> Cost:
+    input: Shape, weight: Shape,
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), *,
+    bias: bool = True, itemsize: int = 4,
+) -> Cost:  # fmt: skip
     """For shapes (N, C, H, W) and (K, C / groups, R, S), with ``padding`` at each end."""
     N, _, H, W = input
     K, C, R, S = weight
@@ -275,17 +265,10 @@ def cost(
 
 
 def gradient_cost(
-    input: Shape,
-    weight: Shape,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    *,
-    relu: bool = False,
-    bias: bool = True,
-    first: bool = False,
-    itemsize: int = 4,
-) -> Cost:
+    input: Shape, weight: Shape,
+    stride: Sequence[int] = (1, 1), padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), *,
+    relu: bool = False, bias: bool = True, first: bool = False, itemsize: int = 4,
+) -> Cost:  # fmt: skip
     """As :func:`cost`. ``first``: of the first layer, whose input needs no gradient."""
     forward = cost(input, weight, stride, padding, dilation)
     return product_gradient(forward, input, weight, relu=relu, bias=bias, first=first, itemsize=itemsize)

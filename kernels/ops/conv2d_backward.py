@@ -203,16 +203,12 @@ tiles.register("conv2d_weight_gradient", products.by_model(sums_the_batch=True))
 
 
 def launch_conv2d_input_gradient(
-    grad: torch.Tensor,
-    weight: torch.Tensor,
-    size: Sequence[int],  # of the input
-    stride: Sequence[int],
-    padding: Sequence[int],  # top, bottom, left, right
-    dilation: Sequence[int],
-    groups: int,
-) -> torch.Tensor:
+    grad: torch.Tensor, weight: torch.Tensor, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> torch.Tensor:  # fmt: skip
+    """dx from dz. ``size`` is the input's shape, ``padding`` is (top, bottom, left, right)."""
     if 0 in size:
-        return _input_gradient_output(grad, weight, size, stride, padding, dilation, groups)
+        return _gradient_output(grad, weight, size)
     if folds(weight.shape, stride, dilation, groups):
         N, C, _, _ = size
         B = stride[0]
@@ -220,7 +216,7 @@ def launch_conv2d_input_gradient(
         folded = (N, C * B * B, grad.shape[2] + w.shape[2] - 1, grad.shape[3] + w.shape[3] - 1)
         dx = launch_conv2d_input_gradient(grad, w, folded, (1, 1), (0, 0, 0, 0), (1, 1), 1)
         return launch_depth_to_space(dx, B, padding[0], padding[2], size)
-    output = _input_gradient_output(grad, weight, size, stride, padding, dilation, groups)
+    output = _gradient_output(grad, weight, size)
     dz = grad.contiguous(memory_format=torch.channels_last)
     w = weight.contiguous(memory_format=torch.channels_last)
     _, _, H, W = size
@@ -246,16 +242,12 @@ def launch_conv2d_input_gradient(
 
 
 def launch_conv2d_weight_gradient(
-    grad: torch.Tensor,
-    input: torch.Tensor,
-    size: Sequence[int],  # of the weight
-    stride: Sequence[int],
-    padding: Sequence[int],  # top, bottom, left, right
-    dilation: Sequence[int],
-    groups: int,
-) -> torch.Tensor:
+    grad: torch.Tensor, input: torch.Tensor, size: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> torch.Tensor:  # fmt: skip
+    """dw from dz. ``size`` is the weight's shape, ``padding`` is (top, bottom, left, right)."""
     if grad.numel() == 0:
-        return _weight_gradient_output(grad, input, size, stride, padding, dilation, groups).zero_()
+        return _gradient_output(grad, input, size).zero_()
     if folds(size, stride, dilation, groups):
         K, C, R, S = size
         B = stride[0]
@@ -263,7 +255,7 @@ def launch_conv2d_weight_gradient(
         folded = (K, C * B * B, triton.cdiv(R, B), triton.cdiv(S, B))
         dw = launch_conv2d_weight_gradient(grad, x, folded, (1, 1), (0, 0, 0, 0), (1, 1), 1)
         return launch_depth_to_space(dw, B, 0, 0, size)
-    output = _weight_gradient_output(grad, input, size, stride, padding, dilation, groups)
+    output = _gradient_output(grad, input, size)
     dz = grad.contiguous(memory_format=torch.channels_last)
     x = input.contiguous(memory_format=torch.channels_last)
     geometry = Geometry.of(x.shape, size, dz.shape, stride, padding, dilation, groups)
@@ -283,18 +275,12 @@ def launch_conv2d_weight_gradient(
     return output
 
 
-def _input_gradient_output(grad, weight, size, stride, padding, dilation, groups):
+def _gradient_output(grad, other, size, *_):
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
 
 
-def _weight_gradient_output(grad, input, size, stride, padding, dilation, groups):
-    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-
-
-conv2d_input_gradient = runtime.register("conv2d_input_gradient", launch_conv2d_input_gradient, _input_gradient_output)
-conv2d_weight_gradient = runtime.register(
-    "conv2d_weight_gradient", launch_conv2d_weight_gradient, _weight_gradient_output
-)
+conv2d_input_gradient = runtime.register("conv2d_input_gradient", launch_conv2d_input_gradient, _gradient_output)
+conv2d_weight_gradient = runtime.register("conv2d_weight_gradient", launch_conv2d_weight_gradient, _gradient_output)
 
 
 def save(ctx, inputs, output):

@@ -40,15 +40,9 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(
-        cls,
-        input: Sequence[int],
-        weight: Sequence[int],
-        output: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> "Geometry":
+        cls, input: Sequence[int], weight: Sequence[int], output: Sequence[int],
+        stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    ) -> "Geometry":  # fmt: skip
         """From shapes (N, C, H, W), (K, C / groups, R, S) and (N, K, P, Q), and padding (top, bottom, left, right)."""
         _, _, H, W = input
         K, C, R, S = weight

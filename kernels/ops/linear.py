@@ -139,12 +139,8 @@ tiles.register(
 
 def _launch_product(
     operator: str,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    bias: torch.Tensor | None,
-    output: torch.Tensor,
-    relu: bool = False,
-) -> None:
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, output: torch.Tensor, relu: bool = False,
+) -> None:  # fmt: skip
     """``output = a @ b``. Each of a and b is contiguous, or is the transpose of a contiguous tensor."""
     M, K = a.shape
     N = b.shape[1]
@@ -156,9 +152,7 @@ def _launch_product(
         a if bias is None else bias,  # without a bias the kernel does not read it
         output,
         K if over_batch else M,
-        M=M if over_batch else None,
-        N=N,
-        K=triton.cdiv(K, config["BLOCK_K"]) * config["BLOCK_K"] if over_batch else K,
+        M=M if over_batch else None, N=N, K=triton.cdiv(K, config["BLOCK_K"]) * config["BLOCK_K"] if over_batch else K,
         STRIDE_AM=a.stride(0), STRIDE_AK=a.stride(1), STRIDE_BK=b.stride(0), STRIDE_BN=b.stride(1),
         HAS_BIAS=bias is not None, RELU=relu,
         PRECISION=runtime.dot_precision(a.dtype), INDEX=runtime.index_type(a, b, output), **config,
@@ -188,14 +182,14 @@ def launch_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 
 def launch_linear_input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    output = _linear_input_gradient_output(grad, weight)
+    output = _input_gradient_output(grad, weight)
     if output.numel() > 0:
         _launch_product("linear_input_gradient", grad.contiguous(), weight.contiguous(), None, output)
     return output
 
 
 def launch_linear_weight_gradient(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-    output = _linear_weight_gradient_output(grad, input)
+    output = _weight_gradient_output(grad, input)
     if output.numel() > 0:
         _launch_product("linear_weight_gradient", grad.contiguous().T, input.contiguous(), None, output)
     return output
@@ -205,20 +199,16 @@ def _linear_output(input, weight, bias, relu):
     return torch.empty((input.shape[0], weight.shape[0]), dtype=input.dtype, device=input.device)
 
 
-def _linear_input_gradient_output(grad, weight):
+def _input_gradient_output(grad, weight):
     return torch.empty((grad.shape[0], weight.shape[1]), dtype=grad.dtype, device=grad.device)
 
 
-def _linear_weight_gradient_output(grad, input):
+def _weight_gradient_output(grad, input):
     return torch.empty((grad.shape[1], input.shape[1]), dtype=grad.dtype, device=grad.device)
 
 
-_linear_input_gradient = runtime.register(
-    "linear_input_gradient", launch_linear_input_gradient, _linear_input_gradient_output
-)
-_linear_weight_gradient = runtime.register(
-    "linear_weight_gradient", launch_linear_weight_gradient, _linear_weight_gradient_output
-)
+_input_gradient = runtime.register("linear_input_gradient", launch_linear_input_gradient, _input_gradient_output)
+_weight_gradient = runtime.register("linear_weight_gradient", launch_linear_weight_gradient, _weight_gradient_output)
 
 
 def _save(ctx, inputs, output):
@@ -235,8 +225,8 @@ def _gradients(ctx, grad):
     matrix = lambda x: x.reshape(x.numel(), 1) if ctx.one_bias and x is not None else x
     dz, db = epilogue_gradient(matrix(grad), matrix(output), need_bias)
     dz = dz.reshape(grad.shape)
-    dx = _linear_input_gradient(dz, weight) if need_input else None
-    dw = _linear_weight_gradient(dz, input) if need_weight else None
+    dx = _input_gradient(dz, weight) if need_input else None
+    dw = _weight_gradient(dz, input) if need_weight else None
     return dx, dw, db if need_bias else None, None
 
 

@@ -19,28 +19,12 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024,
 
 # BLOCK_M, BLOCK_N, warps, stages, bytes of a row of A or B per step
 PRODUCTS = (
-    (128, 256, 8, 3, 128),
-    (128, 256, 8, 4, 128),
-    (256, 128, 8, 3, 128),
-    (128, 128, 8, 3, 128),
-    (128, 128, 8, 4, 128),
-    (128, 128, 4, 4, 64),
-    (256, 64, 8, 3, 128),
-    (128, 64, 4, 4, 128),
-    (64, 128, 4, 4, 128),
-    (64, 64, 4, 4, 128),
-    (64, 64, 4, 5, 128),
-    (64, 32, 4, 5, 128),
-    (128, 32, 4, 4, 128),
-    (256, 32, 4, 5, 32),
-    (128, 64, 4, 3, 64),
-    (64, 64, 4, 4, 64),
-    (32, 64, 4, 4, 128),
-    (32, 32, 4, 5, 256),
-    (16, 64, 4, 4, 256),
-    (16, 32, 4, 5, 256),
+    (128, 256, 8, 3, 128), (128, 256, 8, 4, 128), (256, 128, 8, 3, 128), (128, 128, 8, 3, 128), (128, 128, 8, 4, 128),
+    (128, 128, 4, 4, 64), (256, 64, 8, 3, 128), (128, 64, 4, 4, 128), (64, 128, 4, 4, 128), (64, 64, 4, 4, 128),
+    (64, 64, 4, 5, 128), (64, 32, 4, 5, 128), (128, 32, 4, 4, 128), (256, 32, 4, 5, 32), (128, 64, 4, 3, 64),
+    (64, 64, 4, 4, 64), (32, 64, 4, 4, 128), (32, 32, 4, 5, 256), (16, 64, 4, 4, 256), (16, 32, 4, 5, 256),
     (16, 16, 2, 5, 512),
-)
+)  # fmt: skip
 
 
 def by_rule(*, split: bool = False, transposed: bool = False, four_warps_in_float32: bool = False) -> Choices:
@@ -179,14 +163,8 @@ def shared_memory(architecture: str, config: Config, dtype: str) -> int:
 
 def _config(dtype: str, block_m: int, block_n: int, *, warps: int, stages: int, run: int) -> Config:
     """``run``: bytes of a row of A or B per step; 128 are a line of cache and of shared memory."""
-    return {
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_K": run // ITEMSIZE[dtype],
-        "GROUP_M": 8,
-        "num_warps": warps,
-        "num_stages": stages,
-    }
+    sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": run // ITEMSIZE[dtype], "GROUP_M": 8}
+    return sizes | {"num_warps": warps, "num_stages": stages}
 
 
 def _interpreter(problem: Problem, split: bool) -> Config:
