@@ -1,9 +1,7 @@
-"""``alexnet train DATA_DIR``: trains the network on a folder of photos, from scratch or from weights.
+"""``alexnet train DATA_DIR``: :class:`model.training.trainer.Trainer` with its config from the command line.
 
-:class:`model.training.trainer.Trainer` does the work; here its config is read from the command line. ``torchrun
---nproc-per-node N -m model.train ...`` shares each batch among N processes, on one machine or many.
-
-Ctrl-C and SIGTERM finish the step in hand, write a checkpoint, and exit with status 130.
+``torchrun --nproc-per-node N -m model.train ...`` shares each batch among N processes, on one machine or many. Ctrl-C
+and SIGTERM finish the step in hand, write a checkpoint, and exit with status 130.
 """
 
 import argparse
@@ -17,7 +15,7 @@ from kernels.tools.command import Parser, interrupts_exit
 from model.command import choose_device, leave
 from model.training.config import TrainingConfig
 
-TYPES: dict[Any, type] = {int: int, float: float, float | None: float}
+NUMBERS: dict[Any, type] = {int: int, float: float, float | None: float}
 
 
 def add_options(add: Callable, leave_out: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> None:
@@ -30,15 +28,15 @@ def add_options(add: Callable, leave_out: Collection[str] = (), defaults: Mappin
     for choice in fields(TrainingConfig):
         if choice.name in ("data", *leave_out):
             continue
-        more: dict[str, Any] = {"metavar": choice.metadata["metavar"]}
+        more: dict[str, Any] = {}
         if choice.type is bool:
             more = {"action": "store_true"}
         elif get_origin(choice.type) is Literal:
             more = {"choices": get_args(choice.type)}
         elif choice.type == Sequence[str]:
-            more["nargs"] = "+"
-        else:
-            more["type"] = TYPES.get(choice.type, str)
+            more = {"nargs": "+", "metavar": "LAYER"}
+        elif choice.type in NUMBERS:
+            more = {"type": NUMBERS[choice.type], "metavar": "N"}
         default = (defaults or {}).get(choice.name, choice.default)
         shown = "" if isinstance(default, bool) or default in (None, ()) else f" ({default})"
         add(f"--{choice.name.replace('_', '-')}", help=choice.metadata["help"] + shown, **more)

@@ -149,7 +149,7 @@ def test_a_damaged_log(tmp_path):
     written = Log(path)
     for step in range(1, 4):
         written.add(Row(step, epoch=1, rate=0.1, loss=2.0, accuracy=0.5, images_per_second=9.0))
-    written.close()
+    written.file.close()
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     for damaged, left in (
@@ -162,7 +162,7 @@ def test_a_damaged_log(tmp_path):
     ):
         path.write_bytes(damaged)
         log = Log(path, steps=3)
-        log.close()
+        log.file.close()
         assert [row.step for row in log.rows] == [1, 2, 3][:left]
         assert path.read_bytes() == b"".join(lines[: left + 1])
     draw_curves(log.rows, 1, tmp_path / "curves.png")
@@ -171,7 +171,7 @@ def test_a_damaged_log(tmp_path):
 
 def test_a_disk_without_room_for_the_log(tmp_path):
     log = Log(tmp_path / "log.csv")
-    log.close()
+    log.file.close()
     log.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(AlexNetError, match=r"log\.csv: cannot be written: No space left on device"):
         log.add(Row(1, 1, 0.1, 2.0, 0.5, 9.0))
@@ -384,7 +384,7 @@ BAD = {
     "keep-prob": (["good", "--keep-prob", "2"], "keep_prob must be from 0 to 1, got 2.0"),
     "dtype": (["good", "--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
     "weights": (["good", "--weights", "nothing.npy"], "nothing.npy: no such file, and no weights of that name"),
-    "class count": (["good", "--weights", "cifar10"], "cifar10 has 10 classes, and good/train 3: skip_layer fc8"),
+    "class count": (["good", "--weights", "4.safetensors"], "4.safetensors: fc8's weight must be (3, 64), got (4, 64)"),
     "another network": (
         ["good", "--weights", "odd.npz"],
         "odd.npz: weights of another network, whose lrn is not",
@@ -417,6 +417,8 @@ def test_one_line_for_bad_input(here, folder, tmp_path, monkeypatch, arguments, 
     bundled = weights.load()
     weight, bias = bundled.layers["fc8"]
     meta = json.dumps(describe(bundled.classes, "other", bundled.preprocess))
+    four = describe("abcd", "bvlc", bundled.preprocess)
+    checkpoint.write(Path("4.safetensors"), dict(Narrow(4).named_parameters()), four)
     np.savez("odd.npz", meta=meta, **{"fc8.weight": weight.numpy(), "fc8.bias": bias.numpy()})
     status, out, err = here(*arguments, *([] if "--batch" in arguments else ["--batch", 4]))
     assert (status, out) == (2, "")

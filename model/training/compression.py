@@ -49,9 +49,9 @@ def prune(weight: torch.Tensor, density: float) -> torch.Tensor:
 def cluster(values: np.ndarray, count: int) -> np.ndarray:
     """k-means in one dimension: the ``count`` centres, float32, in ascending order.
 
-    The centres start at equal distances from the smallest value to the largest. The paper's section 3.2 found this
-    best: few weights are large, but those matter most. In the sorted values each cluster is an interval, so its mean
-    follows from two running sums, and one round over millions of values takes a few lookups.
+    They start at equal distances from the smallest value to the largest. The paper's section 3.2 found this best: few
+    weights are large, but those matter most. Each cluster is an interval of the sorted values, so a round over millions
+    of values takes a few lookups in their running sums.
     """
     values = np.sort(values.astype(np.float64))
     sums = np.append(0.0, np.cumsum(values))
@@ -88,10 +88,9 @@ def compress(
 
     Args:
         checkpoint: the weights' name or file.
-        out: the file to write.
-        density: the share of weights that stays in each layer; layers that are not named keep the paper's.
-        training: how to retrain, usually ``TrainingConfig("photos/", **RETRAINING)``; its folder ``out`` is replaced by
-            the file's name with ``.training`` behind it. None: neither retrain nor measure.
+        out: the file to write. Until it is written, the retraining is in ``out`` with ``.training`` behind its name.
+        density: the share of weights that stays in a layer, if it is not to be the paper's.
+        training: usually ``TrainingConfig("photos/", **RETRAINING)``. Without it, neither retrain nor measure.
         measure_only: do not retrain.
 
     Returns:

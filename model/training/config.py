@@ -12,9 +12,9 @@ MAY_CHANGE = {"data", "out", "resume", "device", "workers", "save_every", "stric
 """Fields that may differ when a run is resumed. All others decide what it computes."""
 
 
-def setting(default: Any, help: str, *, least: int | None = None, metavar: str | None = None) -> Any:
-    """A field of :class:`TrainingConfig`: ``least`` is its smallest value, ``metavar`` stands for it in the help."""
-    return field(default=default, metadata={"help": help, "least": least, "metavar": metavar})
+def setting(default: Any, help: str, least: int | None = None) -> Any:
+    """A field of :class:`TrainingConfig`, whose smallest value is ``least``."""
+    return field(default=default, metadata={"help": help, "least": least})
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,27 @@ class TrainingConfig:
     data: str | os.PathLike[str]
     out: str | os.PathLike[str] = setting("training", "the run's folder")
     resume: bool = setting(False, "go on with the run in its folder, if there is one")
-    weights: str | os.PathLike[str] | None = setting(None, "start from these: a name or a file", metavar="NAME|PATH")
-    skip_layer: Sequence[str] = setting((), "layers that do not take their weights, such as fc8", metavar="LAYER")
-    freeze: Sequence[str] = setting((), "layers that do not train, such as conv1", metavar="LAYER")
+    weights: str | os.PathLike[str] | None = setting(None, "start from these: a name or a file")
+    skip_layer: Sequence[str] = setting((), "layers that do not take their weights, such as fc8")
+    freeze: Sequence[str] = setting((), "layers that do not train, such as conv1")
     init: Literal["bvlc", "paper"] = setting(
         "bvlc", "how new layers are drawn; without --weights also the formula of local response normalisation"
     )
-    epochs: int = setting(90, "how often the run sees each photo", least=1, metavar="N")
-    batch: int = setting(128, "photos in a step, over all processes", least=1, metavar="N")
+    epochs: int = setting(90, "how often the run sees each photo", least=1)
+    batch: int = setting(128, "photos in a step, over all processes", least=1)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "sgd: momentum 0.9, weight decay 5e-4")
-    lr: float | None = setting(None, "learning rate at the start; usually 0.01 for sgd, 1e-4 for adamw", metavar="RATE")
+    lr: float | None = setting(None, "learning rate at the start; usually 0.01 for sgd, 1e-4 for adamw")
     schedule: Literal["step", "cosine"] = setting("step", "step: divide the rate by 10 after each quarter of the run")
-    keep_prob: float = setting(0.5, "the probability that dropout keeps an output of fc6 or fc7", metavar="P")
+    keep_prob: float = setting(0.5, "the probability that dropout keeps an output of fc6 or fc7")
     augment: Literal["paper", "scale", "none"] = setting(
         "paper", "paper: crops, mirror images, colours; scale: also size, blur, sharpness; none: central crops"
     )
     dtype: Literal["fp32", "fp16", "bf16"] = setting("fp32", "of products, by torch.autocast")
     operators: Literal["triton", "torch"] = setting("triton", "our kernels, or plain PyTorch to compare")
     device: Literal["auto", "cuda", "cpu"] = setting("auto", "auto: the GPU if there is one")
-    seed: int = setting(0, "of all random numbers", least=0, metavar="N")
-    workers: int = setting(2, "processes that decode photos, for each process that trains", least=0, metavar="N")
-    save_every: int = setting(1000, "steps between checkpoints; each epoch ends with one too", least=1, metavar="STEPS")
+    seed: int = setting(0, "of all random numbers", least=0)
+    workers: int = setting(2, "processes that decode photos, for each process that trains", least=0)
+    save_every: int = setting(1000, "steps between checkpoints; each epoch ends with one too", least=1)
     strict: bool = setting(False, "stop at a photo that cannot be read, instead of taking the next one")
 
     def __post_init__(self):

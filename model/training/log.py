@@ -26,15 +26,12 @@ class Row(NamedTuple):
 
 
 class Log:
-    """``log.csv``.
+    """``log.csv`` at ``path``, whose folder is made. The first ``steps`` rows of the run before stay.
 
-    Args:
-        path: of the file; its folder is made.
-        steps: how many rows of a previous run stay. Later rows are of steps that the resumed run does again. Rows from
-            the first one on that cannot be read go as well.
+    Later rows are of steps that a resumed run does again. Rows from the first one that cannot be read on go as well.
 
     Raises:
-        AlexNetError: it cannot be written.
+        AlexNetError: it cannot be written. Its methods raise this too.
     """
 
     def __init__(self, path: Path, steps: int = 0):
@@ -50,11 +47,7 @@ class Log:
             raise AlexNetError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
     def add(self, row: Row) -> None:
-        """Writes one more step.
-
-        Raises:
-            AlexNetError: it cannot be written.
-        """
+        """Writes one more step."""
         self.rows.append(row)
         try:
             csv.writer(self.file).writerow(row)
@@ -65,10 +58,6 @@ class Log:
     def sync(self) -> None:
         """Waits until all rows are on the disk: a checkpoint, written next, relies on them."""
         os.fsync(self.file.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
 
     def means(self, steps: int) -> tuple[float, float, float]:
         """The means of (loss, accuracy, images per second) over the last ``steps`` rows."""
@@ -95,11 +84,8 @@ def _read(path: Path, steps: int) -> list[Row]:
 
 
 def draw_curves(rows: list[Row], per_epoch: int, path: Path) -> None:
-    """Loss and accuracy over the epochs: each step thin, the mean of an epoch thick, validation with dots.
-
-    It draws nothing without rows, which is so if a finished run is resumed and its log is gone.
-    """
-    if not rows:
+    """Loss and accuracy over the epochs: each step thin, the mean of an epoch thick, validation with dots."""
+    if not rows:  # a finished run was resumed, but its log is gone
         return
     import matplotlib
 

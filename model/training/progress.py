@@ -40,7 +40,7 @@ class Progress:
         with tqdm(total=total, initial=done, unit="image", disable=hide, dynamic_ncols=True) as self.shown:
             yield
         if self.log:
-            self.log.close()
+            self.log.file.close()
             self.draw()
 
     def say(self, line: str) -> None:

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -16,6 +16,7 @@ from model.photos import data
 from model.photos.preprocess import FOLDER, SIZE, Preprocess
 from model.training import checkpoint
 from model.training.config import TrainingConfig
+from model.training.distributed import Ranks
 from model.weights import LAYERS, Weights
 from model.weights.common import check_meta
 
@@ -35,34 +36,18 @@ class Position:
 
 
 class Start(NamedTuple):
-    """Where a run goes on. ``optimizer`` are its tensors, from a checkpoint."""
+    """What a run goes on with."""
 
+    photos: data.Folder
+    validation: data.Folder | None
     net: AlexNet
     preprocess: Preprocess
     position: Position
-    optimizer: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]  # its tensors, from a checkpoint
 
 
-def find_photos(config: TrainingConfig, ranks: int) -> tuple[data.Folder, data.Folder | None]:
-    """The photos to train and to validate with.
-
-    Raises:
-        AlexNetError: the folder is not as it must be, or has less than a batch.
-    """
-    if config.batch % ranks:
-        raise AlexNetError(f"batch {config.batch} does not divide evenly among {ranks} processes")
-    photos, validation = data.read(Path(config.data))
-    if config.batch > len(photos.images):
-        raise AlexNetError(f"batch {config.batch} is more than the {len(photos.images)} images of {photos.path}")
-    return photos, validation
-
-
-def find_start(config: TrainingConfig, photos: data.Folder, initial: Weights | None, first: bool) -> Start:
-    """The run in ``config.out`` if it is to go on, or a new one.
-
-    Args:
-        initial: as of :class:`~model.training.trainer.Trainer`.
-        first: whether this process prints.
+def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = None) -> Start:
+    """The run in ``config.out`` if it is to go on, or a new one, from ``initial`` or what ``config`` says.
 
     Raises:
         AlexNetError: photos, weights, checkpoint and ``config`` do not fit together.
@@ -71,12 +56,18 @@ def find_start(config: TrainingConfig, photos: data.Folder, initial: Weights | N
         for name in names:
             if name not in LAYERS:
                 raise AlexNetError(f"{option} must name layers among {', '.join(LAYERS)}, got {name!r}")
+    photos, validation = data.read(Path(config.data))
+    if config.batch % ranks.size:
+        raise AlexNetError(f"batch {config.batch} does not divide evenly among {ranks.size} processes")
+    if config.batch > len(photos.images):
+        raise AlexNetError(f"batch {config.batch} is more than the {len(photos.images)} images of {photos.path}")
     last = Path(config.out) / "last.safetensors"
     if last.exists() and not config.resume:
         raise AlexNetError(f"{config.out} holds a run: resume it, or choose another out")
-    if config.resume and not last.exists() and first:
+    if config.resume and not last.exists() and ranks.first:
         print(f"{last}: no such file; starting a new run", file=sys.stderr)
-    start = _resume(config, photos, last) if last.exists() else _begin(config, photos, initial)
+    found = _resume(config, photos, last) if last.exists() else _begin(config, photos, initial)
+    start = Start(photos, validation, *found)
     for name in config.freeze:
         start.net.get_submodule(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in start.net.parameters()):
@@ -84,12 +75,15 @@ def find_start(config: TrainingConfig, photos: data.Folder, initial: Weights | N
     return start
 
 
-def _begin(config: TrainingConfig, photos: data.Folder, initial: Weights | None) -> Start:
+Found: TypeAlias = tuple[AlexNet, Preprocess, Position, dict[str, torch.Tensor]]
+
+
+def _begin(config: TrainingConfig, photos: data.Folder, initial: Weights | None) -> Found:
     """A new run, from weights or from random numbers."""
     if initial is None and config.weights is not None:
         initial = weights.load(config.weights)
-    if initial is not None:
-        _check_fit(initial, config, photos)
+    if initial is not None and initial.lrn not in LRN:
+        raise AlexNetError(f"{initial.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
     mean, colour = data.statistics(photos)
     torch.manual_seed(config.seed)
     net = _network(config, photos, initial.lrn if initial else config.init)
@@ -99,10 +93,10 @@ def _begin(config: TrainingConfig, photos: data.Folder, initial: Weights | None)
         weights.assign(net, initial, config.skip_layer)
         # conv1 knows their mean and std. Their photos may have been shrunk; these are taken as they are.
         preprocess = replace(initial.preprocess, resize=FOLDER, size=SIZE)
-    return Start(net, preprocess, Position(config.fixed(), photos.digest(), colour.tolist()), {})
+    return net, preprocess, Position(config.fixed(), photos.digest(), colour.tolist()), {}
 
 
-def _resume(config: TrainingConfig, photos: data.Folder, last: Path) -> Start:
+def _resume(config: TrainingConfig, photos: data.Folder, last: Path) -> Found:
     """The run of the checkpoint ``last``."""
     tensors, meta = checkpoint.read(last)
     saved, fixed = meta["training"], config.fixed()
@@ -121,18 +115,8 @@ def _resume(config: TrainingConfig, photos: data.Folder, last: Path) -> Start:
         net.load_state_dict(tensors)
     except RuntimeError as error:
         raise AlexNetError(f"{last}: not of this network: {' '.join(str(error).split())[:200]}") from error
-    return Start(net, preprocess, position, optimizer)
+    return net, preprocess, position, optimizer
 
 
 def _network(config: TrainingConfig, photos: data.Folder, lrn: str | None) -> AlexNet:
     return AlexNet(len(photos.classes), config.keep_prob, lrn).use(OPERATORS[config.operators])
-
-
-def _check_fit(initial: Weights, config: TrainingConfig, photos: data.Folder) -> None:
-    if initial.lrn not in LRN:
-        raise AlexNetError(f"{initial.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
-    if "fc8" not in config.skip_layer and len(initial.classes) not in (0, len(photos.classes)):
-        raise AlexNetError(
-            f"{initial.name} has {len(initial.classes)} classes, and {photos.path} {len(photos.classes)}: "
-            "skip_layer fc8 starts that layer anew"
-        )

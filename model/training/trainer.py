@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kernels.errors import AlexNetError
@@ -22,7 +23,7 @@ from model.training.distributed import Ranks
 from model.training.log import Row
 from model.training.progress import Progress
 from model.training.signals import collect_signals
-from model.training.start import find_photos, find_start
+from model.training.start import Start, find_start
 from model.training.step import RATES, TrainStep, make_optimizer, rate
 from model.weights import Weights
 from model.weights.common import describe
@@ -32,15 +33,12 @@ class Trainer:
     """Trains the network on a folder of photos: ``Trainer(TrainingConfig("photos/", epochs=3)).fit()``.
 
     In ``config.out`` it writes ``last.safetensors``, the newest checkpoint, ``best.safetensors``, the weights of the
-    best validation, ``log.csv`` and ``curves.png``.
+    best validation, ``log.csv`` and ``curves.png``. ``initial`` are weights to start from, in place of those that
+    ``config.weights`` names.
 
     A resumed run goes on exactly where its checkpoint was written. Its position is a number of steps, and all random
     numbers are a function of the seed and the step (:mod:`model.randomness`): the same photos come next, in the same
     crops, with the same dropout. It ends with the same weights, if the device computes the same twice.
-
-    Args:
-        config: what to do.
-        initial: weights to start from, in place of those that ``config.weights`` names.
 
     Raises:
         AlexNetError: the run cannot start.
@@ -56,9 +54,9 @@ class Trainer:
         with self.problems_named():
             if len(set(ranks.gather(self.last.exists()))) > 1:
                 ranks.stop(f"{self.last} is not there for every rank: out must be a folder that all machines share")
-            self.photos, self.validation = ranks.agree(lambda: find_photos(config, ranks.size))
-            start = ranks.agree(lambda: find_start(config, self.photos, initial, ranks.first))
-            self.net, self.preprocess, self.position = start.net.to(self.device), start.preprocess, start.position
+            start: Start = ranks.agree(lambda: find_start(config, ranks, initial))
+            self.photos, self.validation, self.net, self.preprocess, self.position, tensors = start
+            self.net.to(self.device)
             self.per_epoch = len(self.photos.images) // config.batch
             self.steps = self.per_epoch * config.epochs
             self.rate = RATES[config.optimizer] if config.lr is None else config.lr
@@ -66,7 +64,7 @@ class Trainer:
             dtype = torch_dtype(config.dtype)
             self.train_step = TrainStep(self.net, optimizer, dtype, config.seed, ranks.rank, ranks.size)
             if self.position.scaler is not None:
-                self.train_step.restore(start.optimizer, self.position.scaler)
+                self.train_step.restore(tensors, self.position.scaler)
             self.progress = Progress(config, ranks, self.position.step, self.per_epoch)
         self.waiting: deque[tuple[int, float, torch.Tensor]] = deque()  # steps whose metrics are not read yet
         self.stopping = False
@@ -120,7 +118,7 @@ class Trainer:
     def batches(self) -> Iterable[list]:
         """This rank's share of every batch from the next step to the last."""
         config, images, ranks, first = self.config, self.photos.images, self.ranks, self.position.step
-        crops = data.Crops(images, config.seed, self.position.colour, config.augment)
+        crops = data.Crops(images, config.seed, np.array(self.position.colour), config.augment)
         order = data.Order(len(images), config.batch, config.seed, first, self.steps, ranks.rank, ranks.size)
         size = config.batch // ranks.size * SIZE * SIZE * 3
         return data.loader(crops, order, config.workers, self.device, size)
