@@ -211,7 +211,7 @@ assert (mine - expected).abs().max() < 1e-5 * expected.max()
 # - It has six loads for each element. The loads of neighbours do not begin at multiples of 16 bytes, so each of them
 #   can take only one or two numbers at a time.
 # - It squares each number five times.
-# - It adds five squares anew for each window, although neighbouring windows share four of them.
+# - It adds five squares again for each window, although neighbouring windows share four of them.
 # - It computes the power with a logarithm and an exponential.
 #
 # ## The kernel of the library
