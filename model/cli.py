@@ -8,6 +8,7 @@ from importlib import import_module
 
 from kernels.errors import AlexNetError
 from kernels.tools import command
+from model import checkout
 
 COMMANDS = {
     "infer": ("model.infer", "what the network sees in photos"),
@@ -21,9 +22,15 @@ COMMANDS = {
     "roofline": ("kernels.tools.roofline", "draw measured times under the roofline"),
     "readme": ("kernels.tools.readme", "put the measured tables into the README"),
     "assembly": ("kernels.tools.assembly", "registers, spills and assembly of each kernel, for any GPU"),
-    "trace": ("kernels.tools.trace", "one program of a kernel, step by step"),
+    "trace": ("kernels.tools.trace_cli", "one program of a kernel, step by step"),
 }
 """Name: (module with a ``main(argv)``, a line for the help)."""
+
+DEFAULTS = {
+    "bench": {"measurements": checkout.MEASUREMENTS},
+    "readme": {"measurements": checkout.MEASUREMENTS, "readme": checkout.README},
+}
+"""What the ``main`` of some commands takes beside ``argv``."""
 
 
 def overview() -> str:
@@ -41,7 +48,7 @@ def choose(argv: list[str] | None) -> int:
         return 0
     if name not in COMMANDS:
         raise AlexNetError(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
-    return import_module(COMMANDS[name][0]).main(rest)
+    return import_module(COMMANDS[name][0]).main(rest, **DEFAULTS.get(name, {}))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,13 +22,14 @@ from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.columns import align
 from kernels.tools.command import Parser, interrupts_exit, one_line
+from model import checkout
 from model.command import batch_fits, choose_device, device_name, partial_for, put, start_worker
 
 # PyTorch takes seconds to import: only once the arguments make sense, inside functions.
 if TYPE_CHECKING:
     import torch
 
-    from kernels.tools.roofline import Roofs
+    from kernels.tools.measurements import Roofs
     from model.alexnet import AlexNet, LayerSummary
     from model.weights import Weights
 
@@ -281,7 +282,7 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
 
         import kernels
         from kernels import runtime
-        from kernels.tools.roofline import roofs_for
+        from kernels.tools.measurements import roofs_for
         from kernels.tools.workloads import torch_dtype
         from model import weights
         from model.alexnet import AlexNet
@@ -309,7 +310,9 @@ def run(args: argparse.Namespace, photos: list[Path], partial: Path | None) -> b
 
     done, seconds, table = 0, 0.0, ""
     where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
-    limits = roofs_for(where["device"], args.dtype) if args.layers and runtime.mode() == "compiled" else None
+    limits = None
+    if args.layers and runtime.mode() == "compiled" and checkout.MEASUREMENTS:
+        limits = roofs_for(where["device"], args.dtype, checkout.MEASUREMENTS)
     for batch in batches(Photos(photos, loaded.preprocess), args.batch):
         for _, problem in batch:
             if isinstance(problem, str):

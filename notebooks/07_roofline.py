@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 
 from kernels import runtime
-from kernels.tools import cost, roofline
-from kernels.tools.bench import timing
+from kernels.tools import cost, measurements
+from kernels.tools.bench.check import roof_copy, roof_matmul
 from kernels.tools.cost import Cost
 from kernels.tools.trace import trace
 from kernels.tools.workloads import ALEXNET, WORKLOADS
@@ -114,12 +114,12 @@ for dtype, intensity in bend.items():
 #
 # No kernel reaches the limits that a maker states. Clocks go down when the whole chip works, and memory must be
 # refreshed. A kernel at 80 % of the stated limit may already be as fast as possible. Therefore
-# `kernels/tools/bench/timing.py` measures the roofs on the device itself, in the same run as the kernels. It times a
+# `kernels/tools/bench/check.py` measures the roofs on the device itself, in the same run as the kernels. It times a
 # copy that is much larger than any cache, and a large matrix product.
 
 # %%
-source.show(timing.roof_copy)
-source.show(timing.roof_matmul)
+source.show(roof_copy)
+source.show(roof_matmul)
 
 # %%
 limits = machine.limits("fp16")
@@ -182,10 +182,10 @@ roof.plot(work, measured=machine.ours(measured), title=f"AlexNet, {BATCH} photos
 # %%
 if measured:
     table = {row.layer: row for row in measured if row.provider == "triton"}
-    roofs = roofline.roofs(measured, "fp16") or limits.roofs  # from the same run, if it has just been measured
+    roofs = measurements.roofs(measured, "fp16") or limits.roofs  # from the same run, if it has just been measured
     print(f"{'layer':6} {'ms':>8} {'of the roofline':>16}")
     for name, row in table.items():
-        print(f"{name:6} {row.p50_ms:8.4f} {roofline.share(row, roofs):16.0%}")
+        print(f"{name:6} {row.p50_ms:8.4f} {measurements.share(row, roofs):16.0%}")
 else:
     print("Nothing has been measured yet: alexnet bench, on a GPU, adds the table that fills this in.")
 

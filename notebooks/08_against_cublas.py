@@ -19,8 +19,10 @@ import triton
 import triton.language as tl
 
 from kernels import runtime
-from kernels.tools import roofline, torch_ops
-from kernels.tools.bench import timing
+from kernels.tools import measurements, torch_ops
+from kernels.tools.bench.check import BOUNDS, Gap
+from kernels.tools.bench.device import Gpu
+from kernels.tools.bench.works import KERNELBENCH
 from kernels.tools.trace import trace
 from kernels.tools.workloads import ALEXNET
 
@@ -52,8 +54,8 @@ assert careless and not careful
 # fills outputs with NaN before a run, compares every element with float64, and counts NaN as an infinite error:
 
 # %%
-source.show(timing.Gap.add)
-gap = timing.Gap()
+source.show(Gap.add)
+gap = Gap()
 gap.add(broken, expected)
 assert gap.share == float("inf")
 
@@ -81,12 +83,12 @@ rounded = {
 errors = {}
 for dtype, cut in rounded.items():
     errors[dtype] = ((cut(a) @ cut(b) - exact).abs().max() / exact.abs().max()).item()
-    assert errors[dtype] < timing.BOUNDS[dtype]
+    assert errors[dtype] < BOUNDS[dtype]
 
 figure, (left, right) = style.figure(1, 2, height=2.6)
 figure.suptitle("One product, its numbers rounded in four ways", x=0.01, ha="left")
 left.barh(list(errors), list(errors.values()), color=style.BLUE, label="error")
-left.plot([timing.BOUNDS[dtype] for dtype in errors], range(4), "D", color=style.ORANGE, label="allowed error")
+left.plot([BOUNDS[dtype] for dtype in errors], range(4), "D", color=style.ORANGE, label="allowed error")
 left.set(xscale="log", xlim=(1e-8, 1), xlabel="max|out - ref| / max|ref|")
 left.legend(fontsize=8)
 rates = [machine.H100[dtype].rate * 1e-12 for dtype in errors]
@@ -136,7 +138,7 @@ assert p20 <= p50 <= p80
 # - Compare with the others at their best: PyTorch in both memory orders, and `torch.compile` with all its tuning.
 
 # %%
-source.show(timing.Gpu.time)
+source.show(Gpu.time)
 
 # %% [markdown]
 # ## Before the race: what does each side have to move?
@@ -285,7 +287,7 @@ assert (found.values("pid_m")[0], found.values("pid_n")[0]) == (80 % 8, 80 // 8)
 # %%
 OPERATORS = ("conv2d", "lrn_max_pool2d", "max_pool2d", "linear")
 rows = machine.measure(*OPERATORS, batch=BATCH)
-compared = {layer: found for (layer, *_), found in roofline.compare(rows).items()}
+compared = {layer: found for (layer, *_), found in measurements.compare(rows).items()}
 both = {layer: found for layer, found in compared.items() if found.ratio}
 if both:
     gpu = rows[0].gpu
@@ -302,7 +304,7 @@ if both:
     for layer, found in both.items():
         place = [each.name for each in ALEXNET].index(layer)
         model = floors["PyTorch, operator by operator"][place] / floors["ours"][place]
-        provider = roofline.PROVIDERS[found.best.provider]
+        provider = measurements.PROVIDERS[found.best.provider]
         print(
             f"{layer:6} {found.ours.p50_ms:9.4f} {found.best.p50_ms:9.4f} {found.ratio:6.2f} {model:9.2f}  {provider}"
         )
@@ -331,7 +333,7 @@ rivals.published()
 
 # %%
 print("published by KernelBench's authors, github.com/ScalingIntelligence/KernelBench, results/timing")
-for problem in timing.KERNELBENCH:
+for problem in KERNELBENCH:
     least = problem.work.cost(problem.batch, 4)
     floor = machine.H100["tf32"].floor_ms(least.flops, least.bytes)
     tflops = least.flops / problem.compile_ms * 1e-9
@@ -339,7 +341,7 @@ for problem in timing.KERNELBENCH:
         f"{problem.work.name}, batch {problem.batch}: eager {problem.eager_ms} ms, compiled {problem.compile_ms} ms"
         f" = {tflops:.0f} TFLOP/s; all in TF32, under NVIDIA's limits, at least {floor:.2f} ms"
     )
-conv1 = timing.KERNELBENCH[0]
+conv1 = KERNELBENCH[0]
 least = conv1.work.cost(conv1.batch, 4)
 assert round(least.flops / conv1.compile_ms * 1e-9) == 31
 assert round(conv1.compile_ms / machine.H100["tf32"].floor_ms(least.flops, least.bytes)) == 13

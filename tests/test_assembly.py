@@ -17,7 +17,7 @@ PRODUCTS = ("_conv2d_kernel", "_conv2d_input_gradient_kernel", "_conv2d_weight_g
 
 def check_chosen(task: Task, assembly: Assembly) -> None:
     """No spills; a 16-bit product runs on the tensor cores, its operands copied 16 bytes at a time on NVIDIA."""
-    where = f"{task}: {assembly.kernel} {assembly.tile}"
+    where = f"{task}: {assembly.kernel} {assembly.config}"
     assert assembly.spills == 0, where
     assert assembly.shared <= SHARED_MEMORY[task.architecture], where
     if assembly.kernel in PRODUCTS and task.dtype != "fp32":
@@ -95,9 +95,9 @@ driver.set_active(H100())
 from kernels.tools.assembly import Task, launches
 from kernels.tools.workloads import WORKLOADS
 for task in [Task(layer, "sm_90", batch=batch) for batch in (1, 128) for layer in WORKLOADS]:
-    for launch, tile, _ in launches(task):
+    for launch, config, _ in launches(task):
         compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
-        assert compiled.metadata.num_warps == tile["num_warps"]
+        assert compiled.metadata.num_warps == config["num_warps"]
         assert len(launch.grid(launch.constants)) <= 3
         print(task.layer, compiled.metadata.name, compiled.metadata.shared)
 """
@@ -143,15 +143,15 @@ def test_backward_passes_compile_well(architecture):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("architecture", tiles.ARCHITECTURES)
-def test_every_tile_compiles(architecture):
+def test_every_config_compiles(architecture):
     tasks = [
-        Task(layer, architecture, every_tile=True) for layer in ("conv1", "conv3", "fc7", "pool2", "pool5", "relu1")
+        Task(layer, architecture, every_config=True) for layer in ("conv1", "conv3", "fc7", "pool2", "pool5", "relu1")
     ]
-    tasks += [Task("fc7", architecture, batch=1, every_tile=True)]
+    tasks += [Task("fc7", architecture, batch=1, every_config=True)]
     for task, assemblies in assemble(tasks):
         assert len(assemblies) > len([a for a in assemblies if a.chosen]), task
         for assembly in assemblies:
-            assert assembly.shared <= SHARED_MEMORY[architecture], (task, assembly.tile)
+            assert assembly.shared <= SHARED_MEMORY[architecture], (task, assembly.config)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -162,7 +162,7 @@ def test_command_prints_a_table():
     result = run("max_pool2d", "--arch", "sm_80")
     assert result.returncode == 0, result.stderr
     header, *rows = result.stdout.splitlines()
-    assert header.split()[:3] == ["layer", "kernel", "tile"]
+    assert header.split()[:3] == ["layer", "kernel", "config"]
     assert rows and all(row.split()[0] == "pool5" for row in rows)
     assert sum("*" in row for row in rows) == 1
 

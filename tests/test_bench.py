@@ -15,8 +15,9 @@ import torch
 import kernels
 from kernels import runtime
 from kernels.errors import AlexNetError
-from kernels.tools import roofline
-from kernels.tools.bench import cli, timing
+from kernels.tools import measurements
+from kernels.tools.bench import check, cli, device, table, works
+from kernels.tools.bench.works import Started, Work
 from kernels.tools.workloads import WORKLOADS
 
 REPOSITORY = Path(kernels.__file__).parent.parent
@@ -35,7 +36,7 @@ def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
-class FakeGpu(timing.Interpreter):
+class FakeGpu(device.Interpreter):
     """The interpreter, passed off as a GPU to everything but the clock: a timing is 1 ms, 2 ms, 3 ms, ..."""
 
     interpreted = False
@@ -54,19 +55,19 @@ class FakeGpu(timing.Interpreter):
 @pytest.fixture
 def fake(monkeypatch):
     """A GPU that is none, and a compiler that does nothing."""
-    device = FakeGpu()
-    monkeypatch.setattr(timing, "here", lambda: device)
-    monkeypatch.setattr(timing, "compiled", lambda function: function)
-    return device
+    gpu = FakeGpu()
+    monkeypatch.setattr(device, "here", lambda: gpu)
+    monkeypatch.setattr(check, "compiled", lambda function: function)
+    return gpu
 
 
 @pytest.fixture
 def interpreter(monkeypatch):
     """The interpreter, whether or not there is a GPU, with small roofs."""
-    device = timing.Interpreter()
-    device.copy_size, device.matmul_size = 1024, 64
-    monkeypatch.setattr(timing, "here", lambda: device)
-    return device
+    cpu = device.Interpreter()
+    cpu.copy_size, cpu.matmul_size = 1024, 64
+    monkeypatch.setattr(device, "here", lambda: cpu)
+    return cpu
 
 
 needs_interpreter = pytest.mark.skipif(not runtime.INTERPRETED, reason="runs the kernels on the CPU")
@@ -115,7 +116,7 @@ def test_out_and_plot(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["conv3d"], ["OPERATOR", "conv3d", "conv2d, linear"]),
+        (["conv3d"], ["OPERATOR", "conv3d", "conv2d, lrn_max_pool2d"]),
         (["--batch", "0"], ["--batch", "at least 1", "'0'"]),
         (["--batch", "many"], ["--batch", "'many'"]),
         (["--dtype", "fp8"], ["--dtype", "fp8"]),
@@ -149,12 +150,12 @@ def test_refuses_a_table_that_is_no_text(interpreter, tmp_path, capsys):
 
 
 def test_a_disk_without_room_for_the_table(tmp_path):
-    table = timing.Table(tmp_path / "table.csv")
-    table.file.close()
-    table.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    table.writer = csv.writer(table.file)
+    kept = table.Table(tmp_path / "table.csv")
+    kept.file.close()
+    kept.file = Mock(flush=Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    kept.writer = csv.writer(kept.file)
     with pytest.raises(AlexNetError, match=r"--out: cannot write .*table\.csv: No space left on device"):
-        table.append([])
+        kept.append([])
 
 
 def test_a_batch_that_fits_in_no_memory(interpreter, capsys):
@@ -197,7 +198,7 @@ def test_a_wrong_kernel_has_no_time(fake, monkeypatch, tmp_path, capsys, value):
     line = next(line for line in out.splitlines() if line.startswith("prob"))
     assert line.split()[4] == "WRONG"
     assert "triton WRONG" in err
-    rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
+    rows = measurements.load(tmp_path / "fake-gpu-80gb.csv")
     assert {row.provider for row in rows if row.layer == "prob"} == {"torch", "compile"}
 
 
@@ -227,17 +228,17 @@ def test_a_crash_does_not_stop_the_rest(fake, monkeypatch, tmp_path, capsys):
     ],
 )
 def test_deviation_sees_every_element_and_no_other_difference(name, shapes):
-    work = timing.Work(name, (WORKLOADS[name]._replace(**shapes),))
-    operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
+    work = Work(name, (WORKLOADS[name]._replace(**shapes),))
+    operands = work.random_operands(check.CHUNK + 3, torch.float32, torch.device("cpu"))
     right = work.theirs(*operands)
-    assert timing.deviation(work, operands, [right]) <= 1e-5
+    assert check.deviation(work, operands, [right]) <= 1e-5
     last = (-1,) * right.dim()
     for value in (math.nan, math.inf, 1e3):
         wrong = right.clone()
         wrong[last] = value
-        assert timing.deviation(work, operands, [wrong]) > 1e-2
-    assert timing.deviation(work, operands, [right[:-1]]) == math.inf
-    assert timing.deviation(work, operands, [right[:, :-1]]) == math.inf
+        assert check.deviation(work, operands, [wrong]) > 1e-2
+    assert check.deviation(work, operands, [right[:-1]]) == math.inf
+    assert check.deviation(work, operands, [right[:, :-1]]) == math.inf
 
 
 BACKWARD = [
@@ -256,20 +257,20 @@ BACKWARD = [
 
 @pytest.mark.parametrize(("name", "shapes"), BACKWARD)
 def test_deviation_sees_every_element_of_every_gradient(name, shapes):
-    work = timing.Work(name, (WORKLOADS[name]._replace(**shapes),), "backward")
-    operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
+    work = Work(name, (WORKLOADS[name]._replace(**shapes),), "backward")
+    operands = work.random_operands(check.CHUNK + 3, torch.float32, torch.device("cpu"))
     started = work.start(work.theirs, None, operands)
     right = started.run()
     assert len(right) == 1 + len(work.layers[0].parameters) - work.layers[0].first
     assert all(torch.equal(a, b) for a, b in zip(right, started.run(), strict=True)), "not twice the same"
-    assert timing.deviation(work, operands, right, started.output) <= 1e-5
+    assert check.deviation(work, operands, right, started.output) <= 1e-5
     for position, gradient in enumerate(right):
         for value in (math.nan, math.inf, 1e4):
             wrong = [gradient.clone() for gradient in right]
             wrong[position][(-1,) * gradient.dim()] = value
-            assert timing.deviation(work, operands, wrong, started.output) > 1e-2
+            assert check.deviation(work, operands, wrong, started.output) > 1e-2
         wrong = [*right[:position], gradient[..., :-1], *right[position + 1 :]]
-        assert timing.deviation(work, operands, wrong, started.output) == math.inf
+        assert check.deviation(work, operands, wrong, started.output) == math.inf
 
 
 def small_network() -> tuple:
@@ -283,29 +284,29 @@ def small_network() -> tuple:
 
 
 def test_a_step_gives_every_parameters_gradient_and_changes_none():
-    work = timing.Work("alexnet", small_network(), "step")
-    operands = work.random_operands(timing.CHUNK + 3, torch.float32, torch.device("cpu"))
+    work = Work("alexnet", small_network(), "step")
+    operands = work.random_operands(check.CHUNK + 3, torch.float32, torch.device("cpu"))
     before = [operand.clone() for operand in operands]
     started = work.start(work.theirs, torch.nn.functional.cross_entropy, operands)
     right = started.run()
     assert [gradient.shape for gradient in right] == [operand.shape for operand in operands[1:-1]]
     assert all(torch.equal(a, b) for a, b in zip(right, started.run(), strict=True)), "not twice the same"
     assert all(torch.equal(a, b) for a, b in zip(operands, before, strict=True))
-    assert timing.deviation(work, operands, right) <= 1e-4
+    assert check.deviation(work, operands, right) <= 1e-4
     for position in range(len(right)):
         wrong = [gradient * (1.1 if position == other else 1.0) for other, gradient in enumerate(right)]
-        assert timing.deviation(work, operands, wrong) == pytest.approx(0.1, rel=0.01)
-    assert timing.deviation(work, operands, [right[0] * math.nan, *right[1:]]) == math.inf
+        assert check.deviation(work, operands, wrong) == pytest.approx(0.1, rel=0.01)
+    assert check.deviation(work, operands, [right[0] * math.nan, *right[1:]]) == math.inf
 
 
 @needs_interpreter
 def test_backward_and_step_on_the_kernels(fake, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(timing, "STEP", timing.Work("alexnet", small_network(), "step"))
-    monkeypatch.setattr(timing, "NETWORK", timing.Work("alexnet", small_network()))
+    monkeypatch.setattr(works, "STEP", Work("alexnet", small_network(), "step"))
+    monkeypatch.setattr(works, "NETWORK", Work("alexnet", small_network()))
     arguments = ["max_pool2d", "softmax", "--network", "--pass", "forward", "backward", "--batch", "2"]
     assert cli.main([*arguments, "--dtype", "fp32", "--plot", "--out", str(tmp_path)]) == 0, capsys.readouterr().err
-    rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
-    timed = {(row.layer, row.pass_, row.provider) for row in rows if row.operator not in roofline.ROOFS}
+    rows = measurements.load(tmp_path / "fake-gpu-80gb.csv")
+    timed = {(row.layer, row.pass_, row.provider) for row in rows if row.operator not in measurements.ROOFS}
     passes = [(layer, name) for layer in ("pool5", "prob") for name in ("forward", "backward")]
     passes += [("alexnet", "forward"), ("alexnet", "step")]
     assert timed == {(*each, provider) for each in passes for provider in ("triton", "torch", "compile")}
@@ -316,10 +317,10 @@ def test_backward_and_step_on_the_kernels(fake, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.6, 1.0])
 def test_deviation_of_dropout_counts_what_is_kept(kept):
-    work = timing.Work("drop6", (WORKLOADS["drop6"],))
+    work = Work("drop6", (WORKLOADS["drop6"],))
     operands = work.random_operands(16, torch.float32, torch.device("cpu"))
     x = operands[0]
-    assert timing.deviation(work, operands, [torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)]) == math.inf
+    assert check.deviation(work, operands, [torch.where(torch.rand_like(x) < kept, 2 * x, 0.0)]) == math.inf
 
 
 @needs_interpreter
@@ -329,13 +330,13 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     out, _ = capsys.readouterr()
     assert out.startswith("Fake GPU 80GB, torch ")
-    rows = roofline.load(tmp_path / "fake-gpu-80gb.csv")
+    rows = measurements.load(tmp_path / "fake-gpu-80gb.csv")
     assert len(rows) == 3 + 2 * 2 * 2 * 3  # roofs; dtypes, batches, layers, providers
     # pool5 comes first: roofs 1 and 2, ours 3, torch in NCHW 4 and in NHWC 5, of which the faster counts, compile 6.
     first = [row for row in rows if (row.layer, row.batch, row.dtype) == ("pool5", 2, "fp32")]
     assert [(row.provider, row.p50_ms) for row in first] == [("triton", 3.0), ("torch", 4.0), ("compile", 6.0)]
     line = next(line for line in out.splitlines() if line.startswith("pool5"))
-    limits = roofline.Roofs(2 * 1024 * 4 / 1.0e-3, 2 * 64**3 / 2.0e-3)
+    limits = measurements.Roofs(2 * 1024 * 4 / 1.0e-3, 2 * 64**3 / 2.0e-3)
     share = limits.floor_ms(*WORKLOADS["pool5"].cost(2, 4)[2:]) / 3.0
     assert line.split() == [
         "pool5",
@@ -359,14 +360,14 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
     lines = (tmp_path / "fake-gpu-80gb.csv").read_text().splitlines()
     assert lines.count(COLUMNS) == 1
     assert len(lines) == 1 + 28 + 8
-    assert len(roofline.load(tmp_path / "fake-gpu-80gb.csv")) == 27
+    assert len(measurements.load(tmp_path / "fake-gpu-80gb.csv")) == 27
 
 
 def test_what_is_timed_by_default(fake):
     def chosen(*arguments):
         args = cli.parse(list(arguments))
-        cli.complete(args, fake.interpreted)
-        return [(work.name, batch) for work, batch in cli.works(args)], args.dtype, args.providers
+        cli.complete(args, fake.interpreted, Path())
+        return [(work.name, batch) for work, batch in cli.choose(args)], args.dtype, args.providers
 
     forward = ["conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"]
     everybody = ["triton", "torch", "compile"]
@@ -381,19 +382,31 @@ def test_what_is_timed_by_default(fake):
     assert chosen("--preset", "kernelbench") == (problems, ["fp32", "tf32"], everybody)
 
 
+def test_where_the_table_lies(fake, tmp_path):
+    def folder(*arguments, measurements):
+        args = cli.parse(list(arguments))
+        cli.complete(args, fake.interpreted, measurements)
+        return args.out
+
+    assert folder(measurements=tmp_path) == tmp_path
+    assert folder("--out", "here", measurements=tmp_path) == folder("--out", "here", measurements=None) == Path("here")
+    with pytest.raises(AlexNetError, match="give --out DIR, the folder of the measured tables: no checkout"):
+        folder(measurements=None)
+
+
 def test_the_network_costs_what_its_layers_cost():
     floors = {1: 42e-3, 128: 314e-3, 1024: 2.327}  # ms at 800 TFLOP/s and 3 TB/s, each layer at its own floor
-    limits = roofline.Roofs(3e12, 800e12)
+    limits = measurements.Roofs(3e12, 800e12)
     for batch, floor in floors.items():
-        layers = [limits.floor_ms(*layer.cost(batch, 2)[2:]) for layer in timing.NETWORK.layers]
+        layers = [limits.floor_ms(*layer.cost(batch, 2)[2:]) for layer in works.NETWORK.layers]
         assert sum(layers) == pytest.approx(floor, rel=0.02)
-        whole = timing.NETWORK.cost(batch, 2)
+        whole = works.NETWORK.cost(batch, 2)
         assert limits.floor_ms(whole.flops, whole.bytes) <= sum(layers)
-    assert timing.NETWORK.cost(4, 2).output == (4, 1000)
+    assert works.NETWORK.cost(4, 2).output == (4, 1000)
 
 
 def test_kernelbenchs_problems_have_the_shapes_that_they_name():
-    conv, network = (item.work for item in timing.KERNELBENCH)
+    conv, network = (item.work for item in works.KERNELBENCH)
     assert conv.cost(256, 4).output == (256, 96, 55, 55)
     x = torch.empty(2, 3, 224, 224, device="meta")
     parameters = [torch.empty(shape, device="meta") for layer in network.layers for shape in layer.parameters]
@@ -408,12 +421,12 @@ def test_kernelbenchs_problems_have_the_shapes_that_they_name():
 
 @needs_interpreter
 def test_the_network_matches_float64():
-    small = [layer for layer in timing.NETWORK.layers if layer.name in ("conv5", "pool5", "fc8")]
+    small = [layer for layer in works.NETWORK.layers if layer.name in ("conv5", "pool5", "fc8")]
     small[2] = small[2]._replace(input=(9216,), parameters=((10, 9216), (10,)))
-    work = timing.Work("end of alexnet", tuple(small))
+    work = Work("end of alexnet", tuple(small))
     operands = work.random_operands(2, torch.float32, torch.device("cpu"))
-    assert timing.deviation(work, operands, [work.ours(*operands)]) <= 1e-5
-    assert timing.deviation(work, operands, [work.theirs(*(tensor.contiguous() for tensor in operands))]) <= 1e-5
+    assert check.deviation(work, operands, [work.ours(*operands)]) <= 1e-5
+    assert check.deviation(work, operands, [work.theirs(*(tensor.contiguous() for tensor in operands))]) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16"])
@@ -422,7 +435,7 @@ def test_one_precision_under_all_of_its_names(dtype):
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.fp32_precision
     tf32 = dtype == "tf32"
-    with timing.precision(dtype):
+    with device.precision(dtype):
         for name in (matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.fp32_precision):
             assert name == ("tf32" if tf32 else "ieee")
         assert matmul.allow_tf32 is cudnn.allow_tf32 is tf32
@@ -432,11 +445,11 @@ def test_one_precision_under_all_of_its_names(dtype):
 
 @pytest.mark.parametrize(("pass_", "trains"), [("forward", False), ("backward", False), ("step", True)])
 def test_filters_are_folded_at_each_step_of_training(pass_, trains):
-    device = Mock()
-    device.prepare.side_effect = RuntimeError("enough")
-    work = timing.Work("fc8", (WORKLOADS["fc8"],), pass_)
-    timing.judge_work(device, "triton", work, "fp32", work.ours, kernels.cross_entropy, [])
-    assert device.prepare.call_args.args[1] is trains
+    gpu = Mock()
+    gpu.prepare.side_effect = RuntimeError("enough")
+    work = Work("fc8", (WORKLOADS["fc8"],), pass_)
+    check.time_work(gpu, "triton", work, "fp32", work.ours, kernels.cross_entropy, [])
+    assert gpu.prepare.call_args.args[1] is trains
 
 
 def test_commit(monkeypatch):
@@ -445,19 +458,19 @@ def test_commit(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", missing)
     monkeypatch.delenv("GIT_COMMIT", raising=False)
-    assert timing.commit() == "unknown"
+    assert table.commit() == "unknown"
     monkeypatch.setenv("GIT_COMMIT", "abc1234")
-    assert timing.commit() == "abc1234"
+    assert table.commit() == "abc1234"
 
 
 @pytest.mark.skipif(runtime.INTERPRETED, reason="needs a GPU")
 def test_a_graphs_output_is_full_of_nan_before_the_replay_that_is_checked():
-    device = timing.Gpu()
-    x = torch.randn(1024, device=device.device)
-    run, (output,), _ = device.prepare(lambda: timing.Started(lambda: (x + 1,), None), False)
+    gpu = device.Gpu()
+    x = torch.randn(1024, device=gpu.device)
+    run, (output,), _ = gpu.prepare(lambda: Started(lambda: (x + 1,), None), False)
     assert torch.equal(output, x + 1)
     nothing = lambda: (torch.empty_like(x),)
-    run, (output,), _ = device.prepare(lambda: timing.Started(nothing, None), False)
+    run, (output,), _ = gpu.prepare(lambda: Started(nothing, None), False)
     assert output.isnan().all()
-    p20, p50, p80 = device.time(run)
+    p20, p50, p80 = gpu.time(run)
     assert 0 < p20 <= p50 <= p80

@@ -20,9 +20,10 @@ from PIL import Image
 from kernels import runtime
 from kernels.errors import AlexNetError
 from kernels.tools import command
-from kernels.tools.roofline import roofs_for
+from kernels.tools.measurements import roofs_for
 from model import weights
 from model.alexnet import AlexNet
+from model.checkout import MEASUREMENTS
 from model.infer import draw, find_photos, imagenet_hint, main, photo_table
 from model.photos.data import read_folder
 from model.photos.preprocess import open_image
@@ -122,7 +123,7 @@ def test_folder_with_a_broken_file(tmp_path, expected):
     assert [layer["name"] for layer in layers][:3] == ["conv1", "pool1", "conv2"]
     assert [record["layers"][0]["output"] for record in records] == [[1, 96, 55, 55], [2, 96, 55, 55], [2, 96, 55, 55]]
     assert all(layer["ms"] > 0 for layer in layers)
-    measured = records[1]["mode"] == "compiled" and roofs_for(records[1]["device"], "fp32") is not None
+    measured = records[1]["mode"] == "compiled" and roofs_for(records[1]["device"], "fp32", MEASUREMENTS) is not None
     assert all((layer["roofline"] is not None) == measured for layer in layers)
     assert layers[0]["flops"] == 2 * layers[0]["macs"] == 2 * 2 * 105_415_200
     assert layers[0]["gflops"] == pytest.approx(layers[0]["flops"] / layers[0]["ms"] / 1e6)

@@ -2,6 +2,7 @@
 
 import inspect
 import subprocess
+from pathlib import Path
 
 from lesson import compiler, machine, maps, roof, source, stepping, style
 
@@ -15,8 +16,8 @@ from matplotlib import pyplot as plt
 
 from kernels import runtime, softmax
 from kernels.ops.softmax import _softmax_kernel
-from kernels.tools import cost, roofline
-from kernels.tools.roofline import COLUMNS, Roofs
+from kernels.tools import cost
+from kernels.tools.measurements import COLUMNS, Roofs
 from kernels.tools.trace import Access, trace
 
 interpreted = pytest.mark.skipif(not runtime.INTERPRETED, reason="only interpreted kernels can be traced")
@@ -230,14 +231,14 @@ TABLE = """{columns}
 def measured(tmp_path, monkeypatch):
     """A table of another GPU, and no GPU here."""
     (tmp_path / "some-gpu.csv").write_text(TABLE)
-    monkeypatch.setattr(roofline, "MEASUREMENTS", tmp_path)
+    monkeypatch.setattr(machine, "MEASUREMENTS", tmp_path)
     monkeypatch.setattr(machine, "gpu", lambda: None)
     return tmp_path
 
 
 @pytest.fixture
 def unmeasured(tmp_path, monkeypatch):
-    monkeypatch.setattr(roofline, "MEASUREMENTS", tmp_path)
+    monkeypatch.setattr(machine, "MEASUREMENTS", tmp_path)
     monkeypatch.setattr(machine, "gpu", lambda: None)
 
 
@@ -269,7 +270,7 @@ class TestMachine:
         def run(command, *, cwd, env):
             asked.update(command=command, env=env)
             folder = command[command.index("--out") + 1]
-            (roofline.Path(folder) / "my-gpu.csv").write_text(TABLE.replace("Some GPU", "My GPU"))
+            (Path(folder) / "my-gpu.csv").write_text(TABLE.replace("Some GPU", "My GPU"))
             return subprocess.CompletedProcess(command, status)
 
         monkeypatch.setattr(subprocess, "run", run)
@@ -293,9 +294,12 @@ class TestRoof:
 
     def test_measured(self, measured):
         roof.plot({"conv1": CONV1}, measured={"conv1": 0.5, "other": 1.0})
-        points = {line.get_label(): line.get_xydata()[0] for line in plt.gca().lines if "conv1" in line.get_label()}
-        assert points["conv1"] == pytest.approx([CONV1.flops / CONV1.bytes, CONV1.flops / CONV1.bytes * 2])
-        assert points["conv1, measured"] == pytest.approx([CONV1.flops / CONV1.bytes, CONV1.flops / 0.5e-3 * 1e-12])
+        points = {marks.get_label(): marks.get_offsets()[0].tolist() for marks in plt.gca().collections}
+        assert points["the floor, not measured"] == pytest.approx(
+            [CONV1.flops / CONV1.bytes, CONV1.flops / CONV1.bytes * 2]
+        )
+        assert points["ours (Triton)"] == pytest.approx([CONV1.flops / CONV1.bytes, CONV1.flops / 0.5e-3 * 1e-12])
+        assert "conv1" in {text.get_text() for text in plt.gca().texts}
 
     def test_floors(self, measured):
         roof.floors({"conv1": CONV1}, measured={"conv1": 0.5})

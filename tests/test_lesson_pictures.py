@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 import picture
-from kernels.tools.roofline import Comparison, Row
+from kernels.tools.measurements import Comparison, Row
 
 
 @pytest.fixture(autouse=True)

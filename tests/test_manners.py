@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.tools import roofline, trace
+from kernels.tools import roofline, trace_cli
 from model import cli, two_gpus
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def test_in_a_thread(tmp_path):
     arguments = ["--bandwidth", "1", "--rate", "1", "--out", str(tmp_path)]
     with ThreadPoolExecutor() as pool:
         assert pool.submit(roofline.main, arguments).result() == 0
-        assert pool.submit(trace.main, ["softmax", "--program", "9"]).result() == 2
+        assert pool.submit(trace_cli.main, ["softmax", "--program", "9"]).result() == 2
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])

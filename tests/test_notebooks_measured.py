@@ -8,7 +8,7 @@ import csv
 import pytest
 
 import execute
-from kernels.tools.roofline import COLUMNS, Row
+from kernels.tools.measurements import COLUMNS, Row
 from kernels.tools.workloads import ALEXNET
 
 GPU = "Made-up GPU"
@@ -51,8 +51,8 @@ def executed(name: str, folder) -> str:
     """Returns all that the notebook prints if ``folder`` holds the measured tables."""
     notebook = execute.read(name)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    patch = f"from kernels.tools import roofline\nroofline.MEASUREMENTS = roofline.Path({str(folder)!r})\n"
-    first.source = f"import lesson\n{patch}{first.source}"
+    patch = f"from lesson import machine\nmachine.MEASUREMENTS = machine.Path({str(folder)!r})\n"
+    first.source = f"{patch}{first.source}"
     execute.execute(notebook)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.text for output in outputs if output.output_type == "stream")

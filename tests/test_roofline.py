@@ -7,8 +7,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from kernels.tools import readme, roofline
-from kernels.tools.roofline import COLUMNS, Roofs, Row, TableError
+from kernels.tools import measurements, readme, roofline
+from kernels.tools.measurements import COLUMNS, Roofs, Row, TableError
 
 GPU = "Imaginary GPU 1"
 TEXT = f"# Title\n\nAbove.\n\n{readme.BEGIN}\nold\n{readme.END}\n\nBelow.\n"
@@ -63,7 +63,7 @@ def table(tmp_path):
     """A measured table, alone in its folder."""
     folder = tmp_path / "measurements"
     folder.mkdir()
-    return write(folder / f"{roofline.slug(GPU)}.csv", TABLE)
+    return write(folder / f"{measurements.slug(GPU)}.csv", TABLE)
 
 
 def drawn(path) -> np.ndarray:
@@ -81,7 +81,7 @@ def has_colour(image: np.ndarray, colour: str) -> bool:
 
 
 def test_load_gives_back_what_was_written(table):
-    assert roofline.load(table) == TABLE
+    assert measurements.load(table) == TABLE
 
 
 def test_load_takes_the_latest_of_each_timing(table):
@@ -89,7 +89,7 @@ def test_load_takes_the_latest_of_each_timing(table):
     later = row("conv2d", "conv3", "triton", 0.15, date="2026-01-02T00:00:00+00:00", **cost)
     same_second = row("conv2d", "conv3", "torch", 0.22, **cost)
     earlier = row("conv2d", "conv3", "compile", 0.01, date="2025-01-01T00:00:00+00:00", **cost)
-    rows = roofline.load(write(table, [*TABLE, later, same_second, earlier]))
+    rows = measurements.load(write(table, [*TABLE, later, same_second, earlier]))
     assert len(rows) == len(TABLE)
     assert {row.provider: row.p50_ms for row in rows if row.layer == "conv3"} == {
         "triton": 0.15,
@@ -111,35 +111,35 @@ def test_load_takes_the_latest_of_each_timing(table):
 def test_load_refuses(tmp_path, text, words):
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(TableError, match=re.escape(words)):
-        roofline.load(tmp_path / "table.csv")
+        measurements.load(tmp_path / "table.csv")
     with pytest.raises(TableError, match="No such file"):
-        roofline.load(tmp_path / "none.csv")
+        measurements.load(tmp_path / "none.csv")
 
 
 def test_roofs():
-    assert roofline.roofs(TABLE, "fp16") == Roofs(pytest.approx(2e12), pytest.approx(5e14))
-    assert roofline.roofs(TABLE, "bf16") is None  # another rate
-    assert roofline.roofs(TABLE[1:], "fp16") is None
-    assert roofline.roofs([], "fp16") is None
+    assert measurements.roofs(TABLE, "fp16") == Roofs(pytest.approx(2e12), pytest.approx(5e14))
+    assert measurements.roofs(TABLE, "bf16") is None  # another rate
+    assert measurements.roofs(TABLE[1:], "fp16") is None
+    assert measurements.roofs([], "fp16") is None
 
 
 def test_roofs_for(table):
-    assert roofline.roofs_for(GPU, "fp16", table.parent) == roofline.roofs(TABLE, "fp16")
-    assert roofline.roofs_for(GPU, "bf16", table.parent) is None
-    assert roofline.roofs_for("Another GPU", "fp16", table.parent) is None
+    assert measurements.roofs_for(GPU, "fp16", table.parent) == measurements.roofs(TABLE, "fp16")
+    assert measurements.roofs_for(GPU, "bf16", table.parent) is None
+    assert measurements.roofs_for("Another GPU", "fp16", table.parent) is None
 
 
 def test_slug():
-    assert roofline.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert measurements.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
 def test_share_and_ratio():
-    limits = roofline.roofs(TABLE, "fp16")
-    shares = {(r.layer, r.batch, r.provider): roofline.share(r, limits) for r in TABLE[2:]}
+    limits = measurements.roofs(TABLE, "fp16")
+    shares = {(r.layer, r.batch, r.provider): measurements.share(r, limits) for r in TABLE[2:]}
     assert shares["conv3", 4, "triton"] == pytest.approx(0.5)
     assert shares["pool5", 4, "triton"] == pytest.approx(0.8)
     assert shares["alexnet", 8, "torch"] == pytest.approx(0.4 / 3)
-    compared = roofline.compare(TABLE)
+    compared = measurements.compare(TABLE)
     assert list(compared) == [
         ("conv3", "forward", "fp16", 4),
         ("pool5", "forward", "fp16", 4),
@@ -150,12 +150,12 @@ def test_share_and_ratio():
     assert compared["conv3", "forward", "fp16", 4].ratio == pytest.approx(1.25)
     assert compared["pool5", "forward", "fp16", 4].best.provider == "compile"
     assert compared["pool5", "forward", "fp16", 4].ratio == pytest.approx(2.0)
-    only_ours = roofline.compare([TABLE[2]])["conv3", "forward", "fp16", 4]
+    only_ours = measurements.compare([TABLE[2]])["conv3", "forward", "fp16", 4]
     assert (only_ours.best, only_ours.ratio) == (None, None)
 
 
 def test_plots(table, tmp_path):
-    paths = roofline.plot_all(roofline.load(table), tmp_path, "gpu")
+    paths = roofline.plot_all(measurements.load(table), tmp_path, "gpu")
     assert [path.name for path in paths] == ["gpu-roofline-fp16.png", "gpu-speed-fp16.png"]
     image = drawn(paths[0])
     assert all(has_colour(image, colour) for colour in roofline.COLOURS.values())
@@ -163,14 +163,14 @@ def test_plots(table, tmp_path):
     assert has_colour(image, roofline.COLOURS["triton"])
     assert has_colour(image, roofline.COLOURS["torch"])
     before = [path.read_bytes() for path in paths]
-    roofline.plot_all(roofline.load(table), tmp_path, "gpu")
+    roofline.plot_all(measurements.load(table), tmp_path, "gpu")
     assert [path.read_bytes() for path in paths] == before
 
 
 def test_load_refuses_what_is_not_text(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"\x89PNG")
     with pytest.raises(TableError, match=r"table\.csv: not a table: "):
-        roofline.load(tmp_path / "table.csv")
+        measurements.load(tmp_path / "table.csv")
 
 
 def test_nothing_to_plot(tmp_path):
@@ -202,7 +202,7 @@ def test_the_command(table, tmp_path, capsys):
     [
         (["--rate", "-1"], "argument --rate: must be a number from 1e-6 to 1e6, got '-1'"),
         (["--bandwidth", "nan"], "argument --bandwidth: must be a number from 1e-6 to 1e6, got 'nan'"),
-        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--batch", "0"], "argument --batch: must be a whole number, at least 1, got '0'"),
         (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
         (["--out", "a.txt"], "a.txt: File exists"),
     ],
@@ -270,11 +270,21 @@ def test_readme_needs_its_markers(tmp_path, capsys, text):
 
 def test_readme_that_is_none(tmp_path, capsys):
     path = tmp_path / "README.md"
-    assert readme.main([str(path)]) == 2
+    assert readme.main([str(path)], measurements=tmp_path) == 2
     assert capsys.readouterr().err == f"alexnet readme: error: {path}: No such file or directory\n"
     path.write_bytes(b"\x89PNG")
-    assert readme.main([str(path)]) == 2
+    assert readme.main([str(path)], measurements=tmp_path) == 2
     assert "README.md: not a README: " in capsys.readouterr().err
+
+
+def test_readme_of_a_checkout(table, tmp_path, capsys):
+    path = tmp_path / "README.md"
+    path.write_text(TEXT)
+    assert readme.main([], path, table.parent) == 0
+    assert f"**{GPU}**" in path.read_text()
+    for arguments in ([], [str(path)], ["--measurements", str(tmp_path)]):
+        assert readme.main(arguments) == 2
+        assert "give README and --measurements DIR: no checkout of the project is here" in capsys.readouterr().err
 
 
 def test_readme_keeps_its_tables_where_the_folder_is_misspelt(tmp_path, capsys):

@@ -148,7 +148,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_table_is_written_and_looked_up(folder):
     tile = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "GROUP_M": 1, "SPLIT_K": 1, "num_warps": 2, "num_stages": 2}
     problem = Problem("conv2d", "float32", 1000, 20, 27)
-    tune.write("sm_90", "a GPU", {problem: tile})
+    tune.write(tiles.path("sm_90"), "a GPU", {problem: tile})
     assert tiles.table("sm_90") == {problem: tile}
     written = json.loads((folder / "sm_90.json").read_text())
     assert written["device"] == "a GPU" and written["triton"]
@@ -167,13 +167,13 @@ def test_a_table_is_written_and_looked_up(folder):
 STAND_IN = """
 import pathlib, triton
 from kernels import runtime, tiles
-from kernels.tools.bench import timing
+from kernels.tools.bench import check, device
 
-class Gpu(timing.Interpreter):
+class Gpu(device.Interpreter):
     interpreted, name = False, "a GPU"
 
 folder, launch = pathlib.Path(__file__).parent, runtime.launch
-timing.Gpu, timing.deviation = Gpu, lambda *_: 0.0
+device.Gpu, check.deviation = Gpu, lambda *_: 0.0
 runtime.architecture = lambda *_: "sm_90"
 runtime.runs_on = lambda *_: True
 runtime.launch = lambda *args, **constants: runtime.is_recording() and launch(*args, **constants)
@@ -182,14 +182,20 @@ triton.JITFunction.warmup = lambda *_, **constants: (folder / f"{constants['num_
 """
 
 
-def test_tuning_with_all_but_a_gpu(tmp_path):
+@pytest.mark.parametrize("out", [None, pytest.param("new", marks=pytest.mark.full)])
+def test_tuning_with_all_but_a_gpu(tmp_path, out):
     """The command as users type it, with its own processes that compile ahead."""
     (tmp_path / "sitecustomize.py").write_text(STAND_IN)  # every Python imports it first
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-m", "model.cli", "tune", "softmax", "--batch", "3"]
+    command = [sys.executable, "-m", "model.cli", "tune", "softmax", "--batch", "3", *(["--out", out] if out else [])]
+    there = Problem("dropout", "float16", 1, 1, 1)
+    (tmp_path / (out or ".")).mkdir(exist_ok=True)
+    tune.write(tmp_path / (out or ".") / "sm_90.json", "a GPU", {there: {"BLOCK_M": 1}})
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
-    (problem,) = json.loads((tmp_path / "sm_90.json").read_text())["tiles"]
+    assert (tmp_path / "sm_90.json").exists() == (out is None)
+    kept, problem = json.loads((tmp_path / (out or ".") / "sm_90.json").read_text())["tiles"]
+    assert kept == {**there._asdict(), "tile": {"BLOCK_M": 1}}
     assert (problem["operator"], problem["dtype"], problem["M"], problem["N"]) == ("softmax", "float16", 3, 1000)
     tried = choices.candidates("sm_90", Problem(*(problem[field] for field in Problem._fields)))
     assert problem["tile"] in tried
@@ -199,7 +205,7 @@ def test_tuning_with_all_but_a_gpu(tmp_path):
 def test_the_nearest_problem_counts(folder):
     near, far = {"BLOCK_M": 1, "num_warps": 4}, {"BLOCK_M": 2, "num_warps": 4}
     tuned = {Problem("dropout", "float32", 100, 1, 1): far, Problem("dropout", "float32", 300, 1, 1): near}
-    tune.write("sm_90", "a GPU", tuned)
+    tune.write(tiles.path("sm_90"), "a GPU", tuned)
     with tiles.target("sm_90"):
         assert tiles.lookup("dropout", torch.empty(1), 200, 1, 1) == near
         assert tiles.lookup("dropout", torch.empty(1), 120, 1, 1) == far

@@ -14,7 +14,7 @@ from triton.runtime.errors import InterpreterError
 
 import kernels
 from kernels import runtime, tiles
-from kernels.tools import trace
+from kernels.tools import trace, trace_cli
 from kernels.tools.trace import TraceError
 
 pytestmark = pytest.mark.skipif(not runtime.INTERPRETED, reason="only interpreted kernels can be traced")
@@ -232,7 +232,7 @@ def test_leaves_nothing_behind(y, program, value, error):
 
 class TestCommand:
     def test_softmax(self, capsys):
-        assert trace.main(["softmax"]) == 0
+        assert trace_cli.main(["softmax"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "_softmax_kernel, program (0, 0, 0) of (1, 1, 1)"
         assert "          loads elements 0 ... 999 of x_ptr, 98% of the lanes" in lines
@@ -241,7 +241,7 @@ class TestCommand:
         assert lines[-1] == "          stores elements 0 ... 999 of y_ptr, 98% of the lanes"
 
     def test_layer_and_program(self, capsys):
-        assert trace.main(["max_pool2d", "--layer", "pool5", "--program", "1", "--architecture", "sm_80"]) == 0
+        assert trace_cli.main(["max_pool2d", "--layer", "pool5", "--program", "1", "--architecture", "sm_80"]) == 0
         assert "program (1, 0, 0) of (" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -255,6 +255,6 @@ class TestCommand:
         ids=["program", "layer", "ids", "operator"],
     )
     def test_refusals(self, arguments, message, capsys):
-        assert trace.main(arguments) == 2
+        assert trace_cli.main(arguments) == 2
         captured = capsys.readouterr()
         assert message in captured.err and not captured.out

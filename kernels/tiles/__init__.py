@@ -82,9 +82,12 @@ def path(architecture: str) -> Path:
 @functools.cache
 def table(architecture: str) -> dict[Problem, Config]:
     """The configs that were tuned on ``architecture``. Empty if there is no table."""
-    if not path(architecture).exists():
-        return {}
-    rows = json.loads(path(architecture).read_text())["tiles"]
+    return read(path(architecture))
+
+
+def read(path: Path) -> dict[Problem, Config]:
+    """Reads a table. If there is no such file, it is empty."""
+    rows = json.loads(path.read_text())["tiles"] if path.exists() else []
     return {Problem(*(row[field] for field in Problem._fields)): row["tile"] for row in rows}
 
 

@@ -1,19 +1,17 @@
-"""What the compiler makes of each kernel, for any GPU, without one: ``alexnet assembly``.
+"""What the compiler makes of each kernel, for a GPU that need not be here: ``alexnet assembly``.
 
-Triton compiles for a named target on any machine. The launches are those that the operators themselves make for
-AlexNet's layers, noted instead of run; each is compiled with the tile that it would run with on that GPU, and with the
-others that the tuner tries.
+Triton compiles for a named target on any machine. The operators' launches for AlexNet's layers are recorded instead of
+run. Each is compiled with the config that it would run with on that GPU, and with the others that the tuner tries.
 """
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,16 +23,17 @@ from triton.compiler import ASTSource
 
 from kernels import tiles
 from kernels.errors import AlexNetError
-from kernels.tiles import Problem, choices
+from kernels.tiles import Config, Problem, choices
 from kernels.tools import command
-from kernels.tools.command import Parser
-from kernels.tools.workloads import DTYPES, WORKLOADS, torch_dtype
+from kernels.tools.columns import align
+from kernels.tools.command import Parser, count
+from kernels.tools.workloads import DTYPES, OPERATORS, WORKLOADS, names_of, torch_dtype
 
-# PyTorch takes seconds to import: only once the arguments make sense, inside functions.
+# PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
     import torch
 
-    from kernels import runtime
+    from kernels.runtime import Launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -54,34 +53,34 @@ _TYPES = {
 
 
 class Assembly(NamedTuple):
-    """One compiled kernel, counted."""
+    """One compiled kernel, and numbers about its code."""
 
     kernel: str
-    tile: tiles.Config
-    chosen: bool  # whether the layer runs with this tile on that GPU
+    config: Config
+    chosen: bool  # whether the layer runs with this config on that GPU
     registers: int  # per thread
     spills: int  # bytes of stack on NVIDIA, registers on AMD
     shared: int  # bytes of shared memory (LDS on AMD) per program
-    copies: dict[int, int]  # asynchronous copies global -> shared: bytes each -> how many in the code
+    copies: dict[int, int]  # bytes of an asynchronous copy global -> shared: how many of them are in the code
     tensor_cores: int  # matrix instructions in the code
     text: dict[str, str]  # "ptx" and "sass", or "amdgcn"
 
 
 class Task(NamedTuple):
-    """What to compile: one layer's kernels, with the tile that each runs with or with every tile that is tried."""
+    """What to compile: one layer's kernels, each with the config that it runs with, or with all that are tried."""
 
     layer: str
     architecture: str
     dtype: str = "fp16"
     batch: int = 128
     backward: bool = False  # the kernels of the backward pass instead of the forward pass's
-    every_tile: bool = False
+    every_config: bool = False
 
 
 def assemble(tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Assembly]]]:
-    """Compiles each task, on all cores; results in order, of each kernel the tile that it runs with first.
+    """Compiles the tasks on all cores, and yields the results in order. The config that a kernel runs with is first.
 
-    In processes of their own, where triton compiles: in this one it may have been told to interpret.
+    In other processes, where Triton compiles. In this one it may interpret.
     """
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "0"
@@ -97,31 +96,23 @@ def assemble(tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Assembly]]]:
 
 
 def _assemble(task: Task) -> list[Assembly]:
-    return [compile_launch(launch, tile, chosen, task.architecture) for launch, tile, chosen in launches(task)]
+    return [compile_launch(launch, config, chosen, task.architecture) for launch, config, chosen in launches(task)]
 
 
-def compile_ahead(task: Task) -> None:
-    """Puts a task's kernels into the cache of the Triton here; what fails to compile fails again when it is run.
+def launches(task: Task) -> Iterator[tuple[Launch, Config, bool]]:
+    """Yields what the operator would launch for the layer: each launch, its config, and whether it is the chosen one.
 
-    For processes of the tuner's, and not in its own file: other processes do not import a package's ``__main__``.
+    The chosen config comes first. If ``every_config``, the others that the tuner tries follow.
     """
-    for launch, _, _ in launches(task):
-        with contextlib.suppress(Exception):
-            launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
-
-
-def launches(task: Task) -> Iterator[tuple[runtime.Launch, tiles.Config, bool]]:
-    """What the operator would launch for the layer on that architecture, each launch with the tile that it would run
-    with, and then, if ``every_tile``, with each of the others that the tuner tries."""
-    for index, (problem, tile, launch) in enumerate(_noted(task)):
-        yield launch, tile, True
-        for other in choices.candidates(task.architecture, problem) if task.every_tile else []:
-            if other != tile:
+    for index, (problem, config, launch) in enumerate(_recorded(task)):
+        yield launch, config, True
+        for other in choices.candidates(task.architecture, problem) if task.every_config else []:
+            if other != config:
                 with tiles.use(problem.operator, other):
-                    yield _noted(task)[index][2], other, False
+                    yield _recorded(task)[index][2], other, False
 
 
-def _noted(task: Task) -> list[tuple[Problem, tiles.Config, runtime.Launch]]:
+def _recorded(task: Task) -> list[tuple[Problem, Config, Launch]]:
     import torch
 
     from kernels import runtime
@@ -135,16 +126,16 @@ def _noted(task: Task) -> list[tuple[Problem, tiles.Config, runtime.Launch]]:
     for operand in layer.trained(operands) if task.backward else []:
         operand.requires_grad_()
     with tiles.target(task.architecture):
-        with runtime.record_launches() as recorded, tiles.record_configs() as noted:
+        with runtime.record_launches() as recorded, tiles.record_configs() as configs:
             output = layer.run(*operands)
         if task.backward:
-            with runtime.record_launches() as recorded, tiles.record_configs() as noted:
+            with runtime.record_launches() as recorded, tiles.record_configs() as configs:
                 torch.autograd.grad(output, layer.trained(operands), torch.empty_like(output))
-    return [(problem, tile, launch) for (problem, tile), launch in zip(noted, recorded, strict=True)]
+    return [(problem, config, launch) for (problem, config), launch in zip(configs, recorded, strict=True)]
 
 
-def compile_launch(launch: runtime.Launch, tile: tiles.Config, chosen: bool, architecture: str) -> Assembly:
-    """Compiles a launch as Triton would on that GPU, and counts what came out."""
+def compile_launch(launch: Launch, config: Config, chosen: bool, architecture: str) -> Assembly:
+    """Compiles a launch as Triton would on that GPU, and counts what is in the code."""
     import torch
 
     kernel = launch.kernel
@@ -156,13 +147,13 @@ def compile_launch(launch: runtime.Launch, tile: tiles.Config, chosen: bool, arc
             signature[name], constants[name] = "constexpr", value
             continue
         signature[name] = _type(value)
-        # What Triton's launcher tells the compiler of each argument: torch's allocations are aligned to 16 bytes.
+        # What Triton's launcher tells the compiler about an argument. PyTorch aligns its memory to 16 bytes.
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=TARGETS[architecture], options=given)  # what is left: warps and stages
-    count = _count_amd if architecture.startswith("gfx") else _count_nvidia
-    return Assembly(kernel.__name__, tile, chosen, shared=compiled.metadata.shared, **count(compiled.asm))
+    compiled = triton.compile(source, target=TARGETS[architecture], options=given)  # the rest: warps and stages
+    numbers = (_numbers_amd if architecture.startswith("gfx") else _numbers_nvidia)(compiled.asm)
+    return Assembly(kernel.__name__, config, chosen, shared=compiled.metadata.shared, **numbers)
 
 
 def _type(value: torch.Tensor | int | float) -> str:
@@ -173,24 +164,22 @@ def _type(value: torch.Tensor | int | float) -> str:
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def _count_nvidia(asm: dict) -> dict:
+def _numbers_nvidia(asm: dict) -> dict:
+    ptx = asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(asm["cubin"])
         usage = _tool("cuobjdump", "-res-usage", cubin)
         sass = _tool("nvdisasm", "-c", cubin)
     registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK"))
-    copies: dict[int, int] = {}
-    for width in re.findall(r"cp\.async\.c[ag]\.shared\.global\s+\[[^\]]*\],\s*\[[^\]]*\],\s*(\w+)", asm["ptx"]):
-        copies[int(width, 0)] = copies.get(int(width, 0), 0) + 1
+    widths = re.findall(r"cp\.async\.c[ag]\.shared\.global\s+\[[^\]]*\],\s*\[[^\]]*\],\s*(\w+)", ptx)
+    matrix = re.findall(r"^\s*(?:@\S+\s+)?(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", ptx, re.M)
     return {
         "registers": registers,
         "spills": stack,
-        "copies": copies,
-        "tensor_cores": len(
-            re.findall(r"^\s*(?:@\S+\s+)?(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", asm["ptx"], re.M)
-        ),
-        "text": {"ptx": asm["ptx"], "sass": sass},
+        "copies": dict(Counter(int(width, 0) for width in widths)),
+        "tensor_cores": len(matrix),
+        "text": {"ptx": ptx, "sass": sass},
     }
 
 
@@ -199,88 +188,71 @@ def _tool(name: str, *arguments: str | Path) -> str:
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _count_amd(asm: dict) -> dict:
+def _numbers_amd(asm: dict) -> dict:
     text = asm["amdgcn"]
+    field = lambda name: int(re.findall(rf"\.{name}:\s*(\d+)", text)[0])
     return {
-        "registers": _field(text, "vgpr_count"),
-        "spills": _field(text, "vgpr_spill_count") + _field(text, "sgpr_spill_count"),
+        "registers": field("vgpr_count"),
+        "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
         "copies": {},
         "tensor_cores": len(re.findall(r"^\s*v_mfma", text, re.M)),
         "text": {"amdgcn": text},
     }
 
 
-def _field(text: str, name: str) -> int:
-    return int(re.findall(rf"\.{name}:\s*(\d+)", text)[0])
+# The command
 
 
 def _print_table(results: Iterable[tuple[Task, list[Assembly]]]) -> None:
-    """One line a kernel and tile."""
-    row = "{:5}  {:19} {}{:56} {:>9} {:>6} {:>6}  {:15} {:>6}"
-    print(row.format("layer", "kernel", " ", "tile", "registers", "spills", "shared", "copies", "matrix"))
+    """Prints one line per kernel and config, as they are compiled."""
+
+    def show(*cells: object) -> None:
+        print(align([cells], left=(0, 1, 2, 6), widths=(5, 19, 58, 9, 6, 6, 15, 6))[0], flush=True)
+
+    show("layer", "kernel", "  config", "registers", "spills", "shared", "copies", "matrix")
     for task, assemblies in results:
         for a in assemblies:
             name = a.kernel.removeprefix("_").removesuffix("_kernel")
-            tile = " ".join(f"{key.removeprefix('BLOCK_').removeprefix('num_')}={size}" for key, size in a.tile.items())
-            copies = " ".join(f"{count}x{width}B" for width, count in sorted(a.copies.items())) or "-"
-            mark, matrix = "*" if a.chosen else " ", a.tensor_cores or "-"
-            print(row.format(task.layer, name, mark, tile, a.registers, a.spills, a.shared, copies, matrix), flush=True)
+            short = lambda key: key.removeprefix("BLOCK_").removeprefix("num_")
+            config = " ".join(["*" if a.chosen else " ", *(f"{short(key)}={size}" for key, size in a.config.items())])
+            copies = " ".join(f"{number}x{width}B" for width, number in sorted(a.copies.items())) or "-"
+            show(task.layer, name, config, a.registers, a.spills, a.shared, copies, a.tensor_cores or "-")
 
 
 def run(argv: list[str] | None) -> int:
     parser = Parser(
         prog="alexnet assembly",
-        description="Compiles AlexNet's kernels for a GPU that need not be here: registers per thread, spills (bytes "
-        "of stack on NVIDIA, registers on AMD), bytes of shared memory, asynchronous copies to shared memory "
-        "(how many in the code x bytes each), matrix instructions in the code. * marks the tile a layer runs with; the "
-        "others are those that the tuner tries.",
+        description="Compiles AlexNet's kernels for a GPU that need not be here. Shows registers per thread, spills "
+        "(bytes of stack on NVIDIA, registers on AMD), bytes of shared memory, asynchronous copies to shared memory "
+        "(how many in the code x bytes each), and matrix instructions in the code. * marks the config that a layer "
+        "runs with; the others are those that the tuner tries.",
     )
-    operators = sorted({layer.operator for layer in WORKLOADS.values()})
-    parser.add_argument(
-        "operator", nargs="?", choices=operators, metavar="OPERATOR", help=f"{', '.join(operators)} (all)"
-    )
-    parser.add_argument("--arch", choices=tiles.ARCHITECTURES, default="sm_90", help="of the GPU (%(default)s)")
-    parser.add_argument(
-        "--layer", choices=WORKLOADS, metavar="LAYER", help=f"{', '.join(WORKLOADS)} (all of the operator's)"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="fp16", help="tf32: fp32 multiplied as TF32 (%(default)s)")
-    parser.add_argument(
-        "--batch", type=int, default=128, metavar="N", help="images, which decide the tile (%(default)s)"
-    )
-    parser.add_argument("--backward", action="store_true", help="the backward pass's kernels")
+    add = parser.add_argument
+    add("operator", nargs="?", choices=OPERATORS, metavar="OPERATOR", help=f"{', '.join(OPERATORS)} (all)")
+    add("--arch", choices=tiles.ARCHITECTURES, default="sm_90", help="of the GPU (%(default)s)")
+    layers = ", ".join(WORKLOADS)
+    add("--layer", choices=WORKLOADS, metavar="LAYER", help=f"{layers} (all of the operator's)")
+    add("--dtype", choices=DTYPES, default="fp16", help="tf32: fp32 multiplied as TF32 (%(default)s)")
+    add("--batch", type=count, default=128, metavar="N", help="images, on which the config depends (%(default)s)")
+    add("--backward", action="store_true", help="the backward pass's kernels")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--ptx", action="store_true", help="prints the PTX of the tiles that the layers run with")
-    text.add_argument("--sass", action="store_true", help="prints the machine code of those tiles")
-    options = parser.parse_args(argv)
-    if options.batch < 1:
-        parser.error(f"argument --batch: must be at least 1, got {options.batch}")
-    if options.arch.startswith("gfx") and (options.ptx or options.sass):
-        parser.error("argument --ptx/--sass: NVIDIA's; for AMD's assembly see kernels.tools.assembly.Assembly.text")
-    layers = [
-        name
-        for name, layer in WORKLOADS.items()
-        if options.operator in (None, layer.operator) and options.layer in (None, name)
-    ]
-    if not layers:
-        operator = WORKLOADS[options.layer].operator
-        parser.error(f"argument --layer: {options.layer} is a layer of {operator}, not of {options.operator}")
-
-    code = "ptx" if options.ptx else "sass" if options.sass else None
-    what = options.arch, options.dtype, options.batch, options.backward
-    tasks = [Task(layer, *what, every_tile=not code) for layer in layers]
-    results = assemble(tasks)
-    if code:
-        for _, assemblies in results:
-            for assembly in assemblies:
-                print(f"// {assembly.kernel} {assembly.tile}\n{assembly.text[code]}")
-    else:
+    text.add_argument("--ptx", action="store_true", help="prints the PTX of the configs that the layers run with")
+    text.add_argument("--sass", action="store_true", help="prints the machine code of those configs")
+    args = parser.parse_args(argv)
+    if args.arch.startswith("gfx") and (args.ptx or args.sass):
+        raise AlexNetError("--ptx/--sass: NVIDIA's; for AMD's assembly see kernels.tools.assembly.Assembly.text")
+    code = "ptx" if args.ptx else "sass" if args.sass else None
+    what = args.arch, args.dtype, args.batch, args.backward
+    results = assemble(Task(name, *what, every_config=not code) for name in names_of(args.operator, args.layer))
+    if code is None:
         _print_table(results)
+        return 0
+    for _, assemblies in results:
+        for assembly in assemblies:
+            print(f"// {assembly.kernel} {assembly.config}\n{assembly.text[code]}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command. Returns the exit status."""
     return command.run("alexnet assembly", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
-"""The manners that all commands share: one clear line for an error, and an exit status that says which kind.
+"""What all commands share: one clear line for an error, and an exit status that says which kind.
 
-Imports no PyTorch, which takes seconds: a command does, in a function, once its arguments make sense.
+Imports no PyTorch, which takes seconds. A command imports it in a function, after it has read its arguments.
 """
 
 import argparse
@@ -24,13 +24,20 @@ class Parser(argparse.ArgumentParser):
         raise AlexNetError(message)
 
 
+def count(text: str) -> int:
+    """A whole number from 1 on, as an argument's ``type``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
 def one_line(text: object) -> str:
-    """Text for people with what would break its line, or command the terminal, as escapes: a newline as \\n."""
+    """Text for people. What would break the line, or command the terminal, becomes an escape: a newline is \\n."""
     return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda c: ascii(c[0])[1:-1], str(text))
 
 
 def complain(name: str, message: object) -> None:
-    """One line on stderr; where that is closed or full, the exit status has to do."""
+    """Prints one line on stderr. If stderr is closed or full, only the exit status tells of the error."""
     try:
         print(f"{name}: error: {one_line(message)}", file=sys.stderr)
     except OSError:
@@ -38,18 +45,21 @@ def complain(name: str, message: object) -> None:
 
 
 def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
-    """The exit status of ``command(argv)``: 2 for a :class:`AlexNetError`, 130 for Ctrl-C, 141 for a closed pipe."""
+    """Runs ``command(argv)`` and returns the exit status.
+
+    2 for a :class:`AlexNetError` and for a file that the system refuses, 130 for Ctrl-C, 141 for a closed pipe.
+    """
     try:
         if sys.stderr is None:  # closed: print would write to stdout
             sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
         if sys.stdout is None:
             raise AlexNetError("standard output is closed")
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # not where a notebook, say, has put its own in their place
-                stream.reconfigure(errors="backslashreplace")  # file names that are not in the terminal's encoding
+            if isinstance(stream, io.TextIOWrapper):  # a notebook, for example, puts others in their place
+                stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
         status = command(argv)
         with output():
-            return status  # once all that was printed is out
+            return status  # after all that was printed is out
     except AlexNetError as error:
         complain(name, error)
         return 2
@@ -59,21 +69,23 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
         _discard(sys.stdout)
         return 141
     except OSError as error:
-        if error.filename is not None:  # what was printed has none
-            raise
-        _discard(sys.stdout)
-        complain(name, f"standard output cannot be written: {error.strerror}")
+        if error.filename is None:
+            _discard(sys.stdout)
+            complain(name, f"standard output cannot be written: {error.strerror}")
+        else:
+            complain(name, f"{error.filename}: {error.strerror}")
         return 2
 
 
 @contextlib.contextmanager
 def output() -> Iterator[None]:
-    """Around what goes to stdout: when the block ends it is all out, in whole lines, since Ctrl-C waits for that."""
+    """For what is printed inside: when the block ends, all of it is out, in whole lines. Ctrl-C waits for that."""
     interrupted = []
     usual = _interrupts_raise()
     if usual:
         signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-        # Nor may it cut a write to a pipe short: with PYTHONUNBUFFERED, Python drops the rest (python/cpython#85393).
+        # Blocked, because with PYTHONUNBUFFERED a signal cuts a write to a pipe short, and Python drops the rest
+        # (python/cpython#85393).
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -86,20 +98,9 @@ def output() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _interrupts_raise() -> bool:
-    """Whether Ctrl-C raises KeyboardInterrupt here, which can be changed: Python handles signals in the main thread."""
-    here = threading.current_thread() is threading.main_thread()
-    return here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def _discard(stream: TextIO) -> None:
-    """Sends nowhere what is still to be written, which Python tries on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 @contextlib.contextmanager
 def interrupts_exit() -> Iterator[None]:
-    """Ctrl-C ends the process at once: PyTorch's C++ aborts, in many words, if importing raises KeyboardInterrupt."""
+    """Inside, Ctrl-C ends the process at once. For imports: if one is interrupted, PyTorch's C++ aborts noisily."""
     usual = _interrupts_raise()
     if usual:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -108,3 +109,14 @@ def interrupts_exit() -> Iterator[None]:
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupts_raise() -> bool:
+    """Whether Ctrl-C raises KeyboardInterrupt and this can be changed, which only the main thread may do."""
+    here = threading.current_thread() is threading.main_thread()
+    return here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _discard(stream: TextIO) -> None:
+    """Drops what is still to be written, because Python tries to write it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

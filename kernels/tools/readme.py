@@ -1,29 +1,17 @@
-"""The README's measured table and plots, rewritten from the measurements: ``alexnet readme``.
+"""Rewrites the README's measured tables and plots from the measurements: ``alexnet readme``.
 
-What stands between the two markers is replaced, nothing else is touched, and the same measurements give the same text.
+It replaces what stands between the two markers, and nothing else. The same measurements give the same text.
 """
 
 import os
-import sys
 from pathlib import Path
 
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser
 from kernels.tools.files import write_bytes
-from kernels.tools.roofline import (
-    MEASUREMENTS,
-    PROVIDERS,
-    Comparison,
-    Row,
-    TableError,
-    compare,
-    load,
-    main_batch,
-    plot_all,
-    roofs,
-    share,
-)
+from kernels.tools.measurements import PROVIDERS, Comparison, Row, compare, load, main_batch, roofs, share, tables
+from kernels.tools.roofline import plot_all
 
 BEGIN = "<!-- measurements:begin -->"
 END = "<!-- measurements:end -->"
@@ -53,7 +41,7 @@ def _table(header: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def section(path: Path, readme: Path) -> list[str]:
-    """One GPU's part of the README, as lines; draws its plots beside the table."""
+    """One GPU's part of the README, as lines. Draws the GPU's plots beside its table."""
     rows = load(path)
     compared = compare(rows)
     if not compared:
@@ -61,7 +49,7 @@ def section(path: Path, readme: Path) -> list[str]:
     newest = max(rows, key=lambda row: row.date)
     lines = [
         f"**{newest.gpu}**, PyTorch {newest.torch}, Triton {newest.triton}, last measured {newest.date[:10]} at commit "
-        f"{newest.commit}. Every time stands for a result that was compared with float64; ratios over 1 are where our "
+        f"{newest.commit}. Each result was compared with float64 before it was timed. Where a ratio is over 1, our "
         "kernels are faster than the best of PyTorch and torch.compile.",
         "",
     ]
@@ -82,32 +70,27 @@ def section(path: Path, readme: Path) -> list[str]:
                     [f"{dtype}, batch {key[2]}, {pass_}", "ours, ms", "best baseline, ms", *tail],
                     [[layer, *_cells(found, False, rows)] for layer, found in single.items()],
                 )
+    link = lambda file: Path(os.path.relpath(file, readme.parent)).as_posix()
     for plot in plot_all(rows, path.parent, path.stem):
-        link = Path(os.path.relpath(plot, readme.parent)).as_posix()
-        lines += [f"![{plot.stem.removeprefix(path.stem + '-').replace('-', ', ')}]({link})", ""]
-    return [*lines, f"All rows: [{path.name}]({Path(os.path.relpath(path, readme.parent)).as_posix()})", ""]
+        lines += [f"![{plot.stem.removeprefix(path.stem + '-').replace('-', ', ')}]({link(plot)})", ""]
+    return [*lines, f"All rows: [{path.name}]({link(path)})", ""]
 
 
-def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
-    """Replaces what stands between the markers; whether that changed anything.
+def rewrite(readme: Path, measurements: Path) -> bool:
+    """Replaces what stands between the markers. Returns whether that changed anything.
 
     Raises:
-        TableError: no such README, one that is not text, markers that are missing or not one pair, or a table that
-            cannot be read.
-        AlexNetError: it cannot be written.
+        AlexNetError: the README is not text, its markers are not one pair, a table cannot be read, or it cannot be
+            written.
+        OSError: there is no such README.
     """
     try:
         text = readme.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TableError(f"{readme}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise TableError(f"{readme}: not a README: {error}") from None
+        raise AlexNetError(f"{readme}: not a README: {error}") from None
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise TableError(f"{readme}: must have one line {BEGIN} and, below it, one line {END}")
-    lines = []
-    for path in sorted(measurements.glob("*.csv")):
-        if path.stem != "interpreter":
-            lines += section(path, readme)
+        raise AlexNetError(f"{readme}: must have one line {BEGIN} and, below it, one line {END}")
+    lines = [line for path in tables(measurements) for line in section(path, readme)]
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     new = "\n".join([before + BEGIN, "", *(lines or [NOTHING, ""]), END + after])
     if new == text:
@@ -116,29 +99,22 @@ def rewrite(readme: Path, measurements: Path = MEASUREMENTS) -> bool:
     return True
 
 
-def run(argv: list[str] | None) -> int:
-    parser = Parser(prog="alexnet readme", description="Rewrites the README's measured table and plots.")
-    default = Path(__file__).parent.parent / "README.md"
+def run(argv: list[str] | None, readme: Path | None, measurements: Path | None) -> int:
+    parser = Parser(prog="alexnet readme", description="Rewrites the README's measured tables and plots.")
     add = parser.add_argument
-    add("readme", nargs="?", type=Path, default=default, metavar="README", help="what to rewrite (the repository's)")
-    folder = f"{MEASUREMENTS.parent.name}/{MEASUREMENTS.name}"
-    add("--measurements", type=Path, default=MEASUREMENTS, metavar="DIR", help=f"folder of the tables ({folder})")
+    add("readme", nargs="?", type=Path, default=readme, metavar="README", help="what to rewrite (a checkout's)")
+    add("--measurements", type=Path, metavar="DIR", help="folder of the tables (a checkout's notebooks/measurements)")
     args = parser.parse_args(argv)
-    if args.measurements != MEASUREMENTS and not os.path.isdir(args.measurements):  # whose tables would be gone
+    if args.measurements and not args.measurements.is_dir():  # a wrong folder would remove all tables from the README
         raise AlexNetError(f"--measurements {args.measurements}: no such folder")
-    try:
-        changed = rewrite(args.readme, args.measurements)
-    except OSError as error:
-        raise AlexNetError(f"{error.filename}: {error.strerror}") from error
-    except TableError as error:
-        raise AlexNetError(error) from error
+    folder = args.measurements or measurements
+    if not (args.readme and folder):
+        raise AlexNetError("give README and --measurements DIR: no checkout of the project is here")
+    changed = rewrite(args.readme, folder)
     print(f"{args.readme}: {'rewritten' if changed else 'unchanged'}")
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command.run("alexnet readme", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: list[str] | None = None, readme: Path | None = None, measurements: Path | None = None) -> int:
+    """The command. ``readme`` and ``measurements`` are defaults. Returns the exit status."""
+    return command.run("alexnet readme", lambda argv: run(argv, readme, measurements), argv)

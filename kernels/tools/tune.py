@@ -1,122 +1,133 @@
-"""Tunes the tiles for the GPU that is here, and writes its table: ``alexnet tune``.
+"""Finds the fastest configs for the GPU here, and writes its table: ``alexnet tune``.
 
-Every tile is checked against float64 before it is timed, as ``alexnet bench`` does it: a tile that the compiler gets
-wrong must not win. What is timed is the whole operator: a split convolution launches two kernels, a folded one three,
-and only their sum counts. That is why ``triton.autotune``, which times one kernel by itself, is not used.
+Each config is checked against float64 before it is timed, as ``alexnet bench`` does it: a config that the compiler gets
+wrong must not win. The whole operator is timed, because a split convolution launches two kernels and a folded one
+three, and only their sum counts. ``triton.autotune`` times single kernels, so it is not used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 import kernels
 from kernels import tiles
+from kernels.errors import AlexNetError
 from kernels.tiles.choices import Config, Problem, candidates
 from kernels.tools import command
-from kernels.tools.assembly import Task, compile_ahead
-from kernels.tools.command import Parser, interrupts_exit
+from kernels.tools.assembly import Task, launches
+from kernels.tools.command import Parser, count, interrupts_exit
 from kernels.tools.files import write_bytes
-from kernels.tools.workloads import ALEXNET, DTYPES, WORKLOADS, torch_dtype
+from kernels.tools.workloads import ALEXNET, DTYPES, OPERATORS, WORKLOADS, torch_dtype
 
-# PyTorch takes seconds to import: only once the arguments make sense, inside functions.
+# PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
-    from kernels.tools.bench.timing import Gpu
+    from kernels.tools.bench.device import Gpu
+
+
+def compile_ahead(task: Task) -> None:
+    """Puts a task's kernels into Triton's cache. What fails to compile fails again when it is run."""
+    for launch, _, _ in launches(task):
+        with contextlib.suppress(Exception):
+            launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
 
 
 def tune(gpu: Gpu, task: Task, done: dict[Problem, Config]) -> None:
-    """Adds to ``done`` the fastest tile of each problem that the task poses, one after another."""
+    """Adds to ``done`` the fastest config for each problem of the task that is not there yet."""
     from kernels import runtime
-    from kernels.tools.bench.timing import Work, judge_work
+    from kernels.tools.bench.check import time_work
+    from kernels.tools.bench.works import Work
 
     layer = WORKLOADS[task.layer]
     work = Work(layer.name, (layer,), "backward" if task.backward else "forward")
     operands = work.random_operands(task.batch, torch_dtype(task.dtype), gpu.device)
     started = lambda: work.start(work.ours, kernels.cross_entropy, operands)
-    with tiles.record_configs() as noted:
+    with tiles.record_configs() as recorded:
         started().run()
-    if task.backward:  # the forward pass before it is tuned by itself
+    if task.backward:  # leaves out the forward pass before it
         with tiles.record_configs() as before:
             started()
-        noted = noted[len(before) :]
-    for problem in dict.fromkeys(problem for problem, _ in noted):
+        recorded = recorded[len(before) :]
+    for problem in dict.fromkeys(problem for problem, _ in recorded):
         if problem in done:
             continue
         timed = []
-        for tile in candidates(runtime.architecture(gpu.device), problem):
-            with tiles.use(problem.operator, tile):
-                result = judge_work(gpu, "triton", work, task.dtype, work.ours, kernels.cross_entropy, operands)
+        for config in candidates(runtime.architecture(gpu.device), problem):
+            with tiles.use(problem.operator, config):
+                result = time_work(gpu, "triton", work, task.dtype, work.ours, kernels.cross_entropy, operands)
             if result.times:
-                timed.append((result.times[1], tile))
+                timed.append((result.p50_ms, config))
             elif result.problem.startswith("WRONG"):
-                tqdm.write(f"{task.layer}, {problem}: {tile}: {result.problem}", file=sys.stderr)
+                tqdm.write(f"{task.layer}, {problem}: {config}: {result.problem}", file=sys.stderr)
         if timed:
             done[problem] = min(timed, key=lambda entry: entry[0])[1]
 
 
-def write(architecture: str, device: str, tuned: dict[Problem, Config]) -> None:
-    """Writes the table, whole or not at all."""
+def write(path: Path, device: str, tuned: dict[Problem, Config]) -> None:
+    """Writes a table: a JSON with one row per problem."""
     import torch
     import triton
 
-    table = {
+    head = {
         "device": device,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "date": datetime.date.today().isoformat(),
-        "tiles": [
-            {**problem._asdict(), "tile": tile} for problem, tile in sorted(tuned.items(), key=lambda item: item[0])
-        ],
     }
-    rows = ",\n".join(json.dumps(row) for row in table.pop("tiles"))
-    text = json.dumps(table)[:-1] + f', "tiles": [\n{rows}\n]}}\n'
-    write_bytes(tiles.path(architecture), text.encode())
+    problems = sorted(tuned.items(), key=lambda item: item[0])
+    rows = ",\n".join(json.dumps({**problem._asdict(), "tile": config}) for problem, config in problems)
+    write_bytes(path, f'{json.dumps(head)[:-1]}, "tiles": [\n{rows}\n]}}\n'.encode())
     tiles.forget()
 
 
 def run(argv: list[str] | None) -> int:
-    operators = sorted({layer.operator for layer in WORKLOADS.values()})
     parser = Parser(
         prog="alexnet tune",
-        description="Tunes the tiles for the GPU that is here. Adds to the table of its architecture; about a second a "
-        "tile, and some twenty tiles for each layer, dtype and batch.",
+        description="Finds the fastest configs for the GPU here, and adds them to the table of its architecture. Takes "
+        "about a second per config, for about twenty configs per layer, dtype and batch.",
     )
     add = parser.add_argument
-    add("operators", nargs="*", metavar="OPERATOR", help=f"{', '.join(operators)} (those of the network)")
+    add("operators", nargs="*", metavar="OPERATOR", help=f"{', '.join(OPERATORS)} (those of the network)")
     batches = [1, 16, 128, 256, 1024]
-    add("--batch", type=int, nargs="+", default=batches, metavar="N", help=f"images ({' '.join(map(str, batches))})")
+    add("--batch", type=count, nargs="+", default=batches, metavar="N", help=f"images ({' '.join(map(str, batches))})")
     add("--dtype", nargs="+", choices=DTYPES, default=["fp16"], help="tf32: fp32 multiplied as TF32 (fp16)")
     add("--backward", action="store_true", help="tunes the backward pass instead of the forward pass")
-    options = parser.parse_args(argv)
-    for operator in options.operators:
-        if operator not in operators:
-            parser.error(f"argument OPERATOR: must be among {', '.join(operators)}; got {operator}")
-    if min(options.batch) < 1:
-        parser.error(f"argument --batch: must be at least 1, got {min(options.batch)}")
+    add("--out", type=Path, metavar="DIR", help="where to write the table (kernels/tiles/, which the kernels read)")
+    args = parser.parse_args(argv)
+    for operator in args.operators:
+        if operator not in OPERATORS:
+            raise AlexNetError(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {operator!r}")
     with interrupts_exit():
         from kernels import runtime
-        from kernels.tools.bench.timing import Gpu, precision
+        from kernels.tools.bench.device import Gpu, precision
 
     if runtime.INTERPRETED:
-        parser.error("no GPU is here to tune for; without one, operators run with the defaults beside their kernels")
-
+        raise AlexNetError(
+            "no GPU is here to tune for; without one, operators run with the defaults beside their kernels"
+        )
     gpu = Gpu()
     architecture = runtime.architecture(gpu.device)
-    layers = [x for x in WORKLOADS.values() if x.operator in options.operators] if options.operators else ALEXNET
-    tuned = dict(tiles.table(architecture))
+    out = tiles.path(architecture)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        out = args.out / out.name
+    layers = [x for x in WORKLOADS.values() if x.operator in args.operators] if args.operators else ALEXNET
+    tuned = tiles.read(out)
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for dtype, batch in itertools.product(options.dtype, options.batch):
+        for dtype, batch in itertools.product(args.dtype, args.batch):
             what = f"{dtype}, batch {batch}"
-            tasks = [Task(layer.name, architecture, dtype, batch, options.backward) for layer in layers]
-            # On all cores first: compiling a tile takes longer than timing it.
-            ahead = [task._replace(every_tile=True) for task in tasks]
+            tasks = [Task(layer.name, architecture, dtype, batch, args.backward) for layer in layers]
+            # First on all cores: compiling a config takes longer than timing it.
+            ahead = [task._replace(every_config=True) for task in tasks]
             for _ in tqdm(pool.map(compile_ahead, ahead), f"compiling {what}", total=len(ahead)):
                 pass
             for task in tqdm(tasks, f"tuning {what}"):
@@ -124,14 +135,11 @@ def run(argv: list[str] | None) -> int:
                 with precision(dtype):
                     tune(gpu, task, done)
                 tuned |= done
-                write(architecture, gpu.name, tuned)
+                write(out, gpu.name, tuned)
                 gpu.release()
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command. Returns the exit status."""
     return command.run("alexnet tune", run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""AlexNet's layers as calls of the operators: what is tuned, timed and disassembled.
+"""AlexNet's layers as calls of the operators. The tools tune, time, trace and compile them.
 
 Shapes are those of BVLC's deploy.prototxt (https://github.com/BVLC/caffe/tree/master/models/bvlc_alexnet).
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import kernels
+from kernels.errors import AlexNetError
 from kernels.tools import cost
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "tf32": "float32"}
 DTYPES = tuple(_DTYPES)
-"""What the commands call the dtypes; ``tf32`` is float32, multiplied as TF32."""
+"""The commands' names of dtypes. ``tf32`` is float32, multiplied as TF32."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -34,12 +35,12 @@ class Workload(NamedTuple):
     name: str
     operator: str
     input: cost.Shape  # of one image, without N
-    parameters: tuple[cost.Shape, ...]  # weight and bias
+    parameters: tuple[cost.Shape, ...]  # of weight and bias
     arguments: dict  # the operator's other arguments
-    first: bool = False  # reads the photo, whose gradient nobody wants
+    first: bool = False  # reads the photo, whose gradient is not needed
 
     def cost(self, batch: int = 1, itemsize: int = 4, *, backward: bool = False) -> cost.Cost:
-        """What the layer, or its backward pass, costs for a batch of images with elements of ``itemsize`` bytes."""
+        """The cost of the layer, or of its backward pass, for a batch of images. ``itemsize``: bytes per element."""
         formula = getattr(cost, self.operator + "_gradient" * backward)
         counted = inspect.signature(formula).parameters
         given = {**self.arguments, "first": self.first, "itemsize": itemsize}
@@ -47,21 +48,15 @@ class Workload(NamedTuple):
         return formula((batch, *self.input), *self.parameters[:1], **arguments)
 
     def operands(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> list[torch.Tensor]:
-        """Input and parameters in the memory order that the kernels read, not yet filled."""
+        """Input and parameters in the memory order that the kernels read. Their values are undefined."""
         import torch
 
-        return [
-            torch.empty(
-                shape,
-                dtype=dtype,
-                device=device,
-                memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format,
-            )
-            for shape in ((batch, *self.input), *self.parameters)
-        ]
+        order = lambda shape: torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        shapes = ((batch, *self.input), *self.parameters)
+        return [torch.empty(shape, dtype=dtype, device=device, memory_format=order(shape)) for shape in shapes]
 
     def random_operands(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> list[torch.Tensor]:
-        """The same with normally distributed values, weights scaled to keep the input's variance."""
+        """The same with normally distributed values. Weights are scaled to give the output the input's variance."""
         input, *parameters = self.operands(batch, dtype, device)
         input.normal_()
         for tensor in parameters:
@@ -69,11 +64,11 @@ class Workload(NamedTuple):
         return [input, *parameters]
 
     def run(self, *operands: torch.Tensor) -> torch.Tensor:
-        """The layer on our kernels."""
+        """Runs the layer on our kernels."""
         return getattr(kernels, self.operator)(*operands, **self.arguments)
 
     def trained(self, operands: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The operands that the backward pass makes gradients of."""
+        """The operands whose gradients the backward pass computes."""
         return list(operands[1:] if self.first else operands)
 
 
@@ -111,6 +106,18 @@ UNFUSED = (
     Workload("drop7", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
     Workload("prob", "softmax", (1000,), (), {"dim": 1}),
 )
-"""What the network fuses into other layers, needs in training, or leaves to who reads its logits."""
+"""Operators that the network fuses into other layers, needs in training, or applies to its logits."""
 
 WORKLOADS = {layer.name: layer for layer in ALEXNET + UNFUSED}
+OPERATORS = tuple(dict.fromkeys(layer.operator for layer in WORKLOADS.values()))
+
+
+def names_of(operator: str | None, layer: str | None) -> list[str]:
+    """The names of an operator's layers, or only ``layer``. None stands for all.
+
+    Raises:
+        AlexNetError: the layer is another operator's.
+    """
+    if operator and layer and WORKLOADS[layer].operator != operator:
+        raise AlexNetError(f"--layer: {layer} is a layer of {WORKLOADS[layer].operator}, not of {operator}")
+    return [layer] if layer else [name for name, each in WORKLOADS.items() if operator in (None, each.operator)]

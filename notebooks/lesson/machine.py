@@ -14,8 +14,10 @@ from typing import NamedTuple
 import torch
 
 from kernels import runtime
-from kernels.tools import roofline
-from kernels.tools.roofline import Roofs, Row
+from kernels.tools import measurements
+from kernels.tools.measurements import Roofs, Row
+
+MEASUREMENTS = Path(__file__).parents[1] / "measurements"
 
 H100 = {
     "fp16": Roofs(3.35e12, 989.4e12),
@@ -45,9 +47,9 @@ def gpu() -> str | None:
 
 def rows() -> list[Row]:
     """Returns this GPU's measured table. If there is none, returns the first table, or an empty list."""
-    tables = sorted(path for path in roofline.MEASUREMENTS.glob("*.csv") if path.stem != "interpreter")
-    here = [path for path in tables if gpu() and path.stem == roofline.slug(gpu())]
-    return roofline.load((here or tables)[0]) if tables else []
+    tables = measurements.tables(MEASUREMENTS)
+    here = [path for path in tables if gpu() and path.stem == measurements.slug(gpu())]
+    return measurements.load((here or tables)[0]) if tables else []
 
 
 def measure(*operators: str, batch: int = 128, dtype: str = "fp16", pass_: str = "forward") -> list[Row]:
@@ -66,12 +68,12 @@ def measure(*operators: str, batch: int = 128, dtype: str = "fp16", pass_: str =
         options = ["--batch", str(batch), "--dtype", dtype, "--pass", pass_, "--out", folder]
         done = subprocess.run(
             [sys.executable, "-m", "model.cli", "bench", *(operators or ["--network"]), *options],
-            cwd=roofline.MEASUREMENTS.parent.parent,
+            cwd=Path(__file__).parents[2],
             env=dict(os.environ, TRITON_INTERPRET="0"),
         )
         if done.returncode != 1:  # status 1: some operators failed, it has said which, and the others are measured
             done.check_returncode()
-        return [row for path in Path(folder).glob("*.csv") for row in roofline.load(path)]
+        return [row for path in Path(folder).glob("*.csv") for row in measurements.load(path)]
 
 
 def ours(measured: list[Row]) -> dict[str, float]:
@@ -82,7 +84,7 @@ def ours(measured: list[Row]) -> dict[str, float]:
 def limits(dtype: str = "fp16") -> Limits:
     """Returns the roofs of the measured table. If nothing was measured, returns an H100's, as NVIDIA states them."""
     table = rows()
-    measured = roofline.roofs(table, dtype)
+    measured = measurements.roofs(table, dtype)
     if measured:
         return Limits(measured, True, f"{table[0].gpu}, {dtype}, roofs measured")
     return Limits(H100[dtype], False, f"a model, not measured: limits of an H100 SXM5 as NVIDIA states them, {dtype}")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from kernels.tools.roofline import PROVIDERS, Comparison
+from kernels.tools.measurements import PROVIDERS, Comparison
 
 PUBLISHED = (
     ("matrix product, fp16, H100: tutorial 03, 2048 ... 3072", 0.38, 0.90, "triton-lang/triton 3672, 5726"),

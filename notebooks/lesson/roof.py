@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from lesson import machine, style
 
 import numpy as np
-from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from kernels.tools import roofline
 from kernels.tools.cost import Cost
 
 
@@ -32,37 +32,16 @@ def plot(
         axes: where to draw.
     """
     limits, _, label = machine.limits(dtype)
-    axes = axes or style.figure(height=4.4)[1]
-    ridge = limits.rate / limits.bandwidth
-    points = {
-        name: (cost.flops / cost.bytes, cost.flops / limits.floor_ms(*cost[2:]) * 1e-9) for name, cost in costs.items()
-    }
-    intensities = [x for x, _ in points.values()] + [ridge]
-    left, right = min(intensities) / 3, max(intensities) * 4
-    axes.plot(
-        [left, ridge, right],
-        np.array([left * limits.bandwidth, limits.rate, limits.rate]) * 1e-12,
-        color=style.GREY,
-        linewidth=1.5,
-    )
-    axes.axvline(ridge, color=style.LIGHT, linewidth=1)
-    axes.set(xscale="log", yscale="log", xlim=(left, right), xlabel="arithmetic intensity (FLOP per byte)")
-    axes.set(ylabel="TFLOP/s", ylim=(left * limits.bandwidth * 1e-12 / 4, limits.rate * 1e-12 * 3))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.text(right / 1.1, limits.rate * 1.2e-12, f"{limits.rate * 1e-12:.4g} TFLOP/s", ha="right", color=style.GREY)
-    axes.text(left * 1.1, left * limits.bandwidth * 3e-12, f"{limits.bandwidth * 1e-12:.3g} TB/s", color=style.GREY)
-    for number, (name, (x, y)) in enumerate(points.items()):
-        colour = style.CYCLE[number % len(style.CYCLE)]
-        marker = "osD^vPX*"[number % 8]
-        axes.plot(x, y, marker, markersize=9, markerfacecolor="none", markeredgewidth=2, color=colour, label=name)
+    axes = axes or style.figure(height=4.8)[1]
+    axes.set_title(f"{title}\n({label})" if title else label)
+    points = {}
+    for name, cost in costs.items():
+        speeds = {"floor": cost.flops / limits.floor_ms(cost.flops, cost.bytes) * 1e-9}
         ms = (measured or {}).get(name)
         if ms:
-            axes.plot(x, costs[name].flops / ms * 1e-9, marker, markersize=9, color=colour, label=f"{name}, measured")
-    shown = [line for line in axes.lines if line.get_label() in points]
-    if any((measured or {}).get(name) for name in points):
-        shown += axes.plot([], [], "o", markersize=9, color=style.GREY, label="filled: measured")
-    axes.legend(handles=shown, loc="lower right", ncols=1 + len(points) // 8)
-    axes.set_title(f"{title}\n({label})" if title else label)
+            speeds["triton"] = cost.flops / ms * 1e-9
+        points[name] = (cost.flops / cost.bytes, speeds)
+    roofline.draw(axes, limits, points)
 
 
 def floors(

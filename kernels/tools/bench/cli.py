@@ -1,4 +1,4 @@
-"""Each kernel's speed beside PyTorch's: ``alexnet bench``. How it is measured: :mod:`kernels.tools.bench.timing`."""
+"""The command ``alexnet bench``. How it measures stands in :mod:`kernels.tools.bench`."""
 
 from __future__ import annotations
 
@@ -12,34 +12,15 @@ from tqdm import tqdm
 
 from kernels.errors import AlexNetError
 from kernels.tools import command
-from kernels.tools.command import Parser, interrupts_exit
-from kernels.tools.roofline import MEASUREMENTS, PROVIDERS, load, plot_all, slug
-from kernels.tools.workloads import ALEXNET, DTYPES, WORKLOADS, Workload
+from kernels.tools.command import Parser, count, interrupts_exit
+from kernels.tools.measurements import PROVIDERS, load, slug
+from kernels.tools.roofline import plot_all
+from kernels.tools.workloads import ALEXNET, DTYPES, OPERATORS, WORKLOADS, Workload
 
-# PyTorch takes seconds to import: only once the arguments make sense, inside functions.
+# PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
-    from kernels.tools.bench.timing import Bench, Work
-
-OPERATORS = (
-    "conv2d",
-    "linear",
-    "max_pool2d",
-    "lrn_max_pool2d",
-    "local_response_norm",
-    "bias_relu",
-    "dropout",
-    "softmax",
-)
-
-
-def _batch(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of images, at least 1, got {text!r}")
-    return value
+    from kernels.tools.bench.table import Bench
+    from kernels.tools.bench.works import Work
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -49,15 +30,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "Without a GPU the kernels are interpreted, and the times are not speeds of the kernels.",
     )
     add = parser.add_argument
-    add(
-        "operators",
-        nargs="*",
-        metavar="OPERATOR",
-        help=f"which operators' layers: {', '.join(OPERATORS)} (those of the forward pass)",
-    )
-    add("--batch", nargs="+", type=_batch, metavar="N", help="images in one batch (1 128; without a GPU 1)")
+    operators = ", ".join(OPERATORS)
+    add("operators", nargs="*", metavar="OPERATOR", help=f"whose layers: {operators} (those of the forward pass)")
+    add("--batch", nargs="+", type=count, metavar="N", help="images in one batch (1 128; without a GPU 1)")
     add("--dtype", nargs="+", choices=DTYPES, help="tf32: fp32 multiplied as TF32 (fp16; without a GPU fp32)")
-    add("--providers", nargs="+", choices=tuple(PROVIDERS), help="whom to time (all; without a GPU not compile)")
+    add("--providers", nargs="+", choices=tuple(PROVIDERS), help="whose times (all; without a GPU not compile)")
     add(
         "--pass",
         dest="passes",
@@ -68,39 +45,46 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--network", action="store_true", help="the whole network; without an OPERATOR only that")
     add("--preset", choices=("kernelbench",), help="KernelBench's two AlexNet problems, beside their published times")
     add("--plot", action="store_true", help="draws the table as PNGs beside it")
-    folder = f"{MEASUREMENTS.parent.name}/{MEASUREMENTS.name}"
-    add("--out", type=Path, metavar="DIR", help=f"folder of the table ({folder}; without a GPU no table is written)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the table (a checkout's notebooks/measurements; without a GPU no table is written)",
+    )
     args = parser.parse_args(argv)
     for operator in args.operators:
         if operator not in OPERATORS:
-            raise AlexNetError(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {operator!r}")
+            raise AlexNetError(f"OPERATOR must be one of {operators}, got {operator!r}")
     if args.preset and (args.operators or args.network or args.passes):
         raise AlexNetError("--preset chooses what to time: give neither OPERATOR nor --network nor --pass with it")
     return args
 
 
-def complete(args: argparse.Namespace, interpreted: bool) -> None:
-    """Fills in what was not asked for, and refuses what the CPU does not have."""
+def complete(args: argparse.Namespace, interpreted: bool, measurements: Path | None) -> None:
+    """Fills in what was not given, and refuses what the CPU does not have."""
     if interpreted and "tf32" in (args.dtype or ()):
         raise AlexNetError("--dtype tf32: only GPUs have it")
     if interpreted and "compile" in (args.providers or ()):
         raise AlexNetError("--providers compile: only with a GPU")
     if interpreted and args.plot and not args.out:
         raise AlexNetError("--plot: without a GPU it takes --out DIR, too")
+    if not interpreted and not (args.out or measurements):
+        raise AlexNetError("give --out DIR, the folder of the measured tables: no checkout of the project is here")
     once = lambda given: list(dict.fromkeys(given or ()))  # in the order given
     if interpreted:
         defaults = [1], ["fp32"], ["triton", "torch"]
     else:
         defaults = ([] if args.preset else [1, 128]), (["fp32", "tf32"] if args.preset else ["fp16"]), list(PROVIDERS)
+        args.out = args.out or measurements
     args.batch = once(args.batch) or defaults[0]
     args.dtype = once(args.dtype) or defaults[1]
     args.providers = once(args.providers) or defaults[2]
     args.passes = once(args.passes) or ["forward"]
 
 
-def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
+def choose(args: argparse.Namespace) -> list[tuple[Work, int]]:
     """What to time, and at which batch."""
-    from kernels.tools.bench.timing import KERNELBENCH, NETWORK, STEP, Work
+    from kernels.tools.bench.works import KERNELBENCH, NETWORK, STEP, Work
 
     if args.preset:
         return [(item.work, batch) for item in KERNELBENCH for batch in args.batch or [item.batch]]
@@ -116,8 +100,8 @@ def works(args: argparse.Namespace) -> list[tuple[Work, int]]:
 
 
 def compare_published(bench: Bench) -> None:
-    """KernelBench's own times beside those of this run."""
-    from kernels.tools.bench.timing import KERNELBENCH
+    """Shows KernelBench's own times beside those of this run."""
+    from kernels.tools.bench.works import KERNELBENCH
 
     bench.show("")
     bench.show("KernelBench's own times on an H100, float32 with TF32 in convolutions but not in linear layers:")
@@ -132,50 +116,45 @@ def compare_published(bench: Bench) -> None:
                 bench.show(f"    here, {row.dtype}: {PROVIDERS[row.provider]} {row.p50_ms:.2f} ms")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measures what was asked for; 1 where something was wrong or failed."""
+def run(args: argparse.Namespace, measurements: Path | None) -> int:
+    """Measures. Returns 1 if something was wrong or failed."""
     with interrupts_exit():
         import torch
         import triton
 
-        from kernels.tools.bench import timing
+        from kernels.tools.bench import check, device, table
 
-    device = timing.here()
-    complete(args, device.interpreted)
-    table = None
-    if args.out or not device.interpreted:
-        name = "interpreter" if device.interpreted else slug(device.name)
-        table = timing.Table((args.out or MEASUREMENTS) / f"{name}.csv")
+    here = device.here()
+    complete(args, here.interpreted, measurements)
+    name = "interpreter" if here.interpreted else slug(here.name)
+    kept = table.Table(args.out / f"{name}.csv") if args.out else None
     torch.backends.cudnn.benchmark = True
-    bench = timing.Bench(device, table)
-    if device.interpreted:
+    bench = table.Bench(here, kept)
+    if here.interpreted:
         bench.show("No GPU: Triton's interpreter runs the kernels. These times are not speeds of the kernels.")
-    versions = f"{device.name}, torch {torch.__version__}, triton {triton.__version__}, commit {bench.commit}"
-    bench.show(versions + (f"; table {table.path}" if table else "; no table is written"))
-    chosen = works(args)
+    versions = f"{here.name}, torch {torch.__version__}, triton {triton.__version__}, commit {bench.commit}"
+    bench.show(versions + (f"; table {kept.path}" if kept else "; no table is written"))
+    chosen = choose(args)
     total = len(args.dtype) * len(chosen) * len(args.providers)
     with torch.no_grad(), tqdm(total=total, unit="timing", disable=None) as progress:
         for dtype in args.dtype:
-            with timing.precision(dtype):
+            with device.precision(dtype):
                 bench.roofs(dtype)
-                bench.show(timing.HEADER)
+                bench.show(table.HEADER)
                 for work, batch in chosen:
                     progress.set_postfix_str(f"{work.name} {dtype} batch {batch}")
                     bench.work(work, batch, dtype, args.providers, progress.update)
     if args.preset:
         compare_published(bench)
-    if args.plot and table:
-        for path in plot_all(load(table.path), table.path.parent, table.path.stem):
+    if args.plot and kept:
+        for path in plot_all(load(kept.path), kept.path.parent, kept.path.stem):
             bench.show(f"drawn: {path}")
-    faults = [problem for problem in bench.problems if timing.MISSING not in problem]
+    faults = [problem for problem in bench.problems if check.MISSING not in problem]
     for fault in faults:
         print(f"alexnet bench: {fault}", file=sys.stderr)
     return 1 if faults else 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    return command.run("alexnet bench", lambda argv: run(parse(argv)), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: list[str] | None = None, measurements: Path | None = None) -> int:
+    """The command. ``measurements``: the default folder of tables on a GPU. Returns the exit status."""
+    return command.run("alexnet bench", lambda argv: run(parse(argv), measurements), argv)
