@@ -166,10 +166,10 @@ stepping.slider(found, pool_kernel)
 #
 # It has the same loop, with three differences. A thread handles 16 bytes of channels instead of one element, as in
 # notebook 03. It supports padding and dilation, so a tap can lie outside the image. Only in this case, each tap needs a
-# mask (`WHOLE`). And a NaN wins every comparison, as in PyTorch. `WHERE` is for training: it records which tap won.
+# mask (`WHOLE`). And a NaN wins every comparison, as in PyTorch. `ARGMAX` is for training: it records which tap won.
 
 # %%
-source.show(_max_pool2d_kernel, "VECTOR:", "best = tl.maximum")
+source.show(_max_pool2d_kernel, "VECTOR:", "best = maximum")
 
 # %%
 assert torch.equal(max_pool2d(x, 3, 2), F.max_pool2d(x, 3, 2))
@@ -266,7 +266,7 @@ assert totals == [81, 49]
 # not normalised again.
 
 # %%
-source.show(_lrn_max_pool2d_kernel, "for p in range(BLOCK_P)", "carry_tap = later_tap")
+source.show(_lrn_max_pool2d_kernel, "for p in range(BLOCK_P)", "carry_argmax = new_carry_argmax")
 
 # %% [markdown]
 # There is one more trick in these lines. If x is the largest of nine numbers, then x|x|, its square with its sign, is

@@ -250,7 +250,7 @@ def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
         kernels.lrn_max_pool2d(x.requires_grad_(recorded), 5, *STRONG, 3, 2)
         with torch.no_grad():
             kernels.lrn_max_pool2d(x, 5, *STRONG, 3, 2)
-    assert [launch.constants["TAPS"] for launch in launches] == [recorded, False]
+    assert [launch.constants["ARGMAX"] for launch in launches] == [recorded, False]
     sizes = [(launch.args[2].dtype, launch.args[2].numel()) for launch in launches]
     assert sizes == [(torch.uint8, launches[0].args[1].numel() if recorded else 0), (torch.uint8, 0)]
 

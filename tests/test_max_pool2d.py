@@ -258,7 +258,7 @@ def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
         kernels.max_pool2d(x.requires_grad_(recorded), 3)
         with torch.no_grad():
             kernels.max_pool2d(x, 3)
-    assert [launch.constants["WHERE"] for launch in launches] == ["tap" if recorded else "none", "none"]
+    assert [launch.constants["ARGMAX"] for launch in launches] == ["tap" if recorded else "none", "none"]
     sizes = [(launch.args[2].dtype, launch.args[2].numel()) for launch in launches]
     assert sizes == [(torch.uint8, launches[0].args[1].numel() if recorded else 0), (torch.uint8, 0)]
 

@@ -198,19 +198,19 @@ def launch_cross_entropy(
     losses = loss if reduction == "none" else torch.empty(M, dtype=torch.float32, device=x.device)
     divisors = torch.empty(M, dtype=torch.float32, device=x.device)
     if M > 0:
-        tile = tiles.lookup("cross_entropy", x, M, C, 1)
+        config = tiles.lookup("cross_entropy", x, M, C, 1)
         grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
         runtime.launch(
             _cross_entropy_kernel, grid,
             x, target, x if weight is None else weight.contiguous(),  # the kernel does not read it without a weight
             losses, divisors, log_sum_exp, M, ignore_index, label_smoothing,
-            **_constants(x, target, weight), **tile,
+            **_constants(x, target, weight), **config,
         )  # fmt: skip
     if reduction != "none":
-        tile = tiles.lookup("reduce_losses", losses, M, 1, 1)
+        config = tiles.lookup("reduce_losses", losses, M, 1, 1)
         grid = lambda META: (1,)
         mean = reduction == "mean"
-        runtime.launch(_reduce_losses_kernel, grid, losses, divisors, loss, divisor, M, MEAN=mean, **tile)
+        runtime.launch(_reduce_losses_kernel, grid, losses, divisors, loss, divisor, M, MEAN=mean, **config)
     return loss, log_sum_exp, divisor
 
 
@@ -230,13 +230,13 @@ def launch_cross_entropy_gradient(
     if M == 0:
         return dx
     grad, x, target = grad.contiguous(), input.contiguous(), target.contiguous()
-    tile = tiles.lookup("cross_entropy_gradient", x, M, C, 1)
+    config = tiles.lookup("cross_entropy_gradient", x, M, C, 1)
     grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
     runtime.launch(
         _cross_entropy_gradient_kernel, grid,
         grad, x, target, x if weight is None else weight.contiguous(), log_sum_exp, divisor, dx,
         M, ignore_index, label_smoothing,
-        **_constants(x, target, weight), REDUCED=reduction != "none", MEAN=reduction == "mean", **tile,
+        **_constants(x, target, weight), REDUCED=reduction != "none", MEAN=reduction == "mean", **config,
     )  # fmt: skip
     return dx
 

@@ -1,11 +1,11 @@
-"""Dropout whose mask is computed from a seed, never stored.
+"""Dropout whose mask is computed from a seed and never stored.
 
     y[i] = x[i] * (1 / (1 - p) if u[i] >= p else 0),   u[i] uniform in [0, 1) from Philox(seed, i)
 
-Philox (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405) is a counter-based generator: the number of
-element i depends on the seed and on i alone, so the mask is the same whatever the tile, and can be made again: the
-gradient of x is the gradient of y dropped out by the same seed, and nothing but the seed is kept for it.
-Dropout as in Srivastava et al. 2014, scaled in training so that evaluation is the identity.
+Dropout as in Srivastava et al. 2014, scaled in training so that evaluation is the identity. Philox (Salmon et al. 2011,
+https://doi.org/10.1145/2063384.2063405) is a counter-based generator: the number of element i depends only on the seed
+and on i. So the mask is the same for every tile size, and can be made again: the gradient of x is the gradient of y
+under the same dropout, and needs only the seed.
 """
 
 import math
@@ -22,19 +22,14 @@ from kernels.tiles.families import ELEMENTWISE
 
 @triton.jit
 def _dropout_kernel(
-    x_ptr,  # [elements]
-    y_ptr,  # [elements]
-    elements,
-    p,
-    scale,  # 1 / (1 - p)
-    seed,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    x_ptr, y_ptr,  # [elements]
+    elements, p, scale, seed,  # scale is 1 / (1 - p)
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    offs = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     mask = offs < elements
     x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    # Multiplied, as PyTorch does it: a NaN that is dropped stays NaN instead of hiding.
+    # A product, as in PyTorch: NaN that is dropped stays NaN.
     y = x * tl.where(tl.rand(seed, offs) >= p, scale, 0.0)
     tl.store(y_ptr + offs, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
 
@@ -43,28 +38,19 @@ tiles.register("dropout", ELEMENTWISE)
 
 
 def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:
-    x = input.contiguous()
-    output = torch.empty_like(x)
-    elements = x.numel()
+    output = _output(input)
+    elements = input.numel()
     if elements == 0:
         return output
-    tile = tiles.lookup("dropout", x, elements, 1, 1)
-    runtime.launch(
-        _dropout_kernel,
-        lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
-        x,
-        output,
-        elements,
-        p,
-        1.0 / (1.0 - p) if p < 1.0 else 0.0,
-        seed,
-        INDEX=runtime.index_type(x),
-        **tile,
-    )
+    x = input.contiguous()
+    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    config = tiles.lookup("dropout", x, elements, 1, 1)
+    grid = lambda META: (triton.cdiv(elements, META["BLOCK_M"]),)
+    runtime.launch(_dropout_kernel, grid, x, output, elements, p, scale, seed, INDEX=runtime.index_type(x), **config)
     return output
 
 
-def _dropout_output(input, p, seed):
+def _output(input, *_):
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
@@ -76,7 +62,7 @@ def _gradients(ctx, grad):
     return _dropout(grad, ctx.p, ctx.seed), None, None
 
 
-_dropout = runtime.register("dropout", launch_dropout, _dropout_output, _save, _gradients)
+_dropout = runtime.register("dropout", launch_dropout, _output, _save, _gradients)
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:
@@ -85,16 +71,16 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     Args:
         input: any shape; float32, float16 or bfloat16.
         p: the probability that an element becomes zero, from 0 to 1.
-        training: where false, ``input`` is returned as it is.
-        seed: a non-negative 63-bit integer; drawn from PyTorch's CPU generator where it is not given. Element i,
-            in row-major order, is kept or dropped by (seed, i) alone.
+        training: if False, ``input`` is returned as it is.
+        seed: a non-negative 63-bit integer; without it, one is drawn from PyTorch's CPU generator. Whether element i,
+            in row-major order, is dropped depends only on (seed, i).
 
     Returns:
-        A tensor of ``input``'s shape and dtype, contiguous; kept elements divided by 1 - p.
+        A contiguous tensor of ``input``'s shape and dtype; kept elements are divided by 1 - p.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ArgumentError: ``p`` outside [0, 1], a negative ``seed``, another dtype.
+        TypeError: an argument has the wrong type.
+        ArgumentError: ``p`` is outside [0, 1], ``seed`` is negative, or ``input`` has another dtype.
 
     Example:
         >>> x = torch.ones(1000)

@@ -51,3 +51,19 @@ class Geometry(NamedTuple):
             C, H, W, K // groups, P, Q, R, S,
             stride[0], stride[1], padding[0], padding[2], dilation[0], dilation[1], groups,
         )  # fmt: skip
+
+
+def window_constants(
+    input_size: Sequence[int],
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (),
+    dilation: Sequence[int] = (),
+) -> dict[str, int]:
+    """A pooling's sizes, as constants of its kernels, from pairs (vertical, horizontal).
+
+    Without padding and dilation if the kernel takes none.
+    """
+    names = ("H", "W", "P", "Q", "R", "S", "STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DILATION_H", "DILATION_W")
+    return dict(zip(names, (*input_size, *output_size, *kernel_size, *stride, *padding, *dilation), strict=False))

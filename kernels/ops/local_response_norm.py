@@ -3,18 +3,17 @@
     y[n, c] = x[n, c] / d[n, c] ^ beta
     d[n, c] = k + alpha / size * sum over c' of x[n, c']^2,   c - size // 2 <= c' <= c + (size - 1) // 2
 
-at every pixel; channels outside the tensor count as zero, and the divisor is ``size`` at the edges too. This is the
+at every pixel. Channels outside the tensor count as zero, and the divisor is ``size`` at the edges too. This is the
 formula of Caffe, PyTorch and ONNX. Krizhevsky et al. 2012, section 3.3
 (https://papers.nips.cc/paper/4824-imagenet-classification-with-deep-convolutional-neural-networks), and TensorFlow
 have alpha itself before the sum: multiply alpha by ``size`` to get theirs.
 
-A channel is in the windows of its neighbours too, so that its gradient has a sum of its own, over the window's mirror
-image:
+A channel is in its neighbours' windows too. So its gradient has a sum of its own, over the window's mirror image:
 
     dx[n, c] = dy[n, c] / d[n, c] ^ beta - 2 * alpha / size * beta * x[n, c] * sum over c' of t[n, c']
     t[n, c] = dy[n, c] * x[n, c] / d[n, c] ^ (beta + 1),   c - (size - 1) // 2 <= c' <= c + size // 2
 
-Nothing but x is kept for that: the divisors are computed again, for size - 1 neighbours as well.
+The forward pass saves only x. The gradient computes d again, also that of size - 1 neighbours.
 """
 
 import math
@@ -31,7 +30,7 @@ from kernels.tiles.families import VECTORISED
 
 @triton.jit
 def lanes(x):
-    """[M, N] as a tuple of N tensors [M]; no data moves, for a thread holds a whole row."""
+    """[M, N] as a tuple of N tensors [M]. No data moves: a thread holds a whole row."""
     if x.shape[1] == 1:
         return (tl.reshape(x, (x.shape[0],)),)
     else:
@@ -42,7 +41,7 @@ def lanes(x):
 
 @triton.jit
 def rows(lanes, START: tl.constexpr, N: tl.constexpr):
-    """The way back: ``lanes[START]`` ... ``lanes[START + N - 1]`` as [M, N]."""
+    """The inverse of :func:`lanes`: ``lanes[START]`` ... ``lanes[START + N - 1]`` as [M, N]."""
     if N == 1:
         return tl.reshape(lanes[START], (lanes[START].shape[0], 1))
     else:
@@ -52,8 +51,8 @@ def rows(lanes, START: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _sums(terms, START: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr):
-    """The N sums of SIZE terms side by side, the first of them from ``terms[START]`` on."""
-    # Two windows side by side share all channels but one each: the rest is summed once for both.
+    """N sums of SIZE neighbouring terms; the first begins at ``terms[START]``."""
+    # Two neighbouring windows share all channels except one each: the shared ones are summed once.
     sums = ()
     for i in tl.static_range(START, START + N, 2):
         if SIZE == 1:
@@ -72,19 +71,19 @@ def _sums(terms, START: tl.constexpr, N: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def divisor(x_ptrs, offs_c, mask, scale, k, C: tl.constexpr, SIZE: tl.constexpr):
-    """x and k + scale * sum of x^2 over each window, in fp32, both [M, VECTOR].
+    """Returns (x, d), both [M, VECTOR] in fp32. ``scale`` is alpha / SIZE.
 
-    A row of ``x_ptrs`` are 16 bytes, channels ``offs_c``, which one thread loads at once. ``scale`` is alpha / SIZE.
+    A row of ``x_ptrs`` points to channels ``offs_c``, 16 bytes that one thread loads at once.
     """
     VECTOR: tl.constexpr = x_ptrs.shape[1]
-    BELOW: tl.constexpr = (SIZE // 2 + VECTOR - 1) // VECTOR  # rows of neighbours needed on either side
+    BELOW: tl.constexpr = (SIZE // 2 + VECTOR - 1) // VECTOR  # vectors of neighbours on either side
     ABOVE: tl.constexpr = ((SIZE - 1) // 2 + VECTOR - 1) // VECTOR
     x = tl.load(x_ptrs, mask=mask & (offs_c < C), other=0.0).to(tl.float32)
     squares = ()
     for j in tl.static_range(-BELOW, ABOVE + 1):
         if j == 0:
             squares += lanes(x * x)
-        else:  # just read by the next thread, so in L1; only the lanes that are used are loaded
+        else:  # in L1, since the next thread has just read it; the compiler drops loads of unused lanes
             c = offs_c + j * VECTOR
             neighbours = tl.load(x_ptrs + j * VECTOR, mask=mask & (c >= 0) & (c < C), other=0.0).to(tl.float32)
             squares += lanes(neighbours * neighbours)
@@ -95,7 +94,7 @@ def divisor(x_ptrs, offs_c, mask, scale, k, C: tl.constexpr, SIZE: tl.constexpr)
 
 @triton.jit
 def normalise(x, d, beta, ROOTS: tl.constexpr):
-    """x / d ^ beta; with ``ROOTS`` beta is 3/4, and two square roots, one instruction each, do for the power."""
+    """x / d ^ beta. With ``ROOTS`` beta is 3/4: the power is two square roots, one instruction each."""
     if ROOTS:
         r = tl.rsqrt(d)
         y = x * r * tl.sqrt(r)
@@ -106,8 +105,10 @@ def normalise(x, d, beta, ROOTS: tl.constexpr):
 
 @triton.jit
 def load_lanes(ptrs, offs_c, mask, BELOW: tl.constexpr, ABOVE: tl.constexpr, C: tl.constexpr):
-    """The channels, each [M] in fp32, of the row [M, VECTOR] at ``ptrs``, and of as many rows before and after it as
-    hold BELOW and ABOVE more."""
+    """The channels at ``ptrs``, [M, VECTOR], as a tuple of tensors [M] in fp32.
+
+    With as many whole vectors before and after them as hold BELOW and ABOVE more channels.
+    """
     VECTOR: tl.constexpr = ptrs.shape[1]
     FIRST: tl.constexpr = (BELOW + VECTOR - 1) // VECTOR
     LAST: tl.constexpr = (ABOVE + VECTOR - 1) // VECTOR
@@ -120,19 +121,12 @@ def load_lanes(ptrs, offs_c, mask, BELOW: tl.constexpr, ABOVE: tl.constexpr, C: 
 
 @triton.jit
 def normalise_gradient(
-    x,  # channels [M] in fp32: OWN from c0 on, whole rows of the SIZE - 1 before them and of those after
-    dy,  # likewise, of the (SIZE - 1) // 2 before them and the SIZE // 2 after
+    x,  # channels, each [M] in fp32: OWN from c0 on, with whole vectors of SIZE - 1 before and after them
+    dy,  # the same with (SIZE - 1) // 2 before and SIZE // 2 after them
     c0,  # [M]
-    scale,  # alpha / SIZE
-    factor,  # 2 * scale * beta
-    beta,
-    k,
-    C: tl.constexpr,
-    SIZE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    OWN: tl.constexpr,
-    ROOTS: tl.constexpr,
-):
+    scale, factor, beta, k,  # alpha / SIZE, 2 * scale * beta
+    C: tl.constexpr, SIZE: tl.constexpr, VECTOR: tl.constexpr, OWN: tl.constexpr, ROOTS: tl.constexpr,
+):  # fmt: skip
     """dx of OWN channels, each [M] in fp32."""
     LOW: tl.constexpr = SIZE // 2
     HIGH: tl.constexpr = (SIZE - 1) // 2
@@ -148,10 +142,10 @@ def normalise_gradient(
         d = k + scale * sums[c + HIGH]
         root = tl.rsqrt(d)
         y = normalise(dy[FIRST_DY + c], d, beta, ROOTS)
-        # x / sqrt(d) is moderate, whatever x is: no product is far larger or smaller than t.
+        # x / sqrt(d) is moderate for every x, so that no product is far larger or smaller than t.
         t = y * (x[FIRST_X + c] * root) * root
         if C % OWN != 0 or c < 0 or c >= OWN:
-            t = tl.where((c0 + c >= 0) & (c0 + c < C), t, 0.0)  # with k = 0, d may be 0 outside the tensor
+            t = tl.where((c0 + c >= 0) & (c0 + c < C), t, 0.0)  # with k = 0, d can be 0 outside the tensor
         scaled += (y,)
         terms += (t,)
     sums = _sums(terms, 0, OWN, SIZE)
@@ -163,20 +157,13 @@ def normalise_gradient(
 
 @triton.jit
 def _local_response_norm_kernel(
-    x_ptr,  # [M, C]: pixels x channels
-    y_ptr,  # [M, C]
-    M,
-    scale,  # alpha / SIZE
-    beta,
-    k,
-    C: tl.constexpr,
-    SIZE: tl.constexpr,
-    ROOTS: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    x_ptr, y_ptr,  # [M, C]: pixels x channels
+    M, scale, beta, k,  # scale is alpha / SIZE
+    C: tl.constexpr, SIZE: tl.constexpr, ROOTS: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # per pixel
     v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] vectors of 16 bytes
     offs_c = (v % VECTORS * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
     offs_m = v // VECTORS
@@ -189,22 +176,13 @@ def _local_response_norm_kernel(
 
 @triton.jit
 def _local_response_norm_gradient_kernel(
-    x_ptr,  # [M, C]: pixels x channels
-    dy_ptr,  # [M, C]
-    dx_ptr,  # [M, C]
-    M,
-    scale,  # alpha / SIZE
-    factor,  # 2 * scale * beta
-    beta,
-    k,
-    C: tl.constexpr,
-    SIZE: tl.constexpr,
-    ROOTS: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    x_ptr, dy_ptr, dx_ptr,  # [M, C]: pixels x channels
+    M, scale, factor, beta, k,  # alpha / SIZE, 2 * scale * beta
+    C: tl.constexpr, SIZE: tl.constexpr, ROOTS: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # per pixel
     v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] vectors of 16 bytes
     c0 = v % VECTORS * VECTOR
     offs_c = c0[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
@@ -221,81 +199,58 @@ tiles.register("local_response_norm", VECTORISED)
 tiles.register("local_response_norm_gradient", VECTORISED)
 
 
+def formula(size: int, alpha: float, beta: float, k: float, C: int) -> dict[str, float]:
+    """What a kernel takes of the formula."""
+    reach = min(size, 2 * C)  # a window of 2 * C reaches all channels from any
+    return {"scale": alpha / size, "beta": beta, "k": k, "C": C, "SIZE": reach, "ROOTS": beta == 0.75}
+
+
 def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:
-    output = _local_response_norm_output(input, size, alpha, beta, k)
+    output = _output(input)
     if output.numel() == 0:
         return output
-    C = input.shape[1]
     x = input.movedim(1, -1).contiguous()
+    C = x.shape[-1]
     M = x.numel() // C
-    tile = tiles.lookup("local_response_norm", x, M, C, size)
-    vectors = triton.cdiv(C, 16 // x.element_size())  # of a pixel
+    vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
+    config = tiles.lookup("local_response_norm", x, M, C, size)
     grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
-    runtime.launch(
-        _local_response_norm_kernel,
-        grid,
-        x,
-        output,
-        M,
-        alpha / size,
-        beta,
-        k,
-        C=C,
-        SIZE=min(size, 2 * C),  # reaches all channels from any
-        ROOTS=beta == 0.75,
-        INDEX=runtime.index_type(x),
-        **tile,
-    )
+    constants = formula(size, alpha, beta, k, C)
+    runtime.launch(_local_response_norm_kernel, grid, x, output, M, **constants, INDEX=runtime.index_type(x), **config)
     return output
 
 
 def launch_local_response_norm_gradient(
     gradient: torch.Tensor, input: torch.Tensor, size: int, alpha: float, beta: float, k: float
 ) -> torch.Tensor:
-    output = _local_response_norm_gradient_output(gradient, input, size, alpha, beta, k)
-    if output.numel() == 0:
-        return output
-    C = input.shape[1]
-    x = input.movedim(1, -1).contiguous()
-    dy = gradient.movedim(1, -1).contiguous()
+    dx = _output(input)
+    if dx.numel() == 0:
+        return dx
+    x, dy = (tensor.movedim(1, -1).contiguous() for tensor in (input, gradient))
+    C = x.shape[-1]
     M = x.numel() // C
-    tile = tiles.lookup("local_response_norm_gradient", x, M, C, size)
-    vectors = triton.cdiv(C, 16 // x.element_size())  # of a pixel
+    vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
+    config = tiles.lookup("local_response_norm_gradient", x, M, C, size)
     grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
-    scale = alpha / size
+    constants = formula(size, alpha, beta, k, C)
     runtime.launch(
-        _local_response_norm_gradient_kernel,
-        grid,
-        x,
-        dy,
-        output,
-        M,
-        scale,
-        2 * scale * beta,
-        beta,
-        k,
-        C=C,
-        SIZE=min(size, 2 * C),  # reaches all channels from any
-        ROOTS=beta == 0.75,
-        INDEX=runtime.index_type(x),
-        **tile,
-    )
-    return output
+        _local_response_norm_gradient_kernel, grid, x, dy, dx, M,
+        **constants, factor=2 * constants["scale"] * beta, INDEX=runtime.index_type(x), **config,
+    )  # fmt: skip
+    return dx
 
 
-def _local_response_norm_output(input, size, alpha, beta, k):
+def _output(input, *_):
     N, C, *spatial = input.shape
-    # Not a view, which PyTorch would not let a user modify in place.
+    # Not a view: PyTorch would not let a user modify one in place.
     order = torch.empty((N, *spatial, C), dtype=input.dtype, device="meta").movedim(-1, 1)
     return torch.empty_like(order, device=input.device)
 
 
-def _local_response_norm_gradient_output(gradient, input, size, alpha, beta, k):
-    return _local_response_norm_output(input, size, alpha, beta, k)
-
-
 _local_response_norm_gradient = runtime.register(
-    "local_response_norm_gradient", launch_local_response_norm_gradient, _local_response_norm_gradient_output
+    "local_response_norm_gradient",
+    launch_local_response_norm_gradient,
+    lambda gradient, input, *_: _output(input),
 )
 
 
@@ -305,12 +260,10 @@ def _save(ctx, inputs, output):
 
 
 def _gradient(ctx, dy):
-    return _local_response_norm_gradient(dy, *ctx.saved_tensors, *ctx.arguments), None, None, None, None
+    return _local_response_norm_gradient(dy, *ctx.saved_tensors, *ctx.arguments), *[None] * 4
 
 
-_local_response_norm = runtime.register(
-    "local_response_norm", launch_local_response_norm, _local_response_norm_output, _save, _gradient
-)
+_local_response_norm = runtime.register("local_response_norm", launch_local_response_norm, _output, _save, _gradient)
 
 
 def local_response_norm(
@@ -328,11 +281,11 @@ def local_response_norm(
         A tensor of ``input``'s shape in channels-last memory; computed in float32.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ArgumentError: fewer than three dimensions, ``size`` under 1, another dtype.
+        TypeError: an argument has the wrong type.
+        ArgumentError: ``input`` has fewer than three dimensions or another dtype, or ``size`` is under 1.
 
     Example:
-        AlexNet's: BVLC's weights take ``alpha=1e-4``, which is divided by the 5 channels of the window.
+        As in AlexNet: BVLC's weights take ``alpha=1e-4``, which is divided by the 5 channels of the window.
 
         >>> kernels.local_response_norm(torch.full((1, 5, 1, 1), 100.0), size=5).flatten()
         tensor([70.2927, 64.3496, 59.4604, 64.3496, 70.2927])

@@ -2,16 +2,16 @@
 
     max_pool2d(local_response_norm(x, size, alpha, beta, k), kernel_size, stride)
 
-In sequence the two read and write the full-size feature map once each, and then read it again. Here each program
-normalises the pixels under its windows as it reads them, and only the maxima are written. Windows overlap, and a
-pixel that several threads need is normalised by each: arithmetic in exchange for memory traffic. A thread therefore
-takes a block of windows. Of 3 x 3 windows at stride 2, a block of 3 x 3 needs 7 x 7 pixels, 5.4 a window instead of 9.
+In sequence, the two read and write the full-size feature map once each, and then read it again. Here each program
+normalises the pixels under its windows as it reads them, and writes only the maxima. Windows overlap, and each thread
+that needs a pixel normalises it: arithmetic in exchange for memory traffic. To repeat less, a thread takes a block of
+windows. For 3 x 3 windows at stride 2, a block of 3 x 3 windows needs 7 x 7 pixels, 5.4 per window instead of 9.
 
-The gradient is one pass too. Kept are x and, in a byte, which tap of each window won; a thread gathers the gradients of
-its pixels' normalised channels from the windows that they won, and those of the neighbouring channels, which it needs
-to differentiate the normalisation. So x is read once and dx written once; unpooled and then differentiated, they would
-have a feature map written and read between them. Two vectors of channels a thread share neighbours: 20 channels are
-gathered and normalised for 16, instead of 12 for 8.
+The gradient is one pass too. The forward pass saves x and each window's argmax, in a byte. A thread gathers the
+gradients of its pixels' normalised channels from the windows, and those of neighbouring channels too, since the
+normalisation's gradient needs them. So x is read once and dx is written once. Two passes would write and read one more
+feature map. If a thread has two vectors of channels, they share neighbours: 20 channels are gathered and normalised for
+16, instead of 12 for 8.
 """
 
 import math
@@ -25,53 +25,26 @@ from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number, pair
 from kernels.ops import local_response_norm, max_pool2d
 from kernels.ops.cost import Cost, Shape
-from kernels.ops.geometry import output_size
-from kernels.ops.local_response_norm import divisor, lanes, load_lanes, normalise, normalise_gradient, rows
-from kernels.ops.max_pool2d import gather, tap_dtype
+from kernels.ops.geometry import output_size, window_constants
+from kernels.ops.local_response_norm import divisor, formula, lanes, load_lanes, normalise, normalise_gradient, rows
+from kernels.ops.max_pool2d import argmax_dtype, argmax_of_two, gather, maximum
 from kernels.tiles.choices import Choices, Config, Problem, vectors, warp_size
 from kernels.tiles.families import VECTORISED
 
 
 @triton.jit
-def _maximum(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _winner(a, b, at_a, at_b):
-    """Where the maximum of a and of b, which comes later, lies: the first of equals, the last NaN, as in PyTorch."""
-    return tl.where((b > a) | (b != b), at_b, at_a)
-
-
-@triton.jit
 def _lrn_max_pool2d_kernel(
-    x_ptr,  # [N, H, W, C]
-    y_ptr,  # [N, P, Q, C]
-    tap_ptr,  # [N, P, Q, C], r * S + s of each maximum
-    N,
-    scale,  # alpha / SIZE
-    beta,
-    k,
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    SIZE: tl.constexpr,
-    ROOTS: tl.constexpr,
-    TAPS: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-):
+    x_ptr, y_ptr, argmax_ptr,  # [N, H, W, C], [N, P, Q, C], [N, P, Q, C]
+    N, scale, beta, k,  # scale is alpha / SIZE
+    C: tl.constexpr, SIZE: tl.constexpr, ROOTS: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    ARGMAX: tl.constexpr,  # whether to store r * S + s of each maximum
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
     # A thread has 16 bytes of channels of BLOCK_P x BLOCK_Q output pixels.
     VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # per pixel
     BLOCKS_P: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     BLOCKS_Q: tl.constexpr = (Q + BLOCK_Q - 1) // BLOCK_Q
     v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M], in the order N, P, Q, C
@@ -83,29 +56,27 @@ def _lrn_max_pool2d_kernel(
     w0 = q0 * STRIDE_W
     x_ptrs = x_ptr + (((n * H + h0) * W + w0) * C)[:, None] + offs_c
     offs = (((n * P + p0) * Q + q0) * C)[:, None] + offs_c
-    y_ptrs = y_ptr + offs
-    tap_ptrs = tap_ptr + offs
 
-    # Squares keep the order: x|x| / d^1.5 takes one root less a pixel than x / d^0.75. Only float16's fit in fp32.
+    # Squares keep the order, and x|x| / d^1.5 saves one root per pixel. Only float16's squares are sure to fit in fp32.
     SQUARED: tl.constexpr = ROOTS and x_ptr.dtype.element_ty == tl.float16
-    # Rows that a window shares with the one below are normalised once: their maxima are carried over.
+    # Rows that a window shares with the window below are normalised once: their maxima are carried over.
     CARRIED: tl.constexpr = R - STRIDE_H if STRIDE_H < R and R <= 2 * STRIDE_H else 0
-    nothing = ()
+    nothing = ()  # BLOCK_Q tiles [BLOCK_M, VECTOR]
     nowhere = ()
     for _ in tl.static_range(BLOCK_Q):
         nothing += (tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32),)
         nowhere += (tl.zeros((BLOCK_M, VECTOR), dtype=tl.int32),)
     carry = nothing
-    carry_tap = nowhere
+    carry_argmax = nowhere
     for p in range(BLOCK_P):
-        best = carry  # BLOCK_Q tiles [BLOCK_M, VECTOR]
+        best = carry
         carry = nothing
-        if TAPS:
-            tap = carry_tap
-            carry_tap = nowhere
+        if ARGMAX:
+            argmax = carry_argmax
+            carry_argmax = nowhere
         for r in range(min(p, 1) * CARRIED, R):
             h = p * STRIDE_H + r
-            row = ()  # of normalised pixels
+            row = ()  # normalised pixels
             for s in tl.static_range((BLOCK_Q - 1) * STRIDE_W + S):
                 mask = (n < N) & (h0 + h < H) & (w0 + s < W)
                 x, d = divisor(x_ptrs + (h * W + s) * C, offs_c, mask[:, None], scale, k, C, SIZE)
@@ -115,69 +86,51 @@ def _lrn_max_pool2d_kernel(
                     row += (x * tl.abs(x) * root,)
                 else:
                     row += (normalise(x, d, beta, ROOTS),)
-            better = ()
-            later = ()
-            better_tap = ()
-            later_tap = ()
+            new_best = ()
+            new_carry = ()
+            new_argmax = ()
+            new_carry_argmax = ()
             for q in tl.static_range(BLOCK_Q):
-                y = row[q * STRIDE_W]
-                at = r * S
+                y = row[q * STRIDE_W]  # the maximum of this row of the window
+                y_argmax = r * S
                 for s in tl.static_range(1, S):
-                    if TAPS:
-                        at = _winner(y, row[q * STRIDE_W + s], at, r * S + s)
-                    y = _maximum(y, row[q * STRIDE_W + s])
-                if TAPS:
-                    better_tap += (_winner(best[q], y, tap[q], at),)
-                    shared = _winner(carry[q], y, carry_tap[q], at - STRIDE_H * S)
-                    later_tap += (tl.where(r >= STRIDE_H, shared, carry_tap[q]),)
-                better += (_maximum(best[q], y),)
-                later += (tl.where(r >= STRIDE_H, _maximum(carry[q], y), carry[q]),)
-            best = better
-            if TAPS:
-                tap = better_tap
+                    if ARGMAX:
+                        y_argmax = argmax_of_two(y, row[q * STRIDE_W + s], y_argmax, r * S + s)
+                    y = maximum(y, row[q * STRIDE_W + s])
+                if ARGMAX:
+                    new_argmax += (argmax_of_two(best[q], y, argmax[q], y_argmax),)
+                    shared = argmax_of_two(carry[q], y, carry_argmax[q], y_argmax - STRIDE_H * S)
+                    new_carry_argmax += (tl.where(r >= STRIDE_H, shared, carry_argmax[q]),)
+                new_best += (maximum(best[q], y),)
+                new_carry += (tl.where(r >= STRIDE_H, maximum(carry[q], y), carry[q]),)
+            best = new_best
+            if ARGMAX:
+                argmax = new_argmax
             if CARRIED > 0:
-                carry = later
-                if TAPS:
-                    carry_tap = later_tap
+                carry = new_carry
+                if ARGMAX:
+                    carry_argmax = new_carry_argmax
         for q in tl.static_range(BLOCK_Q):
             y = best[q]
             if SQUARED:
                 root = tl.sqrt(tl.abs(y))
                 y = tl.where(y < 0, -root, root)
-            mask = (n < N) & (p0 + p < P) & (q0 + q < Q)
-            y = runtime.cast(y, y_ptr.dtype.element_ty)
-            tl.store(y_ptrs + (p * Q + q) * C, y, mask=mask[:, None] & (offs_c < C))
-            if TAPS:
-                at = tap[q].to(tap_ptr.dtype.element_ty)
-                tl.store(tap_ptrs + (p * Q + q) * C, at, mask=mask[:, None] & (offs_c < C))
+            place = offs + (p * Q + q) * C
+            mask = ((n < N) & (p0 + p < P) & (q0 + q < Q))[:, None] & (offs_c < C)
+            tl.store(y_ptr + place, runtime.cast(y, y_ptr.dtype.element_ty), mask=mask)
+            if ARGMAX:
+                tl.store(argmax_ptr + place, argmax[q].to(argmax_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _lrn_max_pool2d_gradient_kernel(
-    x_ptr,  # [N, H, W, C]
-    dy_ptr,  # [N, P, Q, C]
-    tap_ptr,  # [N, P, Q, C]
-    dx_ptr,  # [N, H, W, C]
-    N,
-    scale,  # alpha / SIZE
-    factor,  # 2 * scale * beta
-    beta,
-    k,
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    SIZE: tl.constexpr,
-    ROOTS: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    x_ptr, dy_ptr, argmax_ptr, dx_ptr,  # [N, H, W, C], [N, P, Q, C], [N, P, Q, C], [N, H, W, C]
+    N, scale, factor, beta, k,  # alpha / SIZE, 2 * scale * beta
+    C: tl.constexpr, SIZE: tl.constexpr, ROOTS: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     # A thread has OWN channels of a cell, STRIDE_H x STRIDE_W pixels, as in kernels/ops/max_pool2d.py.
     VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
     OWN: tl.constexpr = BLOCK_C * VECTOR
@@ -195,7 +148,7 @@ def _lrn_max_pool2d_gradient_kernel(
     offs_x = (((n * H + h0) * W + w0) * C)[:, None] + offs_c
     offs_y = (((n * P + p) * Q + q) * C)[:, None] + offs_c
 
-    # The gradients of the normalised pixels, of the neighbouring channels too: read from L1, like those of x below.
+    # The gradients of the normalised pixels, also of neighbouring channels: these come from L1, as x's do below.
     FIRST: tl.constexpr = ((SIZE - 1) // 2 + VECTOR - 1) // VECTOR
     LAST: tl.constexpr = (SIZE // 2 + VECTOR - 1) // VECTOR + BLOCK_C - 1
     ROWS: tl.constexpr = min(STRIDE_H, R)
@@ -203,17 +156,18 @@ def _lrn_max_pool2d_gradient_kernel(
     cells = ()
     for j in tl.static_range(-FIRST, LAST + 1):
         c = offs_c + j * VECTOR
-        dy_ptrs = dy_ptr + offs_y + j * VECTOR
-        tap_ptrs = tap_ptr + offs_y + j * VECTOR
+        offs = offs_y + j * VECTOR
         mask = (n < N)[:, None] & (c >= 0) & (c < C)
-        cells += (
-            gather(dy_ptrs, tap_ptrs, p, q, mask, None, ROWS, COLUMNS, C, W, P, Q, R, S, STRIDE_H, STRIDE_W, 1, 1),
-        )
+        cell = gather(
+            dy_ptr + offs, argmax_ptr + offs, p, q, mask, None, ROWS, COLUMNS,
+            C, W, P, Q, R, S, STRIDE_H, STRIDE_W, 1, 1,
+        )  # fmt: skip
+        cells += (cell,)
 
     x = ()
     for i in tl.static_range(ROWS * COLUMNS + 1):
         previous = x
-        if i < ROWS * COLUMNS:  # is read while the pixel before it is computed
+        if i < ROWS * COLUMNS:  # loads this pixel while the one before it is computed
             h = i // COLUMNS
             w = i % COLUMNS
             mask = ((n < N) & (h0 + h < H) & (w0 + w < W))[:, None]
@@ -279,50 +233,29 @@ def launch_lrn_max_pool2d(
     k: float,
     kernel_size: Sequence[int],
     stride: Sequence[int],
-    taps: bool,
+    save_argmax: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    output, tap = _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride, taps)
+    output, argmax = _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax)
     if output.numel() == 0:
-        return output, tap
+        return output, argmax
     x = input.contiguous(memory_format=torch.channels_last)
-    N, C, H, W = x.shape
-    _, _, P, Q = output.shape
-    tile = tiles.lookup("lrn_max_pool2d", x, N * P * Q, C, kernel_size[0] * kernel_size[1])
-    vectors = triton.cdiv(C, 16 // x.element_size())  # of a pixel
+    N, C, P, Q = output.shape
+    vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
+    config = tiles.lookup("lrn_max_pool2d", x, N * P * Q, C, kernel_size[0] * kernel_size[1])
     blocks = lambda META: N * triton.cdiv(P, META["BLOCK_P"]) * triton.cdiv(Q, META["BLOCK_Q"])
     grid = lambda META: (triton.cdiv(blocks(META) * vectors, META["BLOCK_M"]),)
     runtime.launch(
-        _lrn_max_pool2d_kernel,
-        grid,
-        x,
-        output,
-        tap,
-        N,
-        alpha / size,
-        beta,
-        k,
-        C=C,
-        H=H,
-        W=W,
-        P=P,
-        Q=Q,
-        R=kernel_size[0],
-        S=kernel_size[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        SIZE=min(size, 2 * C),  # reaches all channels from any
-        ROOTS=beta == 0.75,
-        TAPS=taps,
-        INDEX=runtime.index_type(x),
-        **tile,
-    )
-    return output, tap
+        _lrn_max_pool2d_kernel, grid, x, output, argmax, N,
+        **formula(size, alpha, beta, k, C), **window_constants(x.shape[2:], (P, Q), kernel_size, stride),
+        ARGMAX=save_argmax, INDEX=runtime.index_type(x), **config,
+    )  # fmt: skip
+    return output, argmax
 
 
 def launch_lrn_max_pool2d_gradient(
     gradient: torch.Tensor,
     input: torch.Tensor,
-    tap: torch.Tensor,
+    argmax: torch.Tensor,
     size: int,
     alpha: float,
     beta: float,
@@ -330,80 +263,56 @@ def launch_lrn_max_pool2d_gradient(
     kernel_size: Sequence[int],
     stride: Sequence[int],
 ) -> torch.Tensor:
-    output = _lrn_max_pool2d_gradient_output(gradient, input, tap, size, alpha, beta, k, kernel_size, stride)
-    if output.numel() == 0:
-        return output
+    dx = _gradient_output(gradient, input)
+    if dx.numel() == 0:
+        return dx
     if any(step > window for step, window in zip(stride, kernel_size, strict=True)):
-        output.zero_()  # pixels between the windows, which the kernel does not visit
-    x, dy, tap = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (input, gradient, tap))
+        dx.zero_()  # the kernel does not visit pixels between the windows
+    x, dy, argmax = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (input, gradient, argmax))
     N, C, H, W = x.shape
-    _, _, P, Q = dy.shape
     cells = N * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1])
-    tile = tiles.lookup("lrn_max_pool2d_gradient", x, cells, C, kernel_size[0] * kernel_size[1])
-    vectors = lambda META: triton.cdiv(C, META["BLOCK_C"] * 16 // x.element_size())  # of a pixel
+    config = tiles.lookup("lrn_max_pool2d_gradient", x, cells, C, kernel_size[0] * kernel_size[1])
+    vectors = lambda META: triton.cdiv(C, META["BLOCK_C"] * 16 // x.element_size())  # per pixel
     grid = lambda META: (triton.cdiv(cells * vectors(META), META["BLOCK_M"]),)
-    scale = alpha / size
+    constants = formula(size, alpha, beta, k, C)
     runtime.launch(
-        _lrn_max_pool2d_gradient_kernel,
-        grid,
-        x,
-        dy,
-        tap,
-        output,
-        N,
-        scale,
-        2 * scale * beta,
-        beta,
-        k,
-        C=C,
-        H=H,
-        W=W,
-        P=P,
-        Q=Q,
-        R=kernel_size[0],
-        S=kernel_size[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        SIZE=min(size, 2 * C),  # reaches all channels from any
-        ROOTS=beta == 0.75,
-        INDEX=runtime.index_type(x),
-        **tile,
-    )
-    return output
+        _lrn_max_pool2d_gradient_kernel, grid, x, dy, argmax, dx, N,
+        **constants, factor=2 * constants["scale"] * beta,
+        **window_constants((H, W), dy.shape[2:], kernel_size, stride), INDEX=runtime.index_type(x), **config,
+    )  # fmt: skip
+    return dx
 
 
-def _lrn_max_pool2d_output(input, size, alpha, beta, k, kernel_size, stride, taps):
+def _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0])
     Q = output_size(W, kernel_size[1], stride[1])
     like = {"device": input.device, "memory_format": torch.channels_last}
     output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
-    return output, torch.empty((N, C, P, Q) if taps else (0, 0, 0, 0), dtype=tap_dtype(kernel_size), **like)
+    return output, torch.empty((N, C, P, Q) if save_argmax else (0, 0, 0, 0), dtype=argmax_dtype(kernel_size), **like)
 
 
-def _lrn_max_pool2d_gradient_output(gradient, input, tap, size, alpha, beta, k, kernel_size, stride):
+def _gradient_output(gradient, input, *_):
     return torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
-_lrn_max_pool2d_gradient = runtime.register(
-    "lrn_max_pool2d_gradient", launch_lrn_max_pool2d_gradient, _lrn_max_pool2d_gradient_output
-)
+_lrn_max_pool2d_gradient = runtime.register("lrn_max_pool2d_gradient", launch_lrn_max_pool2d_gradient, _gradient_output)
 
 
 def _save(ctx, inputs, output):
-    x, *ctx.arguments, taps = inputs
-    check(taps, "lrn_max_pool2d: a gradient takes the taps")
+    x, *ctx.arguments, save_argmax = inputs
+    check(save_argmax, "lrn_max_pool2d: the gradient needs the argmax, got save_argmax=False")
     ctx.save_for_backward(x, output[1])
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros for the gradient that taps do not have
+    ctx.set_materialize_grads(False)  # no zeros in place of the gradient that argmax does not have
 
 
 def _gradient(ctx, dy, _):
     dx = None if dy is None else _lrn_max_pool2d_gradient(dy, *ctx.saved_tensors, *ctx.arguments)
-    return dx, None, None, None, None, None, None, None
+    return dx, *[None] * 7
 
 
-_lrn_max_pool2d = runtime.register("lrn_max_pool2d", launch_lrn_max_pool2d, _lrn_max_pool2d_output, _save, _gradient)
+_lrn_max_pool2d = runtime.register("lrn_max_pool2d", launch_lrn_max_pool2d, _output, _save, _gradient)
 
 
 def lrn_max_pool2d(
@@ -417,12 +326,12 @@ def lrn_max_pool2d(
 ) -> torch.Tensor:
     """:func:`kernels.local_response_norm`, then :func:`kernels.max_pool2d`, in one pass over memory.
 
-    The normalised values are not rounded to the tensor's dtype before they are compared; rounding keeps order, so
-    the result is that of the two in sequence.
+    It compares the normalised values before they are rounded to the tensor's dtype. Rounding keeps their order, so the
+    result is that of the two in sequence.
 
     Args:
-        input: (N, C, H, W), or (C, H, W), which the two in sequence would not both read as one image; float32,
-            float16 or bfloat16. Any strides; channels_last is not copied.
+        input: (N, C, H, W) or (C, H, W); float32, float16 or bfloat16. Any strides; channels_last is not copied.
+            (:func:`kernels.local_response_norm` on its own reads (C, H, W) as (N, C, length).)
         size, alpha, beta, k: as :func:`kernels.local_response_norm`.
         kernel_size, stride: as :func:`kernels.max_pool2d`, without padding.
 
@@ -430,7 +339,7 @@ def lrn_max_pool2d(
         (N, C, P, Q) or (C, P, Q) in channels_last memory; computed in float32.
 
     Raises:
-        TypeError: an argument of the wrong type.
+        TypeError: an argument has the wrong type.
         ArgumentError: whatever else the two operators refuse.
 
     Example:

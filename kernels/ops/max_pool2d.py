@@ -1,16 +1,16 @@
-"""Max pooling, overlapping where the window is larger than the stride.
+"""Max pooling; windows overlap if they are larger than the stride.
 
     y[n, c, p, q] = max over r, s of x[n, c, p * stride - padding + r * dilation, q * stride - padding + s * dilation]
 
 AlexNet pools 3 x 3 windows at stride 2, so that neighbours share a row or a column: 55 -> 27 -> 13 and 13 -> 6.
-Memory is NHWC: each thread reads 16 bytes of channels of the R * S pixels in a window.
+Memory is NHWC: each thread reads 16 bytes of channels of each of a window's R * S pixels.
 
-The gradient of a window goes to the pixel that won it:
+The gradient of a window goes to the pixel that had the maximum:
 
     dx[n, c, h, w] = sum of dy[n, c, p, q] over the windows (p, q) whose maximum lies at (h, w)
 
-For that the forward pass saves of each window the tap that won, r * S + s, in one byte. Windows overlap, so that
-scattering dy would need atomic additions; instead each pixel gathers from the windows that hold it.
+For that the forward pass saves each window's argmax, the tap r * S + s, in one byte. To scatter dy, overlapping windows
+would need atomic additions. Instead each pixel gathers from the windows that hold it.
 Names as in kernels/ops/conv2d.py.
 """
 
@@ -24,35 +24,34 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor, gradient_wanted, pair
 from kernels.ops.cost import Cost, Shape
-from kernels.ops.geometry import output_size
+from kernels.ops.geometry import output_size, window_constants
 from kernels.tiles.families import VECTORISED
 
 
 @triton.jit
+def maximum(a, b):
+    """NaN if one of the two is NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def argmax_of_two(a, b, argmax_a, argmax_b):
+    """The argmax of ``maximum(a, b)``, where b comes later: the first of equals, the last NaN, as in PyTorch."""
+    return tl.where((b > a) | (b != b), argmax_b, argmax_a)
+
+
+@triton.jit
 def _max_pool2d_kernel(
-    x_ptr,  # [N, H, W, C]
-    y_ptr,  # [N, P, Q, C]
-    where_ptr,  # [N, P, Q, C], of each maximum what WHERE says
-    M,  # N * P * Q
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    WHERE: tl.constexpr,  # "none"; "tap": r * S + s; "plane": h * W + w; where there is no maximum, -1
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+    x_ptr, y_ptr, argmax_ptr,  # [N, H, W, C], [N, P, Q, C], [N, P, Q, C]
+    M, C: tl.constexpr,  # M = N * P * Q output pixels
+    H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    ARGMAX: tl.constexpr,  # "tap": r * S + s; "plane": h * W + w; both -1 in the padding alone; "none": not stored
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
     VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
-    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # per pixel
     v = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M] vectors of 16 bytes
     offs_c = (v % VECTORS * VECTOR)[:, None] + tl.arange(0, VECTOR)[None, :]  # [BLOCK_M, VECTOR]
     offs_m = v // VECTORS  # [BLOCK_M] output pixels
@@ -70,14 +69,14 @@ def _max_pool2d_kernel(
         and (Q - 1) * STRIDE_W + (S - 1) * DILATION_W < W
     )
     best = tl.full((BLOCK_M, VECTOR), float("-inf"), dtype=tl.float32)
-    if WHERE != "none":
-        # The first pixel in the window, which stays the winner if all are -inf.
+    if ARGMAX != "none":
+        # The first pixel inside the input: the argmax if all are -inf.
         r0 = (tl.maximum(-h0, 0) + DILATION_H - 1) // DILATION_H
         s0 = (tl.maximum(-w0, 0) + DILATION_W - 1) // DILATION_W
         h = h0 + r0 * DILATION_H
         w = w0 + s0 * DILATION_W
-        first = h * W + w if WHERE == "plane" else r0 * S + s0
-        where = tl.where((h < H) & (w < W), first, -1)[:, None].broadcast_to((BLOCK_M, VECTOR))
+        first = h * W + w if ARGMAX == "plane" else r0 * S + s0
+        argmax = tl.where((h < H) & (w < W), first, -1)[:, None].broadcast_to((BLOCK_M, VECTOR))
     for r in tl.static_range(R):
         for s in tl.static_range(S):
             h = h0 + r * DILATION_H
@@ -88,44 +87,30 @@ def _max_pool2d_kernel(
                 mask=inside[:, None] & mask_c,
                 other=float("-inf"),
             ).to(tl.float32)
-            if WHERE != "none":
-                better = (x > best) | (x != x)  # the first of equals, the last NaN: as PyTorch
-                where = tl.where(better, (h * W + w)[:, None] if WHERE == "plane" else r * S + s, where)
-            best = tl.maximum(best, x, propagate_nan=tl.PropagateNan.ALL)
+            if ARGMAX != "none":
+                argmax = argmax_of_two(best, x, argmax, (h * W + w)[:, None] if ARGMAX == "plane" else r * S + s)
+            best = maximum(best, x)
 
     offs = (offs_m * C)[:, None] + offs_c
     mask = mask_m[:, None] & mask_c
     tl.store(y_ptr + offs, runtime.cast(best, y_ptr.dtype.element_ty), mask=mask)
-    if WHERE != "none":
-        tl.store(where_ptr + offs, where.to(where_ptr.dtype.element_ty), mask=mask)
+    if ARGMAX != "none":
+        tl.store(argmax_ptr + offs, argmax.to(argmax_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def gather(
-    dy_ptrs,  # [M, VECTOR], of window (p, q)
-    where_ptrs,  # [M, VECTOR]
-    p,  # [M]
-    q,  # [M]
-    mask,  # [M, VECTOR]
-    place,  # [M], h * W + w of the cell's first pixel; None if where holds taps
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    C: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-):
-    """The gradients of ROWS x COLUMNS pixels in the cell (p, q), row by row, each [M, VECTOR] in fp32.
+    dy_ptrs, argmax_ptrs, p, q, mask,  # window (p, q): [M, VECTOR], [M, VECTOR], [M], [M], [M, VECTOR]
+    first,  # [M], h * W + w of the cell's first pixel; None if argmax is a tap
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+):  # fmt: skip
+    """The gradients of ROWS x COLUMNS pixels of the cell (p, q), row by row, each [M, VECTOR] in fp32.
 
-    The strides cut the padded input into cells; window (p, q) begins in the corner of cell (p, q). Which pixel of its
-    cell a tap falls on, and how many cells the window begins before, is the same everywhere: every tap belongs to one
-    pixel, and the few windows that reach into a cell are read once for all its pixels.
+    The strides cut the padded input into cells, and window (p, q) begins in the corner of cell (p, q). A tap falls on
+    the same pixel of a cell everywhere, and its window begins the same number of cells earlier. So every tap belongs to
+    one pixel, and the few windows that reach into a cell are read once for all its pixels.
     """
     cell = ()
     for _ in tl.static_range(ROWS * COLUMNS):
@@ -140,8 +125,8 @@ def gather(
             inside = mask_p & ((q >= left) & (q < Q + left))[:, None]
             offs = (up * Q + left) * C
             dy = tl.load(dy_ptrs - offs, mask=inside, other=0.0).to(tl.float32)
-            where = tl.load(where_ptrs - offs, mask=inside, other=0)  # whatever it is: dy is 0
-            won = where == (r * S + s if place is None else (place + (row * W + column))[:, None])
+            argmax = tl.load(argmax_ptrs - offs, mask=inside, other=0)  # any number: dy is 0
+            won = argmax == (r * S + s if first is None else (first + (row * W + column))[:, None])
             updated = ()
             for i in tl.static_range(ROWS * COLUMNS):
                 updated += (cell[i] + tl.where(won, dy, 0.0) if i == row * COLUMNS + column else cell[i],)
@@ -151,30 +136,17 @@ def gather(
 
 @triton.jit
 def _max_pool2d_gradient_kernel(
-    dy_ptr,  # [N, P, Q, C]
-    where_ptr,  # [N, P, Q, C]
-    dx_ptr,  # [N, H, W, C]
-    N,
-    C: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    Q: tl.constexpr,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    WHERE: tl.constexpr,
-    INDEX: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    # A thread has 16 bytes of channels of a cell, STRIDE_H x STRIDE_W pixels; those beyond the taps' reach are left.
+    dy_ptr, argmax_ptr, dx_ptr,  # [N, P, Q, C], [N, P, Q, C], [N, H, W, C]
+    N, C: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    ARGMAX: tl.constexpr,  # "tap" or "plane"
+    INDEX: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    # A thread has 16 bytes of channels of a cell, STRIDE_H x STRIDE_W pixels, without those that no tap reaches.
     VECTOR: tl.constexpr = 128 // dy_ptr.dtype.element_ty.primitive_bitwidth
-    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # of a pixel
+    VECTORS: tl.constexpr = (C + VECTOR - 1) // VECTOR  # per pixel
     FIRST_P: tl.constexpr = PAD_H // STRIDE_H  # the first cell that holds pixels
     FIRST_Q: tl.constexpr = PAD_W // STRIDE_W
     CELLS_P: tl.constexpr = (H + PAD_H + STRIDE_H - 1) // STRIDE_H - FIRST_P
@@ -185,18 +157,18 @@ def _max_pool2d_gradient_kernel(
     p = v // (VECTORS * CELLS_Q) % CELLS_P + FIRST_P
     n = v // (VECTORS * CELLS_Q * CELLS_P)
     mask = (n < N)[:, None] & (offs_c < C)
-    w0 = q * STRIDE_W - PAD_W
     offs = (((n * P + p) * Q + q) * C)[:, None] + offs_c
 
     ROWS: tl.constexpr = min(STRIDE_H, (R - 1) * DILATION_H + 1)
     COLUMNS: tl.constexpr = min(STRIDE_W, (S - 1) * DILATION_W + 1)
     h0 = p * STRIDE_H - PAD_H
-    place = h0 * W + w0
+    w0 = q * STRIDE_W - PAD_W
+    first = h0 * W + w0
     cell = gather(
-        dy_ptr + offs, where_ptr + offs, p, q, mask, place if WHERE == "plane" else None, ROWS, COLUMNS,
+        dy_ptr + offs, argmax_ptr + offs, p, q, mask, first if ARGMAX == "plane" else None, ROWS, COLUMNS,
         C, W, P, Q, R, S, STRIDE_H, STRIDE_W, DILATION_H, DILATION_W,
     )  # fmt: skip
-    dx_ptrs = dx_ptr + ((n * (H * W) + place) * C)[:, None] + offs_c
+    dx_ptrs = dx_ptr + ((n * (H * W) + first) * C)[:, None] + offs_c
     for i in tl.static_range(ROWS):
         for j in tl.static_range(COLUMNS):
             inside = (h0 + i >= 0) & (h0 + i < H) & (w0 + j >= 0) & (w0 + j < W)
@@ -208,8 +180,8 @@ tiles.register("max_pool2d", VECTORISED)
 tiles.register("max_pool2d_gradient", VECTORISED)
 
 
-def tap_dtype(kernel_size: Sequence[int]) -> torch.dtype:
-    """What holds the taps of a window, and one value more: a byte, of which all are taken at 16 x 16."""
+def argmax_dtype(kernel_size: Sequence[int]) -> torch.dtype:
+    """Holds every tap of a window and one value more: a byte, up to 255 taps."""
     return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
 
 
@@ -220,129 +192,89 @@ def launch_max_pool2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
-    where: str,
+    mode: str,  # the kernel's ARGMAX
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    output, indices = _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, where)
+    output, argmax = _output(input, kernel_size, stride, padding, dilation, ceil_mode, mode)
     if output.numel() == 0:
-        return output, indices
+        return output, argmax
     x = input.contiguous(memory_format=torch.channels_last)
-    N, C, H, W = x.shape
-    _, _, P, Q = output.shape
+    N, C, P, Q = output.shape
     M = N * P * Q
-    tile = tiles.lookup("max_pool2d", x, M, C, kernel_size[0] * kernel_size[1])
-    vectors = triton.cdiv(C, 16 // x.element_size())  # of a pixel
+    vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
+    config = tiles.lookup("max_pool2d", x, M, C, kernel_size[0] * kernel_size[1])
     grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
     runtime.launch(
-        _max_pool2d_kernel,
-        grid,
-        x,
-        output,
-        indices,
-        M,
-        C=C,
-        H=H,
-        W=W,
-        P=P,
-        Q=Q,
-        R=kernel_size[0],
-        S=kernel_size[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PAD_H=padding[0],
-        PAD_W=padding[1],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        WHERE=where,
-        INDEX=runtime.index_type(x, output),
-        **tile,
-    )
-    return output, indices
+        _max_pool2d_kernel, grid, x, output, argmax, M,
+        C=C, **window_constants(x.shape[2:], (P, Q), kernel_size, stride, padding, dilation),
+        ARGMAX=mode, INDEX=runtime.index_type(x, output), **config,
+    )  # fmt: skip
+    return output, argmax
 
 
 def launch_max_pool2d_gradient(
     gradient: torch.Tensor,
-    indices: torch.Tensor,
+    argmax: torch.Tensor,
     size: Sequence[int],
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    where: str,
+    mode: str,
 ) -> torch.Tensor:
-    output = _max_pool2d_gradient_output(gradient, indices, size, kernel_size, stride, padding, dilation, where)
-    if output.numel() == 0:
-        return output
+    dx = _gradient_output(gradient, argmax, size)
+    if dx.numel() == 0:
+        return dx
     if any(step > d * (window - 1) + 1 for step, window, d in zip(stride, kernel_size, dilation, strict=True)):
-        output.zero_()  # pixels between the windows, which the kernel does not visit
-    dy = gradient.contiguous(memory_format=torch.channels_last)
+        dx.zero_()  # the kernel does not visit pixels between the windows
+    dy, argmax = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (gradient, argmax))
     N, C, P, Q = dy.shape
     H, W = size
     cells = N * (triton.cdiv(H + padding[0], stride[0]) - padding[0] // stride[0])
     cells *= triton.cdiv(W + padding[1], stride[1]) - padding[1] // stride[1]
-    tile = tiles.lookup("max_pool2d_gradient", dy, cells, C, kernel_size[0] * kernel_size[1])
-    vectors = triton.cdiv(C, 16 // dy.element_size())  # of a pixel
+    vectors = triton.cdiv(C, 16 // dy.element_size())  # per pixel
+    config = tiles.lookup("max_pool2d_gradient", dy, cells, C, kernel_size[0] * kernel_size[1])
     grid = lambda META: (triton.cdiv(cells * vectors, META["BLOCK_M"]),)
     runtime.launch(
-        _max_pool2d_gradient_kernel,
-        grid,
-        dy,
-        indices.contiguous(memory_format=torch.channels_last),
-        output,
-        N,
-        C=C,
-        H=H,
-        W=W,
-        P=P,
-        Q=Q,
-        R=kernel_size[0],
-        S=kernel_size[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PAD_H=padding[0],
-        PAD_W=padding[1],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        WHERE=where,
-        INDEX=runtime.index_type(output, dy),
-        **tile,
-    )
-    return output
+        _max_pool2d_gradient_kernel, grid, dy, argmax, dx, N,
+        C=C, **window_constants(size, (P, Q), kernel_size, stride, padding, dilation),
+        ARGMAX=mode, INDEX=runtime.index_type(dx, dy), **config,
+    )  # fmt: skip
+    return dx
 
 
-def _max_pool2d_output(input, kernel_size, stride, padding, dilation, ceil_mode, where):
+def _output(input, kernel_size, stride, padding, dilation, ceil_mode, mode):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0], 2 * padding[0], dilation[0], ceil_mode)
     Q = output_size(W, kernel_size[1], stride[1], 2 * padding[1], dilation[1], ceil_mode)
     like = {"device": input.device, "memory_format": torch.channels_last}
     output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
-    dtype = torch.int64 if where == "plane" else tap_dtype(kernel_size)
-    indices = torch.empty((0, 0, 0, 0) if where == "none" else (N, C, P, Q), dtype=dtype, **like)
-    return output, indices
+    dtype = torch.int64 if mode == "plane" else argmax_dtype(kernel_size)
+    return output, torch.empty((0, 0, 0, 0) if mode == "none" else (N, C, P, Q), dtype=dtype, **like)
 
 
-def _max_pool2d_gradient_output(gradient, indices, size, kernel_size, stride, padding, dilation, where):
+def _gradient_output(gradient, argmax, size, *_):
     shape = (*gradient.shape[:2], *size)
     return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
 
 
-_max_pool2d_gradient = runtime.register("max_pool2d_gradient", launch_max_pool2d_gradient, _max_pool2d_gradient_output)
+_max_pool2d_gradient = runtime.register("max_pool2d_gradient", launch_max_pool2d_gradient, _gradient_output)
 
 
 def _save(ctx, inputs, output):
-    x, *ctx.geometry, _, ctx.where = inputs
-    check(ctx.where != "none", "max_pool2d: a gradient takes where each maximum lies, got where='none'")
+    x, *ctx.arguments, _, ctx.mode = inputs
+    check(ctx.mode != "none", "max_pool2d: the gradient needs the argmax, which mode='none' does not store")
     ctx.size = x.shape[2:]
     ctx.save_for_backward(output[1])
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros for the gradient that indices do not have
+    ctx.set_materialize_grads(False)  # no zeros in place of the gradient that argmax does not have
 
 
 def _gradient(ctx, dy, _):
-    dx = None if dy is None else _max_pool2d_gradient(dy, *ctx.saved_tensors, ctx.size, *ctx.geometry, ctx.where)
-    return dx, None, None, None, None, None, None
+    dx = None if dy is None else _max_pool2d_gradient(dy, *ctx.saved_tensors, ctx.size, *ctx.arguments, ctx.mode)
+    return dx, *[None] * 6
 
 
-_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, _max_pool2d_output, _save, _gradient)
+_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, _output, _save, _gradient)
 
 
 def max_pool2d(
@@ -358,22 +290,22 @@ def max_pool2d(
 
     Args:
         input: (N, C, H, W) or (C, H, W); float32, float16 or bfloat16. Any strides; channels_last is not copied.
-        kernel_size, stride, dilation: an int or a pair (vertical, horizontal), at least 1; ``stride`` is
-            ``kernel_size`` where it is not given.
+        kernel_size, stride, dilation: an int or a pair (vertical, horizontal), at least 1; without ``stride``
+            it is ``kernel_size``.
         padding: an int or a pair, at most half of ``kernel_size``; padded pixels never win.
         ceil_mode: keep a last window that hangs over the end.
-        return_indices: also return where in its H x W plane each maximum lies.
+        return_indices: also return the argmax of each window.
 
     Returns:
-        (N, C, P, Q) or (C, P, Q) in channels_last memory; with ``return_indices`` a pair of it and an int64
-        tensor of its shape, h * W + w; -1 for a window, possible with dilation, that lies in the padding alone.
+        (N, C, P, Q) or (C, P, Q) in channels_last memory. With ``return_indices`` a pair: it, and an int64 tensor of
+        its shape, h * W + w. With dilation a window can lie in the padding alone; its index is -1.
 
     Raises:
-        TypeError: an argument of the wrong type.
+        TypeError: an argument has the wrong type.
         ArgumentError: whatever else ``torch.nn.functional.max_pool2d`` refuses; also other dtypes.
 
     Example:
-        Overlapping windows, of 3 x 3 pixels at stride 2.
+        Overlapping windows: 3 x 3 pixels at stride 2.
 
         >>> x = torch.arange(25.0).reshape(1, 1, 5, 5)
         >>> kernels.max_pool2d(x, kernel_size=3, stride=2)
@@ -410,8 +342,8 @@ def max_pool2d(
     )
 
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    where = "plane" if return_indices else "tap" if gradient_wanted(input) else "none"
-    output, indices = _max_pool2d(batched, kernel_size, stride, padding, dilation, ceil_mode, where)
+    mode = "plane" if return_indices else "tap" if gradient_wanted(input) else "none"
+    output, indices = _max_pool2d(batched, kernel_size, stride, padding, dilation, ceil_mode, mode)
     if input.dim() == 3:
         output = output.squeeze(0)
         indices = indices.squeeze(0) if return_indices else indices

@@ -108,9 +108,9 @@ def launch_softmax(input: torch.Tensor) -> torch.Tensor:
         return output
     x = input.contiguous()
     M, N = x.shape
-    tile = tiles.lookup("softmax", x, M, N, 1)
+    config = tiles.lookup("softmax", x, M, N, 1)
     grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
-    runtime.launch(_softmax_kernel, grid, x, output, M, N=N, INDEX=runtime.index_type(x), **tile)
+    runtime.launch(_softmax_kernel, grid, x, output, M, N=N, INDEX=runtime.index_type(x), **config)
     return output
 
 
@@ -121,9 +121,9 @@ def launch_softmax_gradient(grad: torch.Tensor, input: torch.Tensor) -> torch.Te
         return dx
     grad, x = grad.contiguous(), input.contiguous()
     M, N = x.shape
-    tile = tiles.lookup("softmax_gradient", x, M, N, 1)
+    config = tiles.lookup("softmax_gradient", x, M, N, 1)
     grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
-    runtime.launch(_softmax_gradient_kernel, grid, grad, x, dx, M, N=N, INDEX=runtime.index_type(x), **tile)
+    runtime.launch(_softmax_gradient_kernel, grid, grad, x, dx, M, N=N, INDEX=runtime.index_type(x), **config)
     return dx
 
 
