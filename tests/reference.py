@@ -1,6 +1,6 @@
 """The truth that the operators are compared with: PyTorch in float64 on the CPU, and how close is close."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pytest
 import torch
@@ -19,8 +19,16 @@ def name(value: object) -> str:
     return str(value).removeprefix("torch.")
 
 
+def cases(values: Mapping[str, object] | Iterable, *quick: str) -> list:
+    """Parameters of a test. The quick set of tests takes those whose ids are in ``quick``, the full set takes all."""
+    named = values if isinstance(values, Mapping) else {name(value): value for value in values}
+    assert named.keys() >= {*quick}, f"no such case: {sorted({*quick} - named.keys())}"
+    marks = lambda id: () if id in quick else pytest.mark.full
+    return [pytest.param(value, id=id, marks=marks(id)) for id, value in named.items()]
+
+
 def exact(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """In float64 on the CPU; differentiable."""
+    """``tensor`` in float64 on the CPU; differentiable."""
     return None if tensor is None else tensor.cpu().double()
 
 
@@ -47,14 +55,14 @@ def max_pool2d(input, *args, **kwargs):
 
 
 def padded_max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
-    """:func:`max_pool2d` of an input that is padded before, for its gradient.
+    """:func:`max_pool2d` of an input that is padded first, for its gradient.
 
-    PyTorch's own stores that of a window in the padding alone, possible with dilation, outside of the tensor.
+    With dilation a window can lie in the padding alone. PyTorch's own gradient of it is stored outside of the tensor.
     """
     x = exact(input)
     size = F.max_pool2d(x.detach(), kernel_size, stride, padding, dilation, ceil_mode).shape[-2:]
     pads = []
-    for axis in (1, 0):  # as F.pad has them, the last first
+    for axis in (1, 0):  # in F.pad's order, the last axis first
         k, s, before, d = (
             value if isinstance(value, int) else value[axis]
             for value in (kernel_size, kernel_size if stride is None else stride, padding, dilation)
@@ -65,7 +73,7 @@ def padded_max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ce
 
 
 def lrn_max_pool2d(input, size, alpha, beta, k, kernel_size, stride):
-    x = exact(input) if input.dim() == 4 else exact(input).unsqueeze(0)  # (C, H, W), as max_pool2d has it
+    x = exact(input) if input.dim() == 4 else exact(input).unsqueeze(0)  # (C, H, W), as in max_pool2d
     y = F.max_pool2d(F.local_response_norm(x, size, alpha, beta, k), kernel_size, stride)
     return y if input.dim() == 4 else y.squeeze(0)
 
@@ -75,7 +83,7 @@ def softmax(input, dim=-1):
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The same numbers whatever the dtype, but for rounding."""
+    """The same numbers for every dtype, except for rounding."""
     return torch.randn(shape).to(dtype)
 
 
@@ -90,7 +98,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "sliced": _sliced,
     "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
     "batch_inside": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
-    "expanded": lambda x: x[:, :1].expand_as(x),  # other numbers: one channel for all
+    "expanded": lambda x: x[:, :1].expand_as(x),  # other numbers: one channel repeated
 }
 """A 4-D tensor with the same numbers in another order of memory."""
 
@@ -100,8 +108,8 @@ def assert_close(
 ) -> None:
     """Fails unless ``actual`` is ``expected``, a float64 tensor, within the bound of its dtype.
 
-    max|actual - expected| / max|expected|, over finite values, must not pass ``bound``; NaN and inf must stand in the
-    same places, counting as inf what overflows ``dtype``.
+    max|actual - expected| / max|expected|, over finite values, must not exceed ``bound``. NaN and inf must stand in the
+    same places; an expected value that overflows ``dtype`` counts as inf.
     """
     dtype = dtype or actual.dtype
     if bound is None:
@@ -119,10 +127,10 @@ def assert_close(
     near = finite & ((got - want).abs() <= bound * scale)  # false for a NaN
     wrong = (~(same | near)).nonzero()
     if len(wrong):
-        at = tuple(wrong[0].tolist())
+        first = tuple(wrong[0].tolist())
         raise AssertionError(
-            f"{len(wrong)} of {got.numel()} elements are wrong; the first is [{', '.join(map(str, at))}]: "
-            f"got {got[at].item()!r}, expected {want[at].item()!r} (bound {bound:g} x {scale:g})"
+            f"{len(wrong)} of {got.numel()} elements are wrong; the first is [{', '.join(map(str, first))}]: "
+            f"got {got[first].item()!r}, expected {want[first].item()!r} (bound {bound:g} x {scale:g})"
         )
 
 
@@ -135,8 +143,8 @@ def assert_gradients(
 ) -> None:
     """Fails unless ``ours(*tensors)`` has the gradients of ``theirs(*tensors)`` in float64, all within the bound.
 
-    Both are given one random gradient of their output, and ours as it comes, in a guarded buffer of NaN. Tensors that
-    are None or of integers are handed on and have none.
+    Both get the same random gradient of their output; ours gets it in a guarded buffer of NaN. None and tensors of
+    integers are passed on and have no gradient.
     """
     differentiable = lambda tensor: tensor is not None and tensor.is_floating_point()
     given = [guarded(tensor) for tensor in tensors]
@@ -155,9 +163,9 @@ def assert_gradients(
 
 
 def assert_refused(ours: Callable, theirs: Callable, arguments: dict, words: Sequence[str]) -> None:
-    """Fails unless both raise, errors of one family, and ours names the operator and has each of ``words``.
+    """Fails unless both raise errors of one family, and ours names the operator and contains each of ``words``.
 
-    PyTorch's on the CPU: on a GPU a wrong class in cross_entropy would be the end of the process.
+    PyTorch runs on the CPU: on a GPU a wrong class in cross_entropy would end the process.
     """
     with pytest.raises(Exception) as torchs:
         theirs(**arguments)

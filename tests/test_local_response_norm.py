@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import kernels
 from kernels.tools.workloads import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, cases, name, randn
 
 CASES = {  # input, size
     "1x1": ((1, 1, 1, 1), 1),
@@ -33,6 +33,8 @@ CASES = {  # input, size
     "empty-with-window-0": ((0, 5, 3, 3), 0),
 }
 STRONG = {"alpha": 0.7, "beta": 0.6, "k": 0.5}  # so that neighbours weigh as much as the element itself
+DTYPE = pytest.mark.parametrize("dtype", cases(DTYPES, "float32"))
+LAYOUT = pytest.mark.parametrize("layout", cases(list(LAYOUTS), "channels_last", "sliced"))
 
 
 def check(guarded, x, size, **arguments):
@@ -46,20 +48,22 @@ def channels_last(x):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case", cases(CASES, "7-square", "window-4", "window-over-channels", "channels-31", "3d", "empty-batch")
+)
 def test_shapes(case, dtype, guarded):
     shape, size = case
     check(guarded, channels_last(randn(*shape, dtype=dtype)), size, **STRONG)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("case", [case for case in CASES if case != "227"])
+@DTYPE
+@pytest.mark.parametrize("case", cases([case for case in CASES if case != "227"], "window-4", "channels-31"))
 def test_small_tiles(case, dtype, guarded, small_tiles):
     shape, size = CASES[case]
     check(guarded, channels_last(randn(*shape, dtype=dtype)), size, **STRONG)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"alpha": 5e-4}, {"alpha": 5e-4, "k": 2.0}, {"alpha": 0.0}, {"beta": 0.0}, {"beta": -0.5}, {"k": 0.0},
@@ -70,13 +74,13 @@ def test_formulas(arguments, dtype, guarded):
     check(guarded, channels_last(10 * randn(2, 9, 3, 5, dtype=dtype)), 5, **arguments)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@LAYOUT
 def test_layouts(layout, guarded):
     check(guarded, LAYOUTS[layout](randn(2, 5, 7, 3)), 3, **STRONG)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", ["pool1", "pool2"])
+@DTYPE
+@pytest.mark.parametrize("layer", cases(["pool1", "pool2"], "pool2"))
 def test_alexnet(layer, dtype, guarded):
     (shape,) = (x.input for x in ALEXNET if x.name == layer)
     check(guarded, channels_last(30 * randn(1, *shape, dtype=dtype)), 5)
@@ -101,7 +105,7 @@ def test_negative_base_is_nan_as_in_pytorch(beta, guarded):
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 17, 40])
-def test_windows_that_end_within_a_threads_16_bytes_or_far_beyond(size, guarded):
+def test_windows_that_end_inside_a_threads_16_bytes_or_far_outside(size, guarded):
     check(guarded, channels_last(randn(1, 24, 3, 2, dtype=torch.float16)), size, **STRONG)
 
 
@@ -111,7 +115,16 @@ def check_gradient(guarded, x, size, **arguments):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("empty-with-window-0", "no-channels")])
+@pytest.mark.parametrize(
+    "case",
+    cases(
+        [case for case in CASES if case not in {"empty-with-window-0", "no-channels"}],
+        "window-4",
+        "channels-31",
+        "3d",
+        "empty-batch",
+    ),
+)
 def test_gradient(case, dtype, guarded):
     shape, size = CASES[case]
     check_gradient(guarded, channels_last(randn(*shape, dtype=dtype)), size, **STRONG)
@@ -119,7 +132,7 @@ def test_gradient(case, dtype, guarded):
 
 @pytest.mark.parametrize("size", [2**40, 2**40 + 1])
 def test_windows_far_larger_than_the_channels(size, guarded):
-    """As one of 11, which holds all 5 too: PyTorch would pad with as many channels as the window has."""
+    """Like a window of 11, which also holds all 5 channels. PyTorch would pad with as many as the window has."""
     ours = lambda x: kernels.local_response_norm(x, size, alpha=float(size))
     theirs = lambda x: reference.local_response_norm(x, 11, alpha=11.0)
     x = randn(2, 5, 3, 3)
@@ -129,29 +142,30 @@ def test_windows_far_larger_than_the_channels(size, guarded):
 
 @pytest.mark.parametrize("shape, size", [((0, 5, 3, 3), 0), ((2, 0, 3, 3), 5)], ids=["window-0", "no-channels"])
 def test_gradient_of_nothing(shape, size, guarded):
-    """PyTorch makes nothing of these: in the forward pass of the first, in the backward pass of the second."""
+    """PyTorch fails on these: on the first in the forward pass, on the second in the backward pass."""
     x = guarded(randn(*shape)).requires_grad_()
     (dx,) = torch.autograd.grad(kernels.local_response_norm(x, size).sum(), x)
     assert dx.shape == x.shape
 
 
-@pytest.mark.parametrize("case", ["window-4", "window-over-channels", "channels-31"])
+@pytest.mark.parametrize("case", cases(["window-4", "window-over-channels", "channels-31"], "channels-31"))
 def test_gradient_in_small_tiles(case, guarded, small_tiles):
     shape, size = CASES[case]
     check_gradient(guarded, channels_last(randn(*shape, dtype=torch.float16)), size, **STRONG)
 
 
 @pytest.mark.parametrize("beta", [0.6, 0.75])
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 17, 40])
+@pytest.mark.parametrize("size", cases([1, 2, 3, 4, 8, 17, 40], "1", "4", "17"))
 def test_gradient_of_windows_of_any_size(size, beta, guarded):
-    """Windows are no mirror images of themselves where the size is even: a gradient comes from one channel more above.
+    """The mirror image of an even window is another window: it reaches one channel more up than down.
 
-    Theirs begin and end within a thread's 16 bytes, with them, and far beyond."""
+    The gradients' windows begin and end inside a thread's 16 bytes, at their edges, and far outside.
+    """
     x = channels_last(randn(1, 24, 3, 2, dtype=torch.float16))
     check_gradient(guarded, x, size, **{**STRONG, "beta": beta})
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"alpha": 5e-4, "k": 2.0}, {"alpha": 0.0}, {"beta": 0.0}, {"beta": -0.5}, {"k": 0.0}, {"beta": 1.0}],
@@ -161,13 +175,13 @@ def test_gradient_of_formulas(arguments, dtype, guarded):
     check_gradient(guarded, channels_last(10 * randn(2, 9, 3, 5, dtype=dtype)), 5, **arguments)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@LAYOUT
 def test_gradient_layouts(layout, guarded):
     check_gradient(guarded, LAYOUTS[layout](randn(2, 5, 7, 3)), 3, **STRONG)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", ["pool1", "pool2"])
+@DTYPE
+@pytest.mark.parametrize("layer", cases(["pool1", "pool2"], "pool2"))
 def test_gradient_alexnet(layer, dtype, guarded):
     (shape,) = (x.input for x in ALEXNET if x.name == layer)
     check_gradient(guarded, channels_last(30 * randn(1, *shape, dtype=dtype)), 5)
@@ -177,16 +191,16 @@ def test_gradient_where_squares_overflow_float16(guarded):
     check_gradient(guarded, channels_last(3e4 * randn(1, 9, 2, 3).clamp(-2, 2)).half(), 5)
 
 
-@pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e5, 1e12], ids=str)
+@pytest.mark.parametrize("scale", cases([1e-10, 1e-5, 1e5, 1e12], "1e-10", "1000000000000.0"))
 @pytest.mark.parametrize("beta", [0.6, 0.75])
 def test_gradient_of_large_and_small_numbers(beta, scale, guarded):
-    """Where k is nothing beside the squares; a tiny k keeps the smallest finite."""
+    """With k = 0, d is as large or small as the squares."""
     check_gradient(guarded, channels_last(scale * randn(1, 9, 2, 3)), 5, alpha=1.0, beta=beta, k=0.0)
 
 
 @pytest.mark.parametrize("k", [0.0, -0.5])
 def test_gradient_at_the_edges_of_the_channels(k, guarded):
-    """Beside the last channel are windows with nothing in them, of which k = 0 makes 0 / 0: they are nobody's."""
+    """Windows of channels outside the tensor are empty: k = 0 makes them 0 / 0, which must not reach a channel."""
     x = 3 + randn(1, 9, 2, 3).abs()
     x[:, 0] = x[:, -1] = 0.0
     check_gradient(guarded, channels_last(x), 5, alpha=1.0, beta=0.75, k=k)
@@ -216,13 +230,13 @@ def test_a_second_derivative_is_refused(guarded):
 
 
 def test_gradcheck(guarded):
-    """In float32 values of about 1 have errors of 1e-7, which steps of 0.02 make 1e-5; the steps' own are 1e-4."""
+    """In float32, errors of 1e-7 divided by steps of 0.02 are 1e-5. The steps themselves cause errors of 1e-4."""
     x = guarded(randn(1, 5, 2, 1)).requires_grad_()
     norm = lambda x: kernels.local_response_norm(x, 4, 0.7, 0.75, 1.0)
     assert torch.autograd.gradcheck(norm, (x,), eps=1e-2, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.unguarded  # a guarded tensor is a view, unlike its fake counterpart
 @pytest.mark.parametrize("shape", [(2, 5, 3, 3), (2, 5, 7)], ids=str)
 def test_registered_with_its_gradient(shape, device):
     x = torch.randn(shape, device=device, requires_grad=True)

@@ -9,7 +9,7 @@ from kernels import runtime, tiles
 from kernels.tools import torch_ops
 from kernels.tools.workloads import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, cases, exact, name, randn
 
 CASES = {  # input, size, kernel_size, stride
     "1x1": ((1, 1, 1, 1), 1, 1, 1),
@@ -26,6 +26,14 @@ CASES = {  # input, size, kernel_size, stride
     "pair-of-one": ((1, 5, 7, 5), 5, (3,), [2]),
 }
 STRONG = (0.7, 0.6, 0.5)  # alpha, beta, k: neighbours weigh as much as the element itself
+DTYPE = pytest.mark.parametrize("dtype", cases(DTYPES, "float16"))
+FORMULA = pytest.mark.parametrize(
+    "formula",
+    cases(
+        [(1e-4, 0.75, 1.0), (5e-4, 0.75, 2.0), (1, 1, 1), (1.0, -0.5, 0.0)], "(0.0001, 0.75, 1.0)", "(1.0, -0.5, 0.0)"
+    ),
+)
+LAYOUT = pytest.mark.parametrize("layout", cases(list(LAYOUTS), "channels_last", "sliced"))
 
 
 def check(guarded, x, size, formula, kernel_size, stride):
@@ -36,47 +44,51 @@ def check(guarded, x, size, formula, kernel_size, stride):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case", cases(CASES, "7-square", "31-not-square", "channels-48", "stride-over-window", "image-only")
+)
 def test_shapes(case, dtype, guarded):
     shape, size, kernel_size, stride = case
     x = randn(*shape, dtype=dtype)
     check(guarded, LAYOUTS["channels_last"](x) if x.dim() == 4 else x, size, STRONG, kernel_size, stride)
 
 
-@pytest.mark.parametrize("case", ["7-square", "channels-48", "even-window", "stride-over-window", "image-only"])
+@pytest.mark.parametrize(
+    "case", cases(["7-square", "channels-48", "even-window", "stride-over-window", "image-only"], "even-window")
+)
 def test_small_tiles(case, guarded, small_tiles):
     shape, size, kernel_size, stride = CASES[case]
     x = randn(*shape)
     check(guarded, LAYOUTS["channels_last"](x) if x.dim() == 4 else x, size, STRONG, kernel_size, stride)
 
 
-@pytest.mark.parametrize("blocks", [(1, 3), (3, 2), (9, 1)], ids=str)
-@pytest.mark.parametrize("kernel_size", [1, 2, 3, (4, 5), (5, 2)], ids=str)
-@pytest.mark.parametrize("stride", [1, 2, (3, 4)], ids=str)
+@pytest.mark.parametrize("blocks", cases([(1, 3), (3, 2), (9, 1)], "(3, 2)"))
+@pytest.mark.parametrize("kernel_size", cases([1, 2, 3, (4, 5), (5, 2)], "2", "3", "(5, 2)"))
+@pytest.mark.parametrize("stride", cases([1, 2, (3, 4)], "2"))
 def test_blocks_of_pixels(stride, kernel_size, blocks, guarded):
-    """Rows that windows share are carried over, or where that would take more than one window, read again."""
+    """Rows that two windows share are carried over. Rows that more than two share are read again."""
     tile = dict(zip(("BLOCK_P", "BLOCK_Q"), blocks, strict=True))
     with tiles.use("lrn_max_pool2d", {"BLOCK_M": 256, **tile}):
         check(guarded, LAYOUTS["channels_last"](randn(2, 5, 11, 8)), 3, STRONG, kernel_size, stride)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4], ids=str)
+@pytest.mark.parametrize("scale", cases([1e-3, 1.0, 1e4], "1.0"))
 def test_three_quarters(scale, dtype, guarded):
-    """The exponent with a way of its own; in float16 squares are compared, negative ones too."""
+    """The exponent that needs only square roots. In float16 the kernel compares squares, also negative ones."""
     x = scale * randn(2, 9, 9, 7)
     x[1] = -x[1].abs()
     check(guarded, x.to(dtype), 5, (0.7, 0.75, 0.5), 3, 2)
 
 
-@pytest.mark.parametrize("size", [1, 2, 8, 17, 40])
+@pytest.mark.parametrize("size", cases([1, 2, 8, 17, 40], "2", "17"))
 def test_windows_of_channels(size, guarded):
-    """Windows that end within a thread's 16 bytes, with them, and far beyond."""
+    """Windows that end inside a thread's 16 bytes, at their edges, and far outside."""
     check(guarded, LAYOUTS["channels_last"](randn(1, 24, 5, 5, dtype=torch.float16)), size, STRONG, 3, 2)
 
 
 def test_a_window_far_larger_than_the_channels(guarded):
-    """As one of 11, which holds all 5 too: PyTorch would pad with as many channels as the window has."""
+    """Like a window of 11, which also holds all 5 channels. PyTorch would pad with as many as the window has."""
     ours = lambda x: kernels.lrn_max_pool2d(x, 2**40, 2.0**40, 0.75, 1.0, 3, 2)
     theirs = lambda x: reference.lrn_max_pool2d(x, 11, 11.0, 0.75, 1.0, 3, 2)
     x = randn(2, 5, 7, 7)
@@ -84,7 +96,7 @@ def test_a_window_far_larger_than_the_channels(guarded):
     assert_gradients(ours, theirs, [x], guarded)
 
 
-@pytest.mark.parametrize("formula", [(1e-4, 0.75, 1.0), (5e-4, 0.75, 2.0), (1, 1, 1), (1.0, -0.5, 0.0)], ids=str)
+@FORMULA
 def test_formulas(formula, guarded):
     check(guarded, 10 * randn(2, 9, 5, 5), 5, formula, 3, 2)
 
@@ -93,13 +105,13 @@ def test_negative_numbers(guarded):
     check(guarded, -randn(2, 9, 5, 5).abs(), 5, STRONG, 3, 2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@LAYOUT
 def test_layouts(layout, guarded):
     check(guarded, LAYOUTS[layout](randn(2, 5, 7, 9)), 5, STRONG, 3, 2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", ["pool1", "pool2"])
+@DTYPE
+@pytest.mark.parametrize("layer", cases(["pool1", "pool2"], "pool2"))
 def test_alexnet(layer, dtype, guarded):
     (shape,) = (x.input for x in ALEXNET if x.name == layer)
     x = LAYOUTS["channels_last"](30 * randn(1, *shape, dtype=dtype))
@@ -119,7 +131,7 @@ def test_squares_may_overflow_float16(guarded):
 
 
 def undecided(x, size, formula, kernel_size, stride):
-    """Where two pixels come so close to winning that float32 may take the one, and float64 the other."""
+    """Windows whose two largest pixels are so close that float32 may choose one, and float64 the other."""
     y = F.local_response_norm(exact(x) if x.dim() == 4 else exact(x)[None], size, *formula)
     (R, S), (U, V) = ((v, v) if isinstance(v, int) else v for v in (kernel_size, stride))
     windows = y.unfold(2, R, U).unfold(3, S, V).flatten(4)  # [N, C, P, Q, R * S]
@@ -136,7 +148,12 @@ def check_gradient(guarded, x, size, formula, kernel_size, stride):
     assert_gradients(ours, lambda x: reference.lrn_max_pool2d(x, *arguments).masked_fill(close, 0.0), [x], guarded)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "pair-of-one"])
+@pytest.mark.parametrize(
+    "case",
+    cases(
+        [case for case in CASES if case != "pair-of-one"], "7-square", "channels-48", "stride-over-window", "image-only"
+    ),
+)
 def test_gradient(case, guarded):
     shape, size, kernel_size, stride = CASES[case]
     x = randn(*shape)
@@ -144,73 +161,79 @@ def test_gradient(case, guarded):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
-@pytest.mark.parametrize("beta", [0.6, 0.75])
-@pytest.mark.parametrize("case", ["7-square", "channels-48", "even-window"])
+@pytest.mark.parametrize("beta", cases([0.6, 0.75], "0.75"))
+@pytest.mark.parametrize("case", cases(["7-square", "channels-48", "even-window"], "even-window"))
 def test_gradient_of_16_bits(case, beta, dtype, guarded):
     shape, size, kernel_size, stride = CASES[case]
     x = LAYOUTS["channels_last"](randn(*shape, dtype=dtype))
     check_gradient(guarded, x, size, (0.7, beta, 0.5), kernel_size, stride)
 
 
-@pytest.mark.parametrize("case", ["even-window", "stride-over-window"])
+@pytest.mark.parametrize("case", cases(["even-window", "stride-over-window"], "stride-over-window"))
 def test_gradient_in_small_tiles(case, guarded, small_tiles):
     shape, size, kernel_size, stride = CASES[case]
     check_gradient(guarded, LAYOUTS["channels_last"](randn(*shape)), size, STRONG, kernel_size, stride)
 
 
-def check_taps(guarded, x, formula, kernel_size, stride, tile):
-    """Those that are noted, against PyTorch's indices; pixels are normalised on their own, so that equals stay so."""
+def check_argmax(guarded, x, formula, kernel_size, stride, config):
+    """Against PyTorch's indices. Windows of one channel, so that equal numbers stay equal when they are normalised."""
     (R, S), (U, V) = ((v, v) if isinstance(v, int) else v for v in (kernel_size, stride))
-    with tiles.use("lrn_max_pool2d", tile):
-        y, taps = torch.ops.alexnet.lrn_max_pool2d(guarded(x), 1, *formula, [R, S], [U, V], True)
+    with tiles.use("lrn_max_pool2d", config):
+        y, argmax = torch.ops.alexnet.lrn_max_pool2d(guarded(x), 1, *formula, [R, S], [U, V], True)
     normalised = reference.local_response_norm(x, 1, *formula)
-    expected, where = F.max_pool2d(normalised, (R, S), (U, V), return_indices=True)
+    expected, indices = F.max_pool2d(normalised, (R, S), (U, V), return_indices=True)
     h, w = torch.arange(y.shape[2])[:, None] * U, torch.arange(y.shape[3]) * V
     assert_close(y, expected, x.dtype)
-    assert torch.equal(taps.cpu(), (where // x.shape[3] - h) * S + where % x.shape[3] - w)
+    assert torch.equal(argmax.cpu(), (indices // x.shape[3] - h) * S + indices % x.shape[3] - w)
 
 
-@pytest.mark.parametrize("blocks", [(1, 1), (1, 3), (3, 2)], ids=str)
-@pytest.mark.parametrize("kernel_size", [1, 3, (4, 5)], ids=str)
-@pytest.mark.parametrize("stride", [1, 2, (3, 4)], ids=str)
-def test_taps_of_blocks_of_pixels(stride, kernel_size, blocks, guarded):
-    """Carried from window to window along with the maxima; of few distinct numbers, so that the first of equals wins,
-    and with some NaN, of which the last does."""
+@pytest.mark.parametrize("blocks", cases([(1, 1), (1, 3), (3, 2)], "(3, 2)"))
+@pytest.mark.parametrize("kernel_size", cases([1, 3, (4, 5)], "3", "(4, 5)"))
+@pytest.mark.parametrize("stride", cases([1, 2, (3, 4)], "2"))
+def test_argmax_of_blocks_of_pixels(stride, kernel_size, blocks, guarded):
+    """It is carried from window to window with the maxima: the first of equals, which few distinct numbers make likely,
+    and the last NaN."""
     x = torch.randint(-1, 3, (1, 2, 11, 8)).float()
     x[torch.rand(x.shape) < 0.05] = float("nan")
-    tile = {"BLOCK_M": 256, "BLOCK_P": blocks[0], "BLOCK_Q": blocks[1]}
-    check_taps(guarded, LAYOUTS["channels_last"](x), (0.1, 0.6, 1.0), kernel_size, stride, tile)
+    config = {"BLOCK_M": 256, "BLOCK_P": blocks[0], "BLOCK_Q": blocks[1]}
+    check_argmax(guarded, LAYOUTS["channels_last"](x), (0.1, 0.6, 1.0), kernel_size, stride, config)
 
 
-def test_taps_of_squares(guarded):
-    """Squares are compared in float16 where beta is 3/4."""
+def test_argmax_of_squares(guarded):
+    """In float16 with beta = 3/4 the kernel compares squares."""
     x = torch.randint(-2, 3, (1, 3, 11, 8)).half()
     x[torch.rand(x.shape) < 0.05] = float("nan")
-    check_taps(guarded, x, (0.1, 0.75, 1.0), 3, 2, {"BLOCK_M": 256, "BLOCK_P": 3, "BLOCK_Q": 2})
+    check_argmax(guarded, x, (0.1, 0.75, 1.0), 3, 2, {"BLOCK_M": 256, "BLOCK_P": 3, "BLOCK_Q": 2})
 
 
-@pytest.mark.parametrize("size, vectors", [(1, 2), (2, 2), (5, 1), (5, 2), (5, 3), (8, 2), (17, 2), (40, 3)])
+@pytest.mark.parametrize(
+    "size, vectors",
+    [
+        *((5, 2), (17, 2)),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in ((1, 2), (2, 2), (5, 1), (5, 3), (8, 2), (40, 3))),
+    ],
+)
 def test_gradient_of_windows_of_channels(size, vectors, guarded):
-    """With as many vectors of 16 bytes a thread."""
+    """``vectors`` of 16 bytes per thread."""
     with tiles.use("lrn_max_pool2d_gradient", {"BLOCK_M": 64, "BLOCK_C": vectors}):
         x = LAYOUTS["channels_last"](randn(1, 24, 3, 3, dtype=torch.float16))
         check_gradient(guarded, x, size, STRONG, 2, 1)
 
 
-@pytest.mark.parametrize("formula", [(1e-4, 0.75, 1.0), (5e-4, 0.75, 2.0), (1, 1, 1), (1.0, -0.5, 0.0)], ids=str)
+@FORMULA
 def test_gradient_of_formulas(formula, guarded):
     check_gradient(guarded, 10 * randn(2, 9, 5, 5), 5, formula, 3, 2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@LAYOUT
 def test_gradient_layouts(layout, guarded):
     check_gradient(guarded, LAYOUTS[layout](randn(2, 5, 7, 9)), 5, STRONG, 3, 2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", ["pool1", "pool2"])
+@DTYPE
+@pytest.mark.parametrize("layer", cases(["pool1", "pool2"], "pool2"))
 def test_gradient_alexnet(layer, dtype, guarded):
-    """Behind a ReLU, so that half of the numbers are equal."""
+    """After a ReLU, so that half of the numbers are equal."""
     (shape,) = (x.input for x in ALEXNET if x.name == layer)
     x = LAYOUTS["channels_last"](30 * randn(1, *shape, dtype=dtype).relu())
     check_gradient(guarded, x, 5, (1e-4, 0.75, 1.0), 3, 2)
@@ -218,8 +241,8 @@ def test_gradient_alexnet(layer, dtype, guarded):
 
 @pytest.mark.parametrize("beta", [0.6, 0.75])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
-def test_winner_is_chosen_before_rounding(dtype, beta, guarded):
-    """The second pixel wins by too little for 16 bits, in which the two are equal and the first would win."""
+def test_the_argmax_is_chosen_before_rounding(dtype, beta, guarded):
+    """The second pixel is larger by too little for 16 bits: rounded, the two are equal, and the first would win."""
     formula = (0.02, beta, 1.0)
     x = torch.ones(1, 2, 1, 2, dtype=dtype)
     x[0, 0, 0, 1] -= 2 * torch.finfo(dtype).eps  # a smaller neighbour below divides by less
@@ -237,14 +260,15 @@ def test_gradient_of_a_sum_is_expanded(guarded):
     assert_close(ours.grad, theirs.grad)
 
 
-def test_gradient_of_windows_that_a_byte_does_not_count(guarded):
+@pytest.mark.full
+def test_gradient_of_windows_whose_argmax_does_not_fit_in_a_byte(guarded):
     x = randn(1, 1, 17, 17)
-    x[..., 15, 15] = 5  # the last tap of the first
+    x[..., 15, 15] = 5  # the last tap of the first window
     check_gradient(guarded, x, 1, (0.1, 0.5, 1.0), 16, 1)
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["inference", "training"])
-def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
+def test_the_argmax_is_stored_only_for_a_gradient(recorded, guarded):
     x = guarded(randn(2, 3, 7, 7))
     with runtime.record_launches() as launches:
         kernels.lrn_max_pool2d(x.requires_grad_(recorded), 5, *STRONG, 3, 2)
@@ -263,13 +287,13 @@ def test_a_second_derivative_is_refused(guarded):
 
 
 def test_gradcheck(guarded):
-    """Of numbers so far apart that no step changes a maximum."""
+    """Of numbers so far apart that no step changes an argmax."""
     x = guarded(torch.randperm(2 * 2 * 3).reshape(1, 2, 2, 3) / 10 + 0.5).requires_grad_()
     both = lambda x: kernels.lrn_max_pool2d(x, 2, 0.01, 0.75, 1.0, (1, 2), 1)
     assert torch.autograd.gradcheck(both, (x,), eps=1e-2, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
+@pytest.mark.unguarded  # a guarded tensor is a view, unlike its fake counterpart
 def test_registered_with_its_gradient(device):
     x = torch.randn(2, 4, 7, 7, device=device, requires_grad=True)
     arguments = (x, 5, 1e-4, 0.75, 1.0, [3, 3], [2, 2], True)
@@ -318,7 +342,7 @@ def test_other_dtypes_are_refused(dtype):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 9])
 def test_plain_pytorch_on_a_cpu(size):
-    """The sums by a convolution, which training without a GPU waits for, are PyTorch's own; also where it rounds."""
+    """For training without a GPU, a convolution makes the sums. It equals PyTorch's; also under autocast."""
     x = torch.randn(2, 7, 6, 5, dtype=torch.float64, requires_grad=True)
     results = [
         torch_ops.lrn_max_pool2d(x, size, *STRONG, 3, 2),

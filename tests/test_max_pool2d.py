@@ -1,4 +1,4 @@
-"""kernels.max_pool2d against torch.nn.functional.max_pool2d: exactly, for a maximum rounds nothing."""
+"""kernels.max_pool2d against torch.nn.functional.max_pool2d: exactly, since a maximum rounds nothing."""
 
 import itertools
 
@@ -11,7 +11,7 @@ import kernels
 from kernels import runtime
 from kernels.tools.workloads import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, cases, name, randn
 
 CASES = {
     "1x1": {"input": (1, 1, 1, 1), "kernel_size": 1},
@@ -35,15 +35,17 @@ CASES = {
     "stride-none": {"input": (1, 2, 9, 9), "kernel_size": (3, 2), "stride": None},
     "stride-empty": {"input": (1, 2, 9, 9), "kernel_size": (3, 2), "stride": ()},
 }
+INDICES = pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+LAYOUT = pytest.mark.parametrize("layout", cases(list(LAYOUTS), "channels_last", "sliced"))
 
 
 def check(guarded, x, indices=False, **arguments):
     actual = kernels.max_pool2d(guarded(x), **arguments, return_indices=indices)
     expected = reference.max_pool2d(x, **arguments, return_indices=indices)
     if indices:
-        (actual, where), (expected, expected_where) = actual, expected
-        assert where.dtype == torch.int64
-        assert torch.equal(where.cpu(), expected_where)
+        (actual, argmax), (expected, expected_argmax) = actual, expected
+        assert argmax.dtype == torch.int64
+        assert torch.equal(argmax.cpu(), expected_argmax)
     assert_close(actual, expected, x.dtype, bound=0)
     if actual.dim() == 4:
         assert actual.is_contiguous(memory_format=torch.channels_last)
@@ -55,24 +57,27 @@ def tensor(case, dtype):
     return (LAYOUTS["channels_last"](x) if x.dim() == 4 else x), case
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("dtype", cases(DTYPES, "float32", "bfloat16"))
+@INDICES
+@pytest.mark.parametrize(
+    "case",
+    cases(CASES, "7-square", "31-not-square", "channels-48", "stride-over-window", "dilation", "ceil-mode-dilated"),
+)
 def test_shapes(case, indices, dtype, guarded):
     x, arguments = tensor(case, dtype)
     check(guarded, x - 5, indices, **arguments)  # negative: a zero from padding would win
 
 
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
-@pytest.mark.parametrize("case", [case for case in CASES if case != "227"])
+@INDICES
+@pytest.mark.parametrize("case", cases([case for case in CASES if case != "227"], "7-square", "dilation"))
 def test_small_tiles(case, indices, guarded, small_tiles):
     x, arguments = tensor(CASES[case], torch.float32)
     check(guarded, x, indices, **arguments)
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True], ids=["", "ceil"])
-@pytest.mark.parametrize("kernel", [1, 2, 3])
-@pytest.mark.parametrize("size", [3, 5, 8])
+@pytest.mark.parametrize("kernel", cases([1, 2, 3], "2"))
+@pytest.mark.parametrize("size", cases([3, 5, 8], "5"))
 def test_output_sizes(size, kernel, ceil_mode, guarded):
     for stride, padding, dilation in itertools.product((1, 2, 3, 4), (0, 1), (1, 2)):
         arguments = {"stride": (stride, 2), "padding": (padding, 0), "dilation": (dilation, 1), "ceil_mode": ceil_mode}
@@ -80,14 +85,14 @@ def test_output_sizes(size, kernel, ceil_mode, guarded):
             check(guarded, randn(1, 1, size, 5), True, kernel_size=(kernel, 2), **arguments)
 
 
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@INDICES
+@LAYOUT
 def test_layouts(layout, indices, guarded):
     check(guarded, LAYOUTS[layout](randn(2, 5, 7, 9)), indices, kernel_size=3, stride=2, padding=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", ["pool1", "pool2", "pool5"])
+@pytest.mark.parametrize("dtype", cases(DTYPES, "float16"))
+@pytest.mark.parametrize("layer", cases(["pool1", "pool2", "pool5"], "pool5"))
 def test_alexnet(layer, dtype, guarded):
     (shape,) = (x.input for x in ALEXNET if x.name == layer)
     check(guarded, LAYOUTS["channels_last"](randn(1, *shape, dtype=dtype)), True, kernel_size=3, stride=2)
@@ -100,7 +105,7 @@ def test_first_of_equals_wins(numbers, padding, guarded):
     check(guarded, x, True, kernel_size=3, stride=2, padding=padding)
 
 
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@INDICES
 @pytest.mark.parametrize("padding", [0, 1])
 def test_windows_of_nothing_but_minus_infinity(padding, indices, guarded):
     x = randn(1, 2, 9, 9)
@@ -108,7 +113,7 @@ def test_windows_of_nothing_but_minus_infinity(padding, indices, guarded):
     check(guarded, x, indices, kernel_size=3, stride=2, padding=padding)
 
 
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@INDICES
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_nan_wins_and_infinity_spreads(dtype, indices, guarded):
     x = randn(1, 3, 9, 9, dtype=dtype)
@@ -119,18 +124,18 @@ def test_nan_wins_and_infinity_spreads(dtype, indices, guarded):
 
 
 def test_window_in_the_padding_alone(guarded):
-    """PyTorch gives such a window, possible with dilation, the index of a pixel that is not there; here it is -1."""
+    """Possible with dilation. Its index is -1; PyTorch's is that of a pixel that does not exist."""
     x = randn(1, 1, 1, 4)
     arguments = {"kernel_size": (2, 1), "stride": 1, "padding": (1, 0), "dilation": (2, 1)}
     check(guarded, x, **arguments)
-    y, where = kernels.max_pool2d(guarded(x), **arguments, return_indices=True)
+    y, argmax = kernels.max_pool2d(guarded(x), **arguments, return_indices=True)
     assert y.isneginf().all()
-    assert where.flatten().tolist() == [-1] * 4
+    assert argmax.flatten().tolist() == [-1] * 4
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 2, 2), (2, 3, 2, 7), (2, 3, 3, 4)], ids=str)
 def test_gradient_of_windows_in_the_padding_alone(shape, guarded):
-    """There is none; PyTorch stores it at that pixel that is not there, of which a process that tried many died."""
+    """It has none. PyTorch stores it at the pixel that does not exist; a process that tried many of these crashed."""
     arguments = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3, "ceil_mode": True}
     x = randn(*shape)
     assert_gradients(
@@ -149,26 +154,38 @@ def check_gradient(guarded, x, indices=False, **arguments):
     assert_gradients(ours, lambda x: reference.max_pool2d(x, **arguments), [x], guarded)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("numpy-ints", "stride-none", "stride-empty")])
+@pytest.mark.parametrize(
+    "case",
+    cases(
+        [case for case in CASES if case not in {"numpy-ints", "stride-none", "stride-empty"}],
+        "7-square", "31-not-square", "channels-48", "stride-over-window", "padding", "dilation", "ceil-mode-dilated",
+    ),
+)  # fmt: skip
 def test_gradient(case, guarded):
     x, arguments = tensor(CASES[case], torch.float32)
     check_gradient(guarded, x, **arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
-@pytest.mark.parametrize("case", ["1x1", "7-square", "channels-48", "padding", "stride-over-window", "image-only"])
+@pytest.mark.parametrize(
+    "case", cases(["1x1", "7-square", "channels-48", "padding", "stride-over-window", "image-only"], "channels-48")
+)
 def test_gradient_of_16_bits(case, dtype, guarded):
     x, arguments = tensor(CASES[case], dtype)
     check_gradient(guarded, x, **arguments)
 
 
-@pytest.mark.parametrize("case", ["31-not-square", "padding-uneven", "dilation", "ceil-mode-dilated", "image-only"])
+@pytest.mark.parametrize(
+    "case", cases(["31-not-square", "padding-uneven", "dilation", "ceil-mode-dilated", "image-only"], "dilation")
+)
 def test_gradient_by_the_indices_that_are_returned(case, guarded):
     x, arguments = tensor(CASES[case], torch.float32)
     check_gradient(guarded, x, True, **arguments)
 
 
-@pytest.mark.parametrize("case", ["7-square", "padding", "dilation", "stride-over-window", "ceil-mode"])
+@pytest.mark.parametrize(
+    "case", cases(["7-square", "padding", "dilation", "stride-over-window", "ceil-mode"], "dilation")
+)
 def test_gradient_in_small_tiles(case, guarded, small_tiles):
     x, arguments = tensor(CASES[case], torch.float16)
     check_gradient(guarded, x, **arguments)
@@ -176,7 +193,7 @@ def test_gradient_in_small_tiles(case, guarded, small_tiles):
 
 @pytest.mark.parametrize("kernel, indices", [(1, False), (2, True), (3, False)])
 def test_gradients_of_every_geometry(kernel, indices, guarded):
-    """Of few distinct numbers, so that windows have many equals, and which of them wins shows."""
+    """With few distinct numbers, so that windows have many equals: the result shows which of them is the argmax."""
     for stride, padding, dilation in itertools.product((1, 2, 4), (0, 1), (1, 2)):
         arguments = {"stride": (stride, 3), "padding": (padding, 0), "dilation": (dilation, 1)}
         if padding <= kernel // 2:
@@ -185,15 +202,15 @@ def test_gradients_of_every_geometry(kernel, indices, guarded):
             check_gradient(guarded, x, indices, kernel_size=(kernel, 2), ceil_mode=ceil_mode, **arguments)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@LAYOUT
 def test_gradient_layouts(layout, guarded):
     check_gradient(guarded, LAYOUTS[layout](randn(2, 5, 7, 9)), kernel_size=3, stride=2, padding=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", ["pool1", "pool2", "pool5"])
+@pytest.mark.parametrize("dtype", cases(DTYPES, "float16"))
+@pytest.mark.parametrize("layer", cases(["pool1", "pool2", "pool5"], "pool5"))
 def test_gradient_alexnet(layer, dtype, guarded):
-    """Behind a ReLU, so that half of the numbers are equal."""
+    """After a ReLU, so that half of the numbers are equal."""
     (shape,) = (x.input for x in ALEXNET if x.name == layer)
     x = LAYOUTS["channels_last"](randn(1, *shape, dtype=dtype).relu())
     check_gradient(guarded, x, kernel_size=3, stride=2)
@@ -208,15 +225,15 @@ def test_gradient_of_a_sum_is_expanded(guarded, device):
     assert_close(ours.grad, theirs.grad, bound=0)
 
 
-@pytest.mark.parametrize("kernel_size", [(15, 17), (16, 17)], ids=str)
-def test_gradient_of_windows_that_a_byte_does_or_does_not_count(kernel_size, guarded):
-    """255 taps and a value for none are the most that a byte holds."""
+@pytest.mark.parametrize("kernel_size", cases([(15, 17), (16, 17)], "(16, 17)"))
+def test_gradient_of_windows_whose_argmax_does_or_does_not_fit_in_a_byte(kernel_size, guarded):
+    """A byte holds at most 255 taps and a value for none."""
     x = randn(1, 1, 17, 18)
     x[..., kernel_size[0] - 1, kernel_size[1] - 1] = 9  # the last tap of the first window
     check_gradient(guarded, x, kernel_size=kernel_size, stride=1)
 
 
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@INDICES
 @pytest.mark.parametrize("padding", [0, 1])
 def test_gradient_goes_to_the_first_infinity_and_to_the_last_nan(padding, indices, guarded):
     x = randn(1, 3, 9, 9)
@@ -226,7 +243,7 @@ def test_gradient_goes_to_the_first_infinity_and_to_the_last_nan(padding, indice
     check_gradient(guarded, x, indices, kernel_size=3, stride=2, padding=padding)
 
 
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@INDICES
 def test_no_gradient_comes_from_a_window_in_the_padding_alone(indices, guarded):
     x = guarded(randn(1, 1, 1, 4)).requires_grad_()
     y = kernels.max_pool2d(x, (2, 1), 1, (1, 0), (2, 1), return_indices=indices)
@@ -247,12 +264,12 @@ def test_gradients_of_float16_are_summed_in_float32(guarded, device):
 
 
 def test_indices_are_not_differentiable(guarded):
-    y, where = kernels.max_pool2d(guarded(randn(1, 2, 5, 5)).requires_grad_(), 3, return_indices=True)
-    assert y.requires_grad and not where.requires_grad
+    y, argmax = kernels.max_pool2d(guarded(randn(1, 2, 5, 5)).requires_grad_(), 3, return_indices=True)
+    assert y.requires_grad and not argmax.requires_grad
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["inference", "training"])
-def test_winners_are_noted_only_for_a_gradient(recorded, guarded):
+def test_the_argmax_is_stored_only_for_a_gradient(recorded, guarded):
     x = guarded(randn(2, 3, 7, 7))
     with runtime.record_launches() as launches:
         kernels.max_pool2d(x.requires_grad_(recorded), 3)
@@ -271,7 +288,7 @@ def test_a_second_derivative_is_refused(guarded):
 
 
 def spread(*shape: int) -> torch.Tensor:
-    """Numbers so far apart that a small step changes no maximum."""
+    """Numbers so far apart that a small step changes no argmax."""
     return torch.randperm(torch.Size(shape).numel()).reshape(shape) / 10
 
 
@@ -281,11 +298,11 @@ def test_gradcheck(guarded):
     assert torch.autograd.gradcheck(pool, (x,), eps=1e-2, atol=1e-3)
 
 
-@pytest.mark.unguarded  # a guarded tensor is a view, which is not what its fake counterpart is
-@pytest.mark.parametrize("where", ["tap", "plane"])
-def test_registered_with_its_gradient(where, device):
+@pytest.mark.unguarded  # a guarded tensor is a view, unlike its fake counterpart
+@pytest.mark.parametrize("mode", ["tap", "plane"])
+def test_registered_with_its_gradient(mode, device):
     x = torch.randn(2, 4, 7, 7, device=device, requires_grad=True)
-    arguments = (x, [3, 3], [2, 2], [1, 1], [1, 1], False, where)
+    arguments = (x, [3, 3], [2, 2], [1, 1], [1, 1], False, mode)
     torch.library.opcheck(torch.ops.alexnet.max_pool2d.default, arguments)
 
 
@@ -328,7 +345,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("indices", [False, True], ids=["", "indices"])
+@INDICES
 @pytest.mark.parametrize("arguments, words", REFUSED.values(), ids=REFUSED)
 def test_refused_as_in_pytorch(arguments, words, indices):
     assert_refused(kernels.max_pool2d, F.max_pool2d, {**BASE, **arguments, "return_indices": indices}, words)
