@@ -44,7 +44,7 @@ class Log:
             write_bytes(path, text.getvalue().encode())
             self.file = path.open("a", newline="")
         except OSError as error:
-            raise AlexNetError(f"{error.filename}: cannot be written: {error.strerror}") from error
+            raise AlexNetError(f"{error.filename or path}: cannot be written: {error.strerror}") from error
 
     def add(self, row: Row) -> None:
         """Writes one more step."""

@@ -75,7 +75,7 @@ class TrainStep:
     def __call__(self, number: int, x: torch.Tensor, target: torch.Tensor, factor: float) -> torch.Tensor:
         """Does step ``number`` at ``factor`` times the learning rate.
 
-        ``x`` is (N, 3, 227, 227), ``target`` (N,) int64. Returns (loss, number of right answers), float64, not synced.
+        ``x`` is (N, 3, 227, 227), ``target`` (N,) int64. Returns (loss, number of right answers) in float64.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["base"]
