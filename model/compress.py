@@ -10,8 +10,8 @@ from typing import Any
 
 from kernels.errors import AlexNetError
 from kernels.tools import command
-from kernels.tools.command import Parser, interrupts_exit
-from model.command import choose_device, leave
+from kernels.tools.command import Parser, exit_process, interrupts_exit
+from model.device import choose_device
 from model.train import add_options
 from model.training.config import RETRAINING, TrainingConfig
 
@@ -76,4 +76,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

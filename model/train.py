@@ -11,8 +11,8 @@ from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
 from kernels.tools import command
-from kernels.tools.command import Parser, interrupts_exit
-from model.command import choose_device, leave
+from kernels.tools.command import Parser, exit_process, interrupts_exit
+from model.device import choose_device
 from model.training.config import TrainingConfig
 
 NUMBERS: dict[Any, type] = {int: int, float: float, float | None: float}
@@ -76,4 +76,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -26,11 +26,12 @@ def compute(rank: int, image: str | None) -> int:
 
     import kernels
     from kernels import runtime
-    from model import halves, infer, weights
+    from model import halves, weights
     from model.alexnet import AlexNet
     from model.photos.preprocess import open_image
+    from model.photos.sample import default_photo
 
-    photo = image or infer.default_photo()
+    photo = image or default_photo()
     loaded = weights.load()
     x = loaded.preprocess(open_image(photo))[None]
     device, backend = runtime.default_device(), "gloo"

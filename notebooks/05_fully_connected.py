@@ -27,8 +27,8 @@ from kernels.tools.trace import trace
 from kernels.tools.workloads import WORKLOADS
 from model import weights
 from model.alexnet import AlexNet
-from model.infer import default_photo
 from model.photos.preprocess import open_image
+from model.photos.sample import default_photo
 
 style.use()
 torch.manual_seed(0)

@@ -36,8 +36,8 @@ from kernels.tools.workloads import ALEXNET, WORKLOADS
 from model import weights
 from model.alexnet import AlexNet
 from model.halves import table
-from model.infer import default_photo
 from model.photos.preprocess import open_image
+from model.photos.sample import default_photo
 
 style.use()
 torch.manual_seed(0)

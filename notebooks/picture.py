@@ -19,8 +19,8 @@ from kernels import runtime
 from kernels.tools.workloads import ALEXNET
 from model import weights
 from model.alexnet import AlexNet
-from model.infer import default_photo
 from model.photos.preprocess import open_image
+from model.photos.sample import default_photo
 
 PICTURE = Path(__file__).parent / "images" / "alexnet.png"
 

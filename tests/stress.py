@@ -37,7 +37,7 @@ from PIL import Image
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser
-from model.command import device_name
+from model.device import device_name
 from tests import results
 
 ROOT = Path(__file__).parent.parent
@@ -77,11 +77,6 @@ class Folder(NamedTuple):
     path: Path
     bright: dict[Path, bool]  # the good photos
     bad: list[Path]
-
-    @property
-    def evaluated(self) -> list[Path]:
-        """The good photos in the formats that model.evaluate takes."""
-        return [path for path in self.bright if path.suffix.lower() != ".gif"]
 
 
 def make_folder(path: Path, photos: int) -> Folder:
@@ -356,7 +351,7 @@ def check_prediction(image: Path, label: str, bright: dict[Path, bool]) -> None:
 def infer_table(folder: Folder) -> tuple[str, Outcome]:
     done = Process(*INFER, folder.path).wait()
     check_named(
-        "model.infer", check_count(done.errors, len(folder.bad), len(folder.bad) + len(folder.bright)), folder.bad
+        "alexnet infer", check_count(done.errors, len(folder.bad), len(folder.bad) + len(folder.bright)), folder.bad
     )
     *blocks, summary = done.output.split("\n\n")
     names = [block.splitlines()[0] for block in blocks]
@@ -383,7 +378,7 @@ def infer_vanishing(folder: Folder) -> tuple[str, Outcome]:
             done = process.wait()
     records = check_records(output, left)
     named = check_count(done.errors, len(folder.bad) + 3, len(folder.bad) + len(folder.bright))
-    check_named("model.infer", named, [*folder.bad, *gone])
+    check_named("alexnet infer", named, [*folder.bad, *gone])
     assert sum(line.endswith(": no such file") for line in named) == 3 and done.status == 2, done
     return f"{records:,} records, {len(named):,} named", done
 
@@ -398,7 +393,7 @@ def infer_interrupted(folder: Folder) -> tuple[str, Outcome]:
         output += pipe.read()
         done = process.wait()
     records = check_records(output, folder.bright, some=True)
-    check_named("model.infer", done.errors, folder.bad, some=True)
+    check_named("alexnet infer", done.errors, folder.bad, some=True)
     assert done.status == 130 and records < len(folder.bright), done
     return f"{records:,} whole records", done
 
@@ -411,13 +406,13 @@ def infer_head(folder: Folder) -> tuple[str, Outcome]:
     os.close(writing)
     done = process.wait()
     assert head.stdout == f"{shown(next(iter(folder.bright)))}\n", head.stdout
-    check_named("model.infer", done.errors, folder.bad, some=True)
+    check_named("alexnet infer", done.errors, folder.bad, some=True)
     assert done.status == 141, done
     return "quiet", done
 
 
 def infer_full(folder: Folder) -> tuple[str, Outcome]:
-    return full("model.infer", INFER, folder)
+    return full("alexnet infer", INFER, folder)
 
 
 def infer_unheard(folder: Folder) -> tuple[str, Outcome]:
@@ -430,18 +425,18 @@ def infer_unheard(folder: Folder) -> tuple[str, Outcome]:
 
 def infer_plot(folder: Folder) -> tuple[str, Outcome]:
     photo = next(photo for photo in folder.bright if photo.name.startswith("Latin-1"))
-    return plot("model.infer", ("-m", "model.infer"), photo)
+    return plot("alexnet infer", ("-m", "model.infer"), photo)
 
 
 def evaluate_vanishing(folder: Folder) -> tuple[str, Outcome]:
-    gone = folder.evaluated[-3:]
+    gone = list(folder.bright)[-3:]
     process = Process(*EVALUATE, folder.path, "--json", "--batch", "4")
     process.wait_for_workers()
     with vanished(gone):
         done = process.wait()
     record = json.loads(done.output)
-    check_named("model.evaluate", done.errors, [*folder.bad, *gone])
-    rows = [sum(path.parent.name == name for path in folder.evaluated if path not in gone) for name in CLASSES]
+    check_named("alexnet evaluate", done.errors, [*folder.bad, *gone])
+    rows = [sum(path.parent.name == name for path in folder.bright if path not in gone) for name in CLASSES]
     assert list(map(sum, record["confusion"])) == rows and record["images"] == sum(rows), record
     assert record["skipped"] == len(folder.bad) + 3 and done.status == 2, record
     return f"{record['images']:,} counted, {record['skipped']:,} named", done
@@ -449,11 +444,11 @@ def evaluate_vanishing(folder: Folder) -> tuple[str, Outcome]:
 
 def evaluate_table(folder: Folder) -> tuple[str, Outcome]:
     done = Process(*EVALUATE, folder.path).wait()
-    check_named("model.evaluate", done.errors, folder.bad)
+    check_named("alexnet evaluate", done.errors, folder.bad)
     last = done.output.splitlines()[-1]
-    assert f", {len(folder.evaluated)} images of " in last, last
+    assert f", {len(folder.bright)} images of " in last, last
     assert f", {len(folder.bad)} skipped that cannot be read" in last and done.status == 2, done
-    return f"{len(folder.evaluated):,} counted, {len(folder.bad):,} named", done
+    return f"{len(folder.bright):,} counted, {len(folder.bad):,} named", done
 
 
 def evaluate_interrupted(folder: Folder) -> tuple[str, Outcome]:
@@ -471,17 +466,17 @@ def evaluate_closed(folder: Folder) -> tuple[str, Outcome]:
     process = Process(*EVALUATE, folder.path, stdout=writing)
     os.close(writing)
     done = process.wait()
-    check_named("model.evaluate", done.errors, folder.bad)
+    check_named("alexnet evaluate", done.errors, folder.bad)
     assert done.status == 141, done
     return "quiet", done
 
 
 def evaluate_full(folder: Folder) -> tuple[str, Outcome]:
-    return full("model.evaluate", EVALUATE, folder)
+    return full("alexnet evaluate", EVALUATE, folder)
 
 
 def evaluate_plot(folder: Folder) -> tuple[str, Outcome]:
-    return plot("model.evaluate", (*EVALUATE, "--workers", "0"), folder.path, folder.bad)
+    return plot("alexnet evaluate", (*EVALUATE, "--workers", "0"), folder.path, folder.bad)
 
 
 def full(name: str, arguments: tuple[str, ...], folder: Folder) -> tuple[str, Outcome]:
@@ -504,7 +499,7 @@ def plot(name: str, arguments: tuple[str, ...], target: Path, bad: list[Path] | 
         done = Process(*arguments, target, "--plot", out, file_bytes=10_000).wait()
         assert not os.listdir(folder), "left a file behind"
     *named, last = done.errors
-    assert last.startswith(f"{name}: error: --plot {out}: cannot be written: "), last
+    assert last.startswith(f"{name}: error: {out}: cannot be written: "), last
     check_named(name, named, list(bad))
     assert done.status == 2, done
     return "one line, no file", done

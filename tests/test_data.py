@@ -5,14 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from model.photos import data
-from model.photos.preprocess import FOLDER, Preprocess, open_image
+from model.photos import loading
+from model.photos.augmentation import Crops, colour_statistics, to_input, vary
+from model.photos.folders import find_photos, read_folder
+from model.photos.loading import Order, Photos, loader
+from model.photos.preprocess import FOLDER, Preprocess, central_square, open_image
 from tests.narrow import COLOURS, make_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return data.read_folder(make_folder(tmp_path_factory.mktemp("images") / "all", 4))
+    return read_folder(make_folder(tmp_path_factory.mktemp("images") / "all", 4))
 
 
 def test_folder(folder, tmp_path):
@@ -21,36 +24,53 @@ def test_folder(folder, tmp_path):
     assert folder.images == sorted(folder.images)
     (folder.path / ".hidden").mkdir()  # such as .ipynb_checkpoints
     (folder.path / "red" / "notes.txt").write_text("no image")
-    assert data.read_folder(folder.path) == folder
-    other = data.read_folder(make_folder(tmp_path / "other", 4))
+    assert read_folder(folder.path) == folder
+    other = read_folder(make_folder(tmp_path / "other", 4))
     assert other.digest() == folder.digest()
     (tmp_path / "other/red/3.png").rename(tmp_path / "other/green/4.png")
-    assert data.read_folder(tmp_path / "other").digest() != folder.digest()
+    assert read_folder(tmp_path / "other").digest() != folder.digest()
+
+
+def test_all_commands_see_the_same_photos(tmp_path):
+    """By the endings that Pillow decodes, through links, without what is hidden, and not round in circles."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    names = ("b.gif", "a.JPG", "below/c.avif", ".hidden.png", ".hidden/d.png", "e.txt", "f.wmf", "g", "h.png/i.webp")
+    for name in names:
+        path = tmp_path / "data" / "cat" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (elsewhere / "j.png").touch()
+    (tmp_path / "data/cat/linked").symlink_to(elsewhere)
+    (tmp_path / "data/cat/below/round").symlink_to(tmp_path / "data")
+    expected = [
+        tmp_path / "data/cat" / name for name in ("a.JPG", "b.gif", "below/c.avif", "h.png/i.webp", "linked/j.png")
+    ]
+    assert find_photos([str(tmp_path / "data")]) == (expected, [])
+    assert read_folder(tmp_path / "data").images == [(str(path), 0) for path in expected]
 
 
 def test_order_is_the_same_for_any_ranks_and_start():
     """Every epoch another permutation, cut into batches; ranks share each batch; a later start is the rest."""
-    whole = list(data.Order(10, 4, 7, 0, 6))
+    whole = list(Order(10, 4, 7, 0, 6))
     assert [len(batch) for batch in whole] == [4] * 6
     for epoch in range(3):
         images = [image for batch in whole[2 * epoch : 2 * epoch + 2] for _, image in batch]
         assert len(set(images)) == 8 and set(images) <= set(range(10))
         assert {e for batch in whole[2 * epoch : 2 * epoch + 2] for e, _ in batch} == {epoch}
     assert whole[:2] != whole[2:4]
-    assert list(data.Order(10, 4, 7, 3, 6)) == whole[3:]
-    assert list(data.Order(10, 4, 8, 0, 6)) != whole
-    shares = [list(data.Order(10, 4, 7, 0, 6, rank, 2)) for rank in range(2)]
+    assert list(Order(10, 4, 7, 3, 6)) == whole[3:]
+    assert list(Order(10, 4, 8, 0, 6)) != whole
+    shares = [list(Order(10, 4, 7, 0, 6, rank, 2)) for rank in range(2)]
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
 
 
 @pytest.mark.parametrize("augment", ["paper", "scale"])
 @pytest.mark.parametrize("room", [10**12, 0], ids=["shared memory", "arrays"])
 def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room, augment):
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
-    crops = data.Crops(folder.images, 3, np.eye(3) * 50.0, augment)
-    batches = [
-        list(data.loader(crops, data.Order(12, 5, 3, 0, 4), workers, torch.device("cpu"), 10**6)) for workers in (0, 2)
-    ]
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: type("", (), {"free": room}))
+    crops = Crops(folder.images, 3, np.eye(3) * 50.0, augment)
+    batches = [list(loader(crops, Order(12, 5, 3, 0, 4), workers, torch.device("cpu"), 10**6)) for workers in (0, 2)]
     for alone, shared in zip(*batches, strict=True):
         for a, b in zip(alone[:-1], shared[:-1], strict=True):
             assert isinstance(a, torch.Tensor if room else np.ndarray)
@@ -61,7 +81,7 @@ def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room, augm
 
 def test_crops(folder):
     """A 227 x 227 window of the 256 x 256 square, mirrored or not; another in each epoch."""
-    crops = data.Crops(folder.images, 0, np.zeros((3, 3)))
+    crops = Crops(folder.images, 0, np.zeros((3, 3)))
     square = np.asarray(Image.open(folder.images[5][0]).resize((256, 256), Image.Resampling.BILINEAR, (4, 0, 44, 40)))
     windows = np.lib.stride_tricks.sliding_window_view(square, (227, 227), (0, 1))  # (30, 30, 3, 227, 227)
     places, mirrored = set(), 0
@@ -78,7 +98,7 @@ def test_crops(folder):
 
 
 def varied(photo, draws):
-    return [np.asarray(data.vary(photo, np.random.default_rng(draw))).astype(float) for draw in range(draws)]
+    return [np.asarray(vary(photo, np.random.default_rng(draw))).astype(float) for draw in range(draws)]
 
 
 def test_vary_size():
@@ -111,7 +131,7 @@ def test_vary_detail():
     """A large photo becomes blurred at times, a small one never seen sharp becomes sharper at times."""
     random = np.random.default_rng(0)
     large, small = (Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for side in (500, 32))
-    before = [fine(np.asarray(data.central_square(photo)).astype(float)) for photo in (large, small)]
+    before = [fine(np.asarray(central_square(photo)).astype(float)) for photo in (large, small)]
     less, more = (
         np.array([fine(x) for x in varied(photo, 40)]) / b for photo, b in zip((large, small), before, strict=True)
     )
@@ -130,20 +150,20 @@ def test_vary_any_photo(size):
 
 @pytest.mark.parametrize(("std", "order"), [((1.0, 1.0, 1.0), "BGR"), ((50.0, 60.0, 70.0), "RGB")], ids=str)
 def test_central_crop_is_what_evaluation_sees(folder, std, order):
-    crops = data.Crops(folder.images, 0, np.eye(3) * 50.0, augment="none")
+    crops = Crops(folder.images, 0, np.eye(3) * 50.0, augment="none")
     pixels, shift, _, _ = crops[3, 5]
     preprocess = Preprocess((100.0, 90.0, 80.0), FOLDER, std, order)
-    x = data.to_input(pixels[None], shift[None], preprocess, torch.device("cpu"))
+    x = to_input(pixels[None], shift[None], preprocess, torch.device("cpu"))
     assert x.is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
     assert torch.equal(x[0], preprocess(open_image(folder.images[5][0])))
-    shifted = data.to_input(pixels[None], shift[None] + np.array([[1.0, 2.0, 4.0]]), preprocess, torch.device("cpu"))
+    shifted = to_input(pixels[None], shift[None] + np.array([[1.0, 2.0, 4.0]]), preprocess, torch.device("cpu"))
     by = torch.tensor([1.0, 2.0, 4.0]) if order == "BGR" else torch.tensor([4.0, 2.0, 1.0])
     torch.testing.assert_close((shifted - x)[0, :, 7, 9], by / torch.tensor(std), rtol=0, atol=1e-4)
 
 
 def test_colour_shift(folder):
     """Adds the same to every pixel of a channel, with the covariance that the paper's formula has."""
-    mean, colour = data.statistics(folder)
+    mean, colour = colour_statistics(folder)
     pixels = np.concatenate(
         [
             np.asarray(open_image(path).resize((256, 256), Image.Resampling.BILINEAR, (4, 0, 44, 40))).reshape(-1, 3)
@@ -154,11 +174,11 @@ def test_colour_shift(folder):
     covariance = np.cov((pixels / 255.0).T, bias=True)
     # sum p_i a_i l_i with independent a_i of variance 0.01: 0.01 sum l_i^2 p_i p_i^T, which is 0.01 covariance^2.
     assert np.allclose(colour @ colour.T / 255.0**2, covariance @ covariance)
-    crops = data.Crops(folder.images, 0, colour)
+    crops = Crops(folder.images, 0, colour)
     shifts = np.stack([crops[epoch, 0][1] for epoch in range(400)])
     assert np.abs(shifts.mean(0)).max() < 0.2 * shifts.std(0).max()
     assert np.allclose(np.cov(shifts.T), 0.01 * colour @ colour.T, atol=0.3 * shifts.var(0).max())
-    x = data.to_input(
+    x = to_input(
         np.full((1, 227, 227, 3), 7, np.uint8), shifts[:1], Preprocess(tuple(mean), FOLDER), torch.device("cpu")
     )
     assert torch.allclose(x[0, :, 3, 4], torch.from_numpy(7 + shifts[0] - np.array(mean, "f")), atol=1e-4)
@@ -166,12 +186,12 @@ def test_colour_shift(folder):
 
 def test_unreadable_images_are_replaced_by_the_next(folder, tmp_path):
     images = [*folder.images[:3], (str(tmp_path / "no.png"), 2), (str(tmp_path / "nor.png"), 2)]
-    crops = data.Crops(images, 0, np.zeros((3, 3)), augment="none")
+    crops = Crops(images, 0, np.zeros((3, 3)), augment="none")
     pixels, _, target, errors = crops[0, 3]
     assert np.array_equal(pixels, crops[0, 0][0]) and target == 0
     assert errors == [f"{tmp_path}/no.png: no such file", f"{tmp_path}/nor.png: no such file"]
-    photos = data.Photos(images, Preprocess((0, 0, 0), FOLDER))
-    x, target, errors = next(iter(data.loader(photos, [[2, 3, 4]], 0, torch.device("cpu"), 1)))
+    photos = Photos(images, Preprocess((0, 0, 0), FOLDER))
+    x, target, errors = next(iter(loader(photos, [[2, 3, 4]], 0, torch.device("cpu"), 1)))
     assert len(x) == len(target) == 1 and errors[0] is None and "no.png: no such file" in errors[1]
-    x, target, errors = next(iter(data.loader(photos, [[3]], 0, torch.device("cpu"), 1)))
+    x, target, errors = next(iter(loader(photos, [[3]], 0, torch.device("cpu"), 1)))
     assert len(target) == 0 and len(errors) == 1

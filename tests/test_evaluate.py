@@ -14,7 +14,7 @@ from PIL import Image
 from kernels.tools import torch_ops
 from model import evaluate, weights
 from model.alexnet import AlexNet
-from model.photos.data import Photos
+from model.photos.loading import Photos
 from model.photos.preprocess import open_image
 from model.training import accuracy
 from model.training.distributed import Ranks
@@ -111,7 +111,7 @@ BAD = {
     "all broken": (["broken"], "broken/cat/0.png: not an image"),
     "batch": (["good", "--batch", "0"], "--batch must be at least 1, got 0"),
     "plot": (["good", "--plot", "a.svg"], "--plot must name a .png file, got 'a.svg'"),
-    "plot nowhere": (["good", "--plot", "no/a.png"], "--plot no/a.png: cannot be written: No such file"),
+    "plot nowhere": (["good", "--plot", "no/a.png"], "no/a.png: cannot be written: No such file"),
 }
 
 
@@ -145,7 +145,7 @@ def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "load", lambda _: replace(loaded, layers=huge))
     status, out, err = here(folder, "--json", "--workers", 0, "--plot", tmp_path / "a.png")
     assert (status, out) == (2, "")
-    assert err == f"alexnet evaluate: error: {folder}: cifar10 overflows in fp32; its probabilities are no numbers\n"
+    assert err == f"alexnet evaluate: error: {folder}: cifar10 overflows in fp32: its probabilities are not numbers\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -24,8 +24,9 @@ from kernels.tools.measurements import roofs_for
 from model import weights
 from model.alexnet import AlexNet
 from model.checkout import MEASUREMENTS
-from model.infer import draw, find_photos, imagenet_hint, main, photo_table
-from model.photos.data import read_folder
+from model.classify import Prediction
+from model.infer import draw, imagenet_hint, main, photo_table
+from model.photos.folders import find_photos, read_folder
 from model.photos.preprocess import open_image
 from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
@@ -141,8 +142,8 @@ BAD = {
     "dtype": (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
     "plot of two": (["a.png", "a.png", "--plot", "out.png"], "--plot takes one photo, got 2"),
     "plot not png": (["a.png", "--plot", "out.svg"], "--plot must name a .png file, got 'out.svg'"),
-    "plot nowhere": (["a.png", "--plot", "no/out.png"], "--plot no/out.png: cannot be written: No such file"),
-    "plot a folder": (["a.png", "--plot", "folder.png"], "--plot folder.png: cannot be written: is a folder"),
+    "plot nowhere": (["a.png", "--plot", "no/out.png"], "no/out.png: cannot be written: No such file"),
+    "plot a folder": (["a.png", "--plot", "folder.png"], "folder.png: cannot be written: is a folder"),
     # These need PyTorch, and seconds:
     "truncated photo": (["cut.png", "--plot", "out.png"], "cut.png: cannot be read as an image: "),
     "weights": (["a.png", "--weights", "other"], "other: no such file, and no weights of that name (cifar10, "),
@@ -186,7 +187,7 @@ def test_weights_that_overflow(monkeypatch, capsys):
         status = main([cat, *options])
         out, err = capsys.readouterr()
         assert (status, out) == (2, "")
-        assert err == f"alexnet infer: error: {cat}: cifar10 overflows in fp32; its probabilities are no numbers\n"
+        assert err == f"alexnet infer: error: {cat}: cifar10 overflows in float32: its probabilities are not numbers\n"
 
 
 def test_no_memory_for_a_graph(monkeypatch, capsys):
@@ -203,7 +204,7 @@ def test_no_memory_for_a_graph(monkeypatch, capsys):
 
 def test_labels_do_not_command_the_terminal():
     """They come from whoever wrote the file of weights."""
-    predictions = [{"label": "a\x1b[2J\ncat", "probability": 0.5}, {"label": "dog", "probability": 0.25}]
+    predictions = [Prediction(0, "a\x1b[2J\ncat", 0.5), Prediction(1, "dog", 0.25)]
     lines = photo_table(Path("a.png"), predictions).splitlines()
     assert lines[1].split()[:3] == ["1", r"a\x1b[2J\ncat", "50.0%"]
     assert lines[2].index("25.0%") == lines[1].index("50.0%")
@@ -211,22 +212,26 @@ def test_labels_do_not_command_the_terminal():
 
 def test_labels_are_no_formulas(tmp_path):
     """Matplotlib takes what stands between two $ for TeX."""
-    predictions = [{"label": "$x_{$", "probability": 0.5}]
-    draw(tmp_path / "a.png", DATA / "chelsea.png", predictions, np.ones((96, 55, 55)), "of $x_{$")
+    predictions = [Prediction(0, "$x_{$", 0.5)]
+    draw(tmp_path / "a.png", DATA / "chelsea.png", predictions, torch.ones(96, 55, 55), "of $x_{$")
     assert (tmp_path / "a.png").stat().st_size
 
 
 def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
     """What is in the cache is named; what is not is offered; neither is downloaded."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    offer = "10 classes only; for ImageNet's 1000: --weights bvlc, which downloads 244 MB"
-    assert imagenet_hint(10) == offer
+    loaded = weights.load()
+    offer = "\n10 classes only; for ImageNet's 1000: --weights bvlc, which downloads 244 MB"
+    assert imagenet_hint(loaded) == offer
+    assert imagenet_hint(replace(loaded, name="other")) == ""
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     (cache / "bvlc_alexnet.caffemodel").write_bytes(b"half of it")
-    assert imagenet_hint(10) == offer
+    assert imagenet_hint(loaded) == offer
     (cache / "alexnet-owt-7be5be79.pth").touch()
-    assert imagenet_hint(10) == "10 classes only; for ImageNet's 1000: --weights torchvision, which is in the cache"
+    assert (
+        imagenet_hint(loaded) == "\n10 classes only; for ImageNet's 1000: --weights torchvision, which is in the cache"
+    )
 
 
 def test_stdout_may_be_no_file():
@@ -249,7 +254,9 @@ def test_folder_that_cannot_be_read(tmp_path, monkeypatch, capsys):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert find_photos([str(tmp_path)]) == ([tmp_path / "b/0.png"], False)
-    assert capsys.readouterr().err == f"alexnet infer: error: {tmp_path}/a: cannot be read: Permission denied\n"
+    message = f"{tmp_path}/a: cannot be read: Permission denied"
+    assert find_photos([str(tmp_path)]) == ([tmp_path / "b/0.png"], [message])
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"alexnet infer: error: {message}"
     with pytest.raises(AlexNetError, match="a: cannot be read: Permission denied"):
         read_folder(tmp_path)

@@ -87,7 +87,7 @@ import socket
 import sys
 from multiprocessing.resource_sharer import DupFd
 
-from model.command import start_worker
+from model.photos.loading import start_worker
 
 if "worker" in sys.argv:
     start_worker(0)

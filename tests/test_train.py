@@ -376,7 +376,7 @@ BAD = {
     "none readable": (["broken"], "broken: none of the 5 images tried can be read; broken/a/0.png: not an image"),
     "a file": (["a.txt"], "a.txt: not a folder"),
     "no classes": (["none"], "none: must hold a sub-folder of images for each class"),
-    "empty class": (["empty"], "empty: no images of the class 'b' (accepted: .jpg, "),
+    "empty class": (["empty"], "empty: no images of the class 'b' (names must end as in .jpg"),
     "other classes in val": (["other"], "other: train and val must have the same classes; only one of them has 'c'"),
     "batch": (["good", "--batch", "16"], "batch 16 is more than the 15 images of good/train"),
     "batch 0": (["good", "--batch", "0"], "batch must be at least 1, got 0"),

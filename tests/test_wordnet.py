@@ -6,8 +6,8 @@ import types
 import pytest
 
 from kernels.errors import AlexNetError
-from model.evaluate import match
 from model.photos import wordnet
+from model.photos.wordnet import match
 
 IDS = [f"n{number:08}" for number in range(1_440_764, 1_440_764 + 7_000, 7)]
 CLASSES = tuple(f"class {index}" for index in range(1000))

@@ -98,6 +98,15 @@ def output() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def exit_process(status: int) -> None:
+    """Ends the process. One of torchrun's many ends at once, since PyTorch may wait for ranks that have ended."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 @contextlib.contextmanager
 def interrupts_exit() -> Iterator[None]:
     """Inside, Ctrl-C ends the process at once. For imports: if one is interrupted, PyTorch's C++ aborts noisily."""

@@ -1,10 +1,15 @@
 """Files that are replaced as a whole, or not at all."""
 
 import contextlib
+import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kernels.errors import AlexNetError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def _partial(path: Path) -> Path:
@@ -47,3 +52,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)  # if it was not renamed
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Draws a figure in memory, then writes it as a PNG like :func:`write_bytes`."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    write_bytes(path, png.getvalue())

@@ -7,7 +7,7 @@ from types import ModuleType
 import torch
 from tqdm import tqdm
 
-from model.photos.data import Photos, loader
+from model.photos.loading import Photos, load
 from model.training.distributed import Ranks
 
 
@@ -60,13 +60,11 @@ def measure_accuracy(
         operators: the module whose softmax to use.
         show: whether to draw a progress bar on stderr.
     """
-    mine = range(ranks.rank, len(photos), ranks.size)
-    batches = [mine[start : start + batch] for start in range(0, len(mine), batch)]
     confusion = torch.zeros(classes * classes, dtype=torch.int64)
     sums, errors = torch.zeros(2, dtype=torch.float64), []  # sums of -log p, and of hits among the first five
     with torch.inference_mode():
-        loaded = loader(photos, batches, min(workers, len(batches)), device, batch * photos.bytes)
-        for x, target, problems in tqdm(loaded, unit="batch", leave=False, disable=None if show else True):
+        batches = load(photos, batch, workers, device, ranks.rank, ranks.size)
+        for x, target, problems in tqdm(batches, unit="batch", leave=False, disable=None if show else True):
             errors += [problem for problem in problems if problem is not None]
             if not len(target):
                 continue

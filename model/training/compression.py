@@ -22,8 +22,9 @@ import torch
 from kernels.errors import AlexNetError
 from kernels.tools.files import check_writable, write_bytes
 from model import alexnet, weights
-from model.command import choose_device
-from model.photos import data
+from model.device import choose_device
+from model.photos.folders import Folder, read_splits
+from model.photos.loading import Photos
 from model.training.accuracy import measure_accuracy
 from model.training.config import TrainingConfig
 from model.training.distributed import Ranks
@@ -187,9 +188,9 @@ def _check(loaded: Weights, out: Path, density: Mapping[str, float]) -> None:
             raise AlexNetError(f"{loaded.name}: must have {layer} with a weight of {shape}")
 
 
-def _validation(loaded: Weights, training: TrainingConfig) -> data.Folder | None:
+def _validation(loaded: Weights, training: TrainingConfig) -> Folder | None:
     """The images to validate with, if there are any; both folders must have the weights' classes."""
-    images, validation = data.read(Path(training.data))
+    images, validation = read_splits(Path(training.data))
     if images.classes != loaded.classes:
         odd = sorted(set(images.classes) ^ set(loaded.classes))
         what = f"only one of them has {odd[0]!r}" if odd else "theirs are not in the order of their names"
@@ -197,12 +198,12 @@ def _validation(loaded: Weights, training: TrainingConfig) -> data.Folder | None
     return validation
 
 
-def _accuracy(loaded: Weights, validation: data.Folder, training: TrainingConfig) -> str:
+def _accuracy(loaded: Weights, validation: Folder, training: TrainingConfig) -> str:
     """Accuracy and loss on the validation images, as the end of a line."""
     device, operators = choose_device(training.device), OPERATORS[training.operators]
     counts = measure_accuracy(
         alexnet.AlexNet.from_weights(loaded).use(operators).to(device),
-        data.Photos(validation.images, loaded.preprocess),
+        Photos(validation.images, loaded.preprocess),
         len(loaded.classes),
         batch=training.batch,
         workers=training.workers,

@@ -12,7 +12,8 @@ from kernels.errors import AlexNetError
 from kernels.tools import torch_ops
 from model import weights
 from model.alexnet import LRN, AlexNet
-from model.photos import data
+from model.photos.augmentation import colour_statistics
+from model.photos.folders import Folder, read_splits
 from model.photos.preprocess import FOLDER, SIZE, Preprocess
 from model.training import checkpoint
 from model.training.config import TrainingConfig
@@ -29,7 +30,7 @@ class Position:
 
     config: dict[str, Any]  # TrainingConfig.fixed()
     images: str  # Folder.digest()
-    colour: list[list[float]]  # (3, 3), from data.statistics
+    colour: list[list[float]]  # (3, 3), from colour_statistics
     step: int = 0  # how many are done
     best: float = -1.0  # validation accuracy; -1 before the first validation, since even 0 is then the best
     scaler: dict[str, Any] | None = None  # GradScaler.state_dict()
@@ -38,8 +39,8 @@ class Position:
 class Start(NamedTuple):
     """What a run goes on with."""
 
-    photos: data.Folder
-    validation: data.Folder | None
+    photos: Folder
+    validation: Folder | None
     net: AlexNet
     preprocess: Preprocess
     position: Position
@@ -56,7 +57,7 @@ def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = N
         for name in names:
             if name not in LAYERS:
                 raise AlexNetError(f"{option} must name layers among {', '.join(LAYERS)}, got {name!r}")
-    photos, validation = data.read(Path(config.data))
+    photos, validation = read_splits(Path(config.data))
     if config.batch % ranks.size:
         raise AlexNetError(f"batch {config.batch} does not divide evenly among {ranks.size} processes")
     if config.batch > len(photos.images):
@@ -78,13 +79,13 @@ def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = N
 Found: TypeAlias = tuple[AlexNet, Preprocess, Position, dict[str, torch.Tensor]]
 
 
-def _begin(config: TrainingConfig, photos: data.Folder, initial: Weights | None) -> Found:
+def _begin(config: TrainingConfig, photos: Folder, initial: Weights | None) -> Found:
     """A new run, from weights or from random numbers."""
     if initial is None and config.weights is not None:
         initial = weights.load(config.weights)
     if initial is not None and initial.lrn not in LRN:
         raise AlexNetError(f"{initial.name}: weights of another network, whose lrn is not among {', '.join(LRN)}")
-    mean, colour = data.statistics(photos)
+    mean, colour = colour_statistics(photos)
     torch.manual_seed(config.seed)
     net = _network(config, photos, initial.lrn if initial else config.init)
     net.initialise(config.init)
@@ -96,7 +97,7 @@ def _begin(config: TrainingConfig, photos: data.Folder, initial: Weights | None)
     return net, preprocess, Position(config.fixed(), photos.digest(), colour.tolist()), {}
 
 
-def _resume(config: TrainingConfig, photos: data.Folder, last: Path) -> Found:
+def _resume(config: TrainingConfig, photos: Folder, last: Path) -> Found:
     """The run of the checkpoint ``last``."""
     tensors, meta = checkpoint.read(last)
     saved, fixed = meta["training"], config.fixed()
@@ -118,5 +119,5 @@ def _resume(config: TrainingConfig, photos: data.Folder, last: Path) -> Found:
     return net, preprocess, position, optimizer
 
 
-def _network(config: TrainingConfig, photos: data.Folder, lrn: str | None) -> AlexNet:
+def _network(config: TrainingConfig, photos: Folder, lrn: str | None) -> AlexNet:
     return AlexNet(len(photos.classes), config.keep_prob, lrn).use(OPERATORS[config.operators])

@@ -13,8 +13,9 @@ import torch
 
 from kernels.errors import AlexNetError
 from kernels.tools.workloads import torch_dtype
-from model.command import batch_fits, choose_device, device_name
-from model.photos import data
+from model.device import batch_fits, choose_device, device_name
+from model.photos.augmentation import Crops, to_input
+from model.photos.loading import Order, Photos, loader
 from model.photos.preprocess import SIZE
 from model.training import checkpoint
 from model.training.accuracy import measure_accuracy
@@ -118,10 +119,10 @@ class Trainer:
     def batches(self) -> Iterable[list]:
         """This rank's share of every batch from the next step to the last."""
         config, images, ranks, first = self.config, self.photos.images, self.ranks, self.position.step
-        crops = data.Crops(images, config.seed, np.array(self.position.colour), config.augment)
-        order = data.Order(len(images), config.batch, config.seed, first, self.steps, ranks.rank, ranks.size)
+        crops = Crops(images, config.seed, np.array(self.position.colour), config.augment)
+        order = Order(len(images), config.batch, config.seed, first, self.steps, ranks.rank, ranks.size)
         size = config.batch // ranks.size * SIZE * SIZE * 3
-        return data.loader(crops, order, config.workers, self.device, size)
+        return loader(crops, order, config.workers, self.device, size)
 
     def inputs(self, batch: list) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch as (x, target) on the device."""
@@ -130,7 +131,7 @@ class Trainer:
         if len(target) < self.config.batch // self.ranks.size:  # no image is left, as if a network disk is gone
             raise AlexNetError(self.ranks.name(found[-1]))
         self.progress.skip(found)
-        x = data.to_input(pixels, shifts, self.preprocess, self.device)
+        x = to_input(pixels, shifts, self.preprocess, self.device)
         return x, torch.as_tensor(target).to(self.device, non_blocking=True)
 
     def finished(self, keep: int) -> list[Row]:
@@ -168,7 +169,7 @@ class Trainer:
         self.net.eval()
         counts = measure_accuracy(
             self.predict,
-            data.Photos(self.validation.images, self.preprocess),
+            Photos(self.validation.images, self.preprocess),
             len(self.validation.classes),
             batch=max(self.config.batch // self.ranks.size, 1),
             workers=self.config.workers,

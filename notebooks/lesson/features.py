@@ -7,8 +7,8 @@ import torch
 
 from kernels import runtime
 from model import weights
-from model.infer import default_photo
 from model.photos.preprocess import open_image
+from model.photos.sample import default_photo
 
 
 class Conv1(NamedTuple):

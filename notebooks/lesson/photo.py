@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from kernels import runtime
-from model.infer import default_photo
 from model.photos.preprocess import central_square, open_image
+from model.photos.sample import default_photo
 
 
 @functools.cache

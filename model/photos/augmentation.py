@@ -1,117 +1,23 @@
-"""A folder of images, a sub-folder per class, as batches for training and for evaluation.
+"""Augmentation: random crops, mirror images and colours of training photos.
 
-Training follows the paper: the shorter side to 256, the central 256 x 256, a random 227 x 227 of it, mirrored half of
-the time, and a shift of its colours along their principal components (section 4.1). Where photos to come may show
-their objects larger, smaller, blurred or sharper than those to train with, :func:`vary` makes the 256 x 256.
+Training follows the paper: the shorter side becomes 256, and of the central 256 x 256 a random 227 x 227 is cut, half
+of the time mirrored, its colours shifted along their principal components (section 4.1). :func:`vary` is for photos
+that will show their objects larger, smaller, blurred or sharper than the training photos do.
 
-Crops travel from the processes that decode to the one that trains as bytes; they become numbers there, on its device.
+Crops travel as bytes from the processes that decode to the process that trains, which makes numbers of them.
 """
 
-import functools
-import hashlib
-import itertools
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torch.utils.data import Dataset
 
 from kernels.errors import AlexNetError
-from model.command import start_worker
+from model.photos.folders import Folder
 from model.photos.preprocess import LARGE, SIZE, ImageError, Preprocess, central_square, open_image
 from model.randomness import generator
-
-AUGMENTATIONS = ("paper", "scale", "none")
-"""What is done to a photo before the network sees it: the paper's, the paper's after :func:`vary`, or nothing."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """Images by class, as torchvision's ImageFolder finds them: in the order of their names."""
-
-    path: Path
-    classes: tuple[str, ...]
-    images: list[tuple[str, int]]  # path, and index into classes
-
-    def digest(self) -> str:
-        """Changes when an image is added, removed, renamed, or moved to another class."""
-        names = (f"{Path(path).relative_to(self.path)}\n" for path, _ in self.images)
-        return hashlib.sha256("".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def read_folder(path: Path) -> Folder:
-    """Finds the images.
-
-    Raises:
-        AlexNetError: no such folder, one that cannot be read, no sub-folders, or one without images.
-    """
-    try:
-        if not path.is_dir():
-            raise AlexNetError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
-        classes = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        if not classes:
-            raise AlexNetError(f"{path}: must hold a sub-folder of images for each class, and holds no folder")
-        for _ in os.walk(path, onerror=_refuse, followlinks=True):
-            pass  # make_dataset would pass over folders that cannot be read
-        places = {name: index for index, name in enumerate(classes)}
-        images = make_dataset(path, places, IMG_EXTENSIONS, allow_empty=True)
-    except OSError as error:
-        raise AlexNetError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    empty = sorted(set(classes) - {classes[index] for _, index in images})
-    if empty:
-        shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
-        kinds = ", ".join(IMG_EXTENSIONS)
-        raise AlexNetError(f"{path}: no images of the class{'es' * (len(empty) > 1)} {shown} (accepted: {kinds})")
-    return Folder(path, tuple(classes), images)
-
-
-def _refuse(error: OSError) -> None:
-    raise error
-
-
-def read(path: Path) -> tuple[Folder, Folder | None]:
-    """The training images, and those to validate with: ``path/train`` and ``path/val``, or ``path`` and none."""
-    if not os.path.isdir(path / "train"):
-        return read_folder(path), None
-    training = read_folder(path / "train")
-    if not os.path.isdir(path / "val"):
-        return training, None
-    validation = read_folder(path / "val")
-    if validation.classes != training.classes:
-        odd = sorted(set(validation.classes) ^ set(training.classes))
-        raise AlexNetError(f"{path}: train and val must have the same classes; only one of them has {odd[0]!r}")
-    return training, validation
-
-
-class Order:
-    """A batch sampler: this rank's share of every global batch, from step ``first`` to step ``last``.
-
-    An epoch is a permutation of the images, cut into batches; what is left over, less than a batch, is dropped, other
-    images every time. Ranks take consecutive shares, so that a global batch is the same however many they are.
-    Yields lists of (epoch, image), which is all that an image's augmentation depends on.
-    """
-
-    def __init__(self, images: int, batch: int, seed: int, first: int, last: int, rank: int = 0, ranks: int = 1):
-        self.images, self.batch, self.seed, self.first, self.last = images, batch, seed, first, last
-        self.share, self.start = batch // ranks, batch // ranks * rank
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, ordered = np.arange(0), -1  # of no epoch yet
-        for step in range(self.first, self.last):
-            epoch, place = divmod(step, self.images // self.batch)
-            if epoch != ordered:
-                order, ordered = generator("order", self.seed, epoch).permutation(self.images), epoch
-            start = place * self.batch + self.start
-            yield [(epoch, int(image)) for image in order[start : start + self.share]]
 
 
 class Crops(Dataset):
@@ -122,7 +28,7 @@ class Crops(Dataset):
     Args:
         images: a folder's.
         seed: of the run.
-        colour: (3, 3), from :func:`statistics`.
+        colour: (3, 3), from :func:`colour_statistics`.
         augment: one of :data:`AUGMENTATIONS`; none is the central crop, as it is.
     """
 
@@ -202,52 +108,6 @@ def _noise(side: int, random: np.random.Generator) -> np.ndarray:
     return np.asarray(drawn.resize((LARGE, LARGE), Image.Resampling.BICUBIC))
 
 
-class Photos(Dataset):
-    """Images to evaluate: index -> what ``transform`` makes of the photo, class, None; or None, class, the error.
-
-    ``transform`` gives float32 of one input (3, 227, 227), or of so many crops.
-    """
-
-    def __init__(self, images: Sequence[tuple[str, int]], transform, crops: int = 1):
-        self.images, self.transform = images, transform
-        self.bytes = crops * 3 * SIZE * SIZE * 4  # of one photo's input
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray | None, int, str | None]:
-        path, target = self.images[index]
-        try:
-            return self.transform(open_image(path)).numpy(), target, None
-        except ImageError as error:
-            return None, target, str(error)
-
-
-def _collate(arrays: bool, samples: list[tuple]) -> list:
-    """Columns of a batch; samples without an image contribute only their error, to the last, which stays a tuple."""
-    *columns, errors = zip(*samples, strict=True)
-    whole = [image is not None for image in columns[0]]
-    stacked = [np.array(list(itertools.compress(column, whole))) for column in columns]
-    return [*(stacked if arrays else map(torch.from_numpy, stacked)), errors]
-
-
-def loader(dataset: Dataset, batches, workers: int, device: torch.device, bytes_a_batch: int) -> DataLoader:
-    """Batches, decoded by ``workers`` other processes.
-
-    ``bytes_a_batch`` tells whether those on their way fit in /dev/shm, of which containers have little; where they
-    do not, they are sent as arrays, which is slower.
-    """
-    room = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=functools.partial(_collate, room < 2 * (2 * workers + 1) * bytes_a_batch),
-        worker_init_fn=start_worker,
-        pin_memory=device.type == "cuda",
-    )
-
-
 def to_input(
     pixels: torch.Tensor | np.ndarray,  # (N, 227, 227, 3), RGB bytes
     shifts: torch.Tensor | np.ndarray,  # (N, 3), blue first
@@ -265,7 +125,7 @@ def to_input(
     return x.float().add_(offset.to(device, non_blocking=True)).div_(std.to(device, non_blocking=True))
 
 
-def statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, float], np.ndarray]:
+def colour_statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, float], np.ndarray]:
     """Mean colour, and the directions in which colours vary, of up to ``most`` images chosen once and for all.
 
     Returns:
