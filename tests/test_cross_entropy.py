@@ -94,7 +94,7 @@ def test_probabilities(shape, options, weighted, guarded):
 
 @pytest.mark.parametrize("options", cases(OPTIONS, "mean", "ignore-none"))
 def test_small_tiles(options, guarded, small_tiles):
-    """Several blocks of rows and of classes, and more rows than the sum takes at once."""
+    """Several blocks of rows and of classes, and more rows than one step of the sum has."""
     x, target, weight = tensors((37, 50), weighted=True)
     exact = lambda x: F.cross_entropy(x.double(), target, weight.double(), **options)
     assert_close(run(x, target, weight, options, guarded), exact(x), torch.float32)
@@ -134,7 +134,7 @@ def test_nan_and_infinity_as_in_pytorch(value, smoothing, guarded):
     x, target, _ = tensors((6, 5))
     x[1, 2], x[3, 0], target[3] = value, value, 0
     options = {"reduction": "none", "label_smoothing": smoothing, "ignore_index": 4}
-    x[4, 1], target[4] = value, 4  # ignored, whatever it holds
+    x[4, 1], target[4] = value, 4  # ignored, also if it holds NaN or inf
     actual = run(x, target, None, options, guarded)
     assert_close(actual, F.cross_entropy(x.double(), target, **options), torch.float32)
 
@@ -164,7 +164,7 @@ def test_autocast_computes_in_float32(device):
 
 
 def test_gradcheck(device):
-    """In float32: finite differences of 1e-2 are right to about 1e-4 here, and rounding adds as much."""
+    """In float32: steps of 1e-2 cause errors of about 1e-4, and rounding causes as much again."""
     target = torch.tensor([0, 4, 1], device=device)
     x = torch.randn(3, 5, device=device, requires_grad=True)
     function = lambda x: kernels.cross_entropy(x, target, label_smoothing=0.1)

@@ -31,7 +31,7 @@ def philox(counter: np.ndarray, seed: int) -> np.ndarray:
 
 
 def uniform(elements: int, seed: int) -> torch.Tensor:
-    """In [0, 1): a signed word, complemented where negative, times almost 2^-31."""
+    """In [0, 1): a signed word, complemented if negative, times almost 2^-31."""
     word = philox(np.arange(elements), seed).view(np.int32)
     return torch.from_numpy(np.where(word < 0, ~word, word).astype(np.float32) * np.float32(4.6566127342e-10))
 
@@ -96,7 +96,7 @@ def test_tile_does_not_change_the_mask(block, guarded, monkeypatch):
 
 @pytest.mark.parametrize("start", [1, 16, 100])
 def test_mask_depends_on_the_position_in_the_input_alone(start, guarded):
-    """A view's mask is that of a tensor of its own, wherever its memory begins."""
+    """A view has the same mask as a copy of it, wherever its memory begins."""
     x = torch.ones(200)
     y = kernels.dropout(guarded(x)[start:], 0.5, seed=9)
     assert torch.equal(y, kernels.dropout(guarded(x[start:].clone()), 0.5, seed=9))
@@ -114,7 +114,7 @@ def test_seeds_differ(guarded):
     assert len(masks) == len(SEEDS)
 
 
-def test_seed_is_drawn_on_the_cpu_whatever_the_default_device(guarded):
+def test_seed_is_drawn_on_the_cpu_for_every_default_device(guarded):
     x = guarded(torch.ones(1000))
     torch.manual_seed(1)
     y = kernels.dropout(x)

@@ -342,7 +342,7 @@ def test_other_dtypes_are_refused(dtype):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 9])
 def test_plain_pytorch_on_a_cpu(size):
-    """For training without a GPU, a convolution makes the sums. It equals PyTorch's; also under autocast."""
+    """torch_ops' own form, which is faster without a GPU, equals PyTorch's; also under autocast."""
     x = torch.randn(2, 7, 6, 5, dtype=torch.float64, requires_grad=True)
     results = [
         torch_ops.lrn_max_pool2d(x, size, *STRONG, 3, 2),

@@ -124,7 +124,7 @@ def test_nan_wins_and_infinity_spreads(dtype, indices, guarded):
 
 
 def test_window_in_the_padding_alone(guarded):
-    """Possible with dilation. Its index is -1; PyTorch's is that of a pixel that does not exist."""
+    """Such windows exist with dilation. Their index is -1; PyTorch's is that of a pixel that does not exist."""
     x = randn(1, 1, 1, 4)
     arguments = {"kernel_size": (2, 1), "stride": 1, "padding": (1, 0), "dilation": (2, 1)}
     check(guarded, x, **arguments)
@@ -135,7 +135,7 @@ def test_window_in_the_padding_alone(guarded):
 
 @pytest.mark.parametrize("shape", [(1, 3, 2, 2), (2, 3, 2, 7), (2, 3, 3, 4)], ids=str)
 def test_gradient_of_windows_in_the_padding_alone(shape, guarded):
-    """It has none. PyTorch stores it at the pixel that does not exist; a process that tried many of these crashed."""
+    """They have none. PyTorch stores one at the pixel that does not exist; a process with many of them crashed."""
     arguments = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3, "ceil_mode": True}
     x = randn(*shape)
     assert_gradients(

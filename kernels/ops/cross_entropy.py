@@ -176,16 +176,12 @@ tiles.register("cross_entropy_gradient", ROWS_OF_CLASSES)
 
 
 def launch_cross_entropy(
-    input: torch.Tensor,  # [M, C]
-    target: torch.Tensor,  # [M] or [M, C]
-    weight: torch.Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns (loss, log-sum-exp, divisor).
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None,
+    ignore_index: int, reduction: str, label_smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """For [M, C] logits; returns (loss, log_sum_exp, divisor).
 
-    [] or without a reduction [M]; each row's two parts, [2, M]; [] or without a reduction empty.
+    These are [], [2, M] and []; without a reduction [M], [2, M] and empty.
     """
     loss, log_sum_exp, divisor = _output(input, target, weight, ignore_index, reduction, label_smoothing)
     M, C = input.shape
@@ -215,17 +211,11 @@ def launch_cross_entropy(
 
 
 def launch_cross_entropy_gradient(
-    grad: torch.Tensor,  # [], or [M] without a reduction
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    log_sum_exp: torch.Tensor,
-    divisor: torch.Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> torch.Tensor:
-    dx = torch.empty_like(input, memory_format=torch.contiguous_format)
+    grad: torch.Tensor, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None,
+    log_sum_exp: torch.Tensor, divisor: torch.Tensor,
+    ignore_index: int, reduction: str, label_smoothing: float,
+) -> torch.Tensor:  # fmt: skip
+    dx = _gradient_output(grad, input)
     M, C = input.shape
     if M == 0:
         return dx
@@ -320,7 +310,7 @@ def cross_entropy(
             Probabilities get no gradient.
         weight: (C,), one per class, in ``input``'s dtype. It gets no gradient.
         size_average, reduce: PyTorch's arguments from before ``reduction``; only None is accepted.
-        ignore_index: a class that counts neither in the loss nor in the mean's divisor. No probabilities are ignored.
+        ignore_index: a class that counts neither in the loss nor in the mean's divisor; negative with probabilities.
         reduction: ``"mean"`` over the weights of the targets, ``"sum"`` or ``"none"``.
         label_smoothing: from 0 to 1: how much of each target is spread over all classes.
 
@@ -332,8 +322,8 @@ def cross_entropy(
         TypeError: an argument has the wrong type.
         IndexError: a class is not in 0 ... C - 1, if the kernels are interpreted. A GPU does not wait to find out:
             there the loss and its gradient are NaN.
-        ArgumentError: whatever else ``torch.nn.functional.cross_entropy`` refuses; also other dtypes, and
-            probabilities and weights that require a gradient.
+        ArgumentError: anything else that ``torch.nn.functional.cross_entropy`` refuses, other dtypes, and probabilities
+            and weights that require a gradient.
 
     Example:
         Four classes with equal logits: log 4.

@@ -25,9 +25,9 @@ from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number, pair
 from kernels.ops import local_response_norm, max_pool2d
 from kernels.ops.cost import Cost, Shape
-from kernels.ops.geometry import output_size, window_constants
+from kernels.ops.geometry import window_constants
 from kernels.ops.local_response_norm import divisor, formula, lanes, load_lanes, normalise, normalise_gradient, rows
-from kernels.ops.max_pool2d import argmax_dtype, argmax_of_two, gather, maximum
+from kernels.ops.max_pool2d import argmax_of_two, gather, maximum
 from kernels.tiles.choices import Choices, Config, Problem, vectors, warp_size
 from kernels.tiles.families import VECTORISED
 
@@ -226,15 +226,10 @@ tiles.register(
 
 
 def launch_lrn_max_pool2d(
-    input: torch.Tensor,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    save_argmax: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    input: torch.Tensor, size: int, alpha: float, beta: float, k: float,
+    kernel_size: Sequence[int], stride: Sequence[int], save_argmax: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Returns (output, argmax)."""
     output, argmax = _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax)
     if output.numel() == 0:
         return output, argmax
@@ -253,16 +248,9 @@ def launch_lrn_max_pool2d(
 
 
 def launch_lrn_max_pool2d_gradient(
-    gradient: torch.Tensor,
-    input: torch.Tensor,
-    argmax: torch.Tensor,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-) -> torch.Tensor:
+    gradient: torch.Tensor, input: torch.Tensor, argmax: torch.Tensor, size: int, alpha: float, beta: float, k: float,
+    kernel_size: Sequence[int], stride: Sequence[int],
+) -> torch.Tensor:  # fmt: skip
     dx = _gradient_output(gradient, input)
     if dx.numel() == 0:
         return dx
@@ -284,12 +272,8 @@ def launch_lrn_max_pool2d_gradient(
 
 
 def _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax):
-    N, C, H, W = input.shape
-    P = output_size(H, kernel_size[0], stride[0])
-    Q = output_size(W, kernel_size[1], stride[1])
-    like = {"device": input.device, "memory_format": torch.channels_last}
-    output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
-    return output, torch.empty((N, C, P, Q) if save_argmax else (0, 0, 0, 0), dtype=argmax_dtype(kernel_size), **like)
+    mode = "tap" if save_argmax else "none"
+    return max_pool2d.empty_output(input, kernel_size, stride, (0, 0), (1, 1), False, mode)
 
 
 def _gradient_output(gradient, input, *_):
@@ -340,7 +324,7 @@ def lrn_max_pool2d(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ArgumentError: whatever else the two operators refuse.
+        ArgumentError: anything else that one of the two operators refuses.
 
     Example:
         >>> kernels.lrn_max_pool2d(torch.randn(1, 96, 55, 55), 5, 1e-4, 0.75, 1.0, kernel_size=3, stride=2).shape

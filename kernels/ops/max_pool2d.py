@@ -180,21 +180,13 @@ tiles.register("max_pool2d", VECTORISED)
 tiles.register("max_pool2d_gradient", VECTORISED)
 
 
-def argmax_dtype(kernel_size: Sequence[int]) -> torch.dtype:
-    """Holds every tap of a window and one value more: a byte, up to 255 taps."""
-    return torch.uint8 if kernel_size[0] * kernel_size[1] < 256 else torch.int32
-
-
 def launch_max_pool2d(
     input: torch.Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-    mode: str,  # the kernel's ARGMAX
-) -> tuple[torch.Tensor, torch.Tensor]:
-    output, argmax = _output(input, kernel_size, stride, padding, dilation, ceil_mode, mode)
+    kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], ceil_mode: bool,
+    mode: str,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Returns (output, argmax); ``mode`` is the kernel's ARGMAX."""
+    output, argmax = empty_output(input, kernel_size, stride, padding, dilation, ceil_mode, mode)
     if output.numel() == 0:
         return output, argmax
     x = input.contiguous(memory_format=torch.channels_last)
@@ -212,15 +204,10 @@ def launch_max_pool2d(
 
 
 def launch_max_pool2d_gradient(
-    gradient: torch.Tensor,
-    argmax: torch.Tensor,
-    size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    gradient: torch.Tensor, argmax: torch.Tensor, size: Sequence[int],
+    kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     mode: str,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     dx = _gradient_output(gradient, argmax, size)
     if dx.numel() == 0:
         return dx
@@ -242,13 +229,14 @@ def launch_max_pool2d_gradient(
     return dx
 
 
-def _output(input, kernel_size, stride, padding, dilation, ceil_mode, mode):
+def empty_output(input, kernel_size, stride, padding, dilation, ceil_mode, mode):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0], 2 * padding[0], dilation[0], ceil_mode)
     Q = output_size(W, kernel_size[1], stride[1], 2 * padding[1], dilation[1], ceil_mode)
     like = {"device": input.device, "memory_format": torch.channels_last}
     output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
-    dtype = torch.int64 if mode == "plane" else argmax_dtype(kernel_size)
+    small = kernel_size[0] * kernel_size[1] < 256  # a byte holds every tap, and one value more for none
+    dtype = torch.int64 if mode == "plane" else torch.uint8 if small else torch.int32
     return output, torch.empty((0, 0, 0, 0) if mode == "none" else (N, C, P, Q), dtype=dtype, **like)
 
 
@@ -274,7 +262,7 @@ def _gradient(ctx, dy, _):
     return dx, *[None] * 6
 
 
-_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, _output, _save, _gradient)
+_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, empty_output, _save, _gradient)
 
 
 def max_pool2d(
@@ -302,7 +290,7 @@ def max_pool2d(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ArgumentError: whatever else ``torch.nn.functional.max_pool2d`` refuses; also other dtypes.
+        ArgumentError: anything else that ``torch.nn.functional.max_pool2d`` refuses, and other dtypes.
 
     Example:
         Overlapping windows: 3 x 3 pixels at stride 2.
