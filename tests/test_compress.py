@@ -38,7 +38,7 @@ def here(capsys):
 def narrow(monkeypatch, one_thread):
     """The thin network, with random weights, in place of the real one, in files too."""
     net = Narrow(3)
-    shapes = {name: tuple(net.get_submodule(name).weight.shape) for name in weights.LAYERS}
+    shapes = {name: tuple(net.get_submodule(name).weight.shape) for name in weights.LAYER_NAMES}
     monkeypatch.setattr("model.training.start.AlexNet", Narrow)
     monkeypatch.setattr(model.alexnet, "AlexNet", Narrow)
     monkeypatch.setattr(deep_compression, "shapes", lambda classes: shapes)
@@ -48,7 +48,7 @@ def narrow(monkeypatch, one_thread):
 def layers_of(net):
     return {
         name: (net.get_submodule(name).weight.detach(), net.get_submodule(name).bias.detach())
-        for name in weights.LAYERS
+        for name in weights.LAYER_NAMES
     }
 
 
@@ -122,7 +122,7 @@ def test_what_is_pruned_stays_so(narrow, folder, tmp_path):
     pruned = {name: (weight * masks[name], bias) for name, (weight, bias) in layers.items()}
     same = {"epochs": 3, "batch": 4, "workers": 0, "operators": "torch", "device": "cpu"}
     config = TrainingConfig(folder, tmp_path / "held", **RETRAINING | same)
-    loaded = Weights("narrow", pruned, tuple(COLOURS), "paper", PREPROCESS)
+    loaded = Weights(pruned, tuple(COLOURS), "paper", PREPROCESS, "narrow")
     retrained = compression.retrain(loaded, masks, config)
     for name, (weight, bias) in retrained.layers.items():
         assert not weight[~masks[name]].any(), name

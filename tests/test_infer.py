@@ -28,6 +28,7 @@ from model.classify import Prediction
 from model.infer import draw, imagenet_hint, main, photo_table
 from model.photos.folders import find_photos, read_folder
 from model.photos.preprocess import open_image
+from model.training import checkpoint
 from model.weights.common import describe
 from tests.reference_alexnet import reference_alexnet
 
@@ -170,11 +171,11 @@ def test_one_line_for_bad_input(tmp_path, arguments, message):
 def test_weights_that_do_not_fit(tmp_path):
     """One line that names the file and the layer."""
     loaded = weights.load()
-    meta = json.dumps(describe(loaded.classes, loaded.lrn, loaded.preprocess))
-    np.savez(tmp_path / "a.npz", meta=meta, **{"fc8.bias": np.zeros(3)})
-    status, out, err = infer(tmp_path, "--weights", "a.npz")
+    meta = describe(loaded.classes, loaded.lrn, loaded.preprocess)
+    checkpoint.write(tmp_path / "a.safetensors", {"fc8.bias": torch.zeros(3)}, meta)
+    status, out, err = infer(tmp_path, "--weights", "a.safetensors")
     assert (status, out, len(err)) == (2, [], 1)
-    assert err[0].startswith("alexnet infer: error: a.npz: must hold conv1, ")
+    assert err[0].startswith("alexnet infer: error: a.safetensors: must hold conv1, ")
 
 
 def test_weights_that_overflow(monkeypatch, capsys):

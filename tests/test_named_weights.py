@@ -24,7 +24,7 @@ from tests import weight_files as files
 
 ROOT = Path(__file__).parent.parent
 DATA = files.pth(files.state_dict(files.small_layers()))
-SIZE, DIGEST = len(DATA), hashlib.sha256(DATA).hexdigest()
+SIZE, CHECKSUM = len(DATA), f"sha256:{hashlib.sha256(DATA).hexdigest()}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -93,9 +93,9 @@ def cache(tmp_path, monkeypatch):
 def publish(server, monkeypatch, cache):
     """A function that makes ``small`` the name of what some of the server's addresses give."""
 
-    def publish(*kinds, size=SIZE, digest=DIGEST):
+    def publish(*kinds, size=SIZE, checksum=CHECKSUM):
         address = f"http://127.0.0.1:{server.server_port}"
-        sources = tuple(Source(f"{address}/{kind}/{kind}.pth", size, "sha256", digest) for kind in kinds)
+        sources = tuple(Source(f"{address}/{kind}/{kind}.pth", size, checksum) for kind in kinds)
         monkeypatch.setitem(named.NAMED, "small", Named("a few numbers", sources=sources))
         server.requests.clear()
         return sources
@@ -128,14 +128,14 @@ def test_download(publish, server, cache, kind):
 
 WRONG = {
     "missing": "did not send it: 404 Not Found",
-    "cut": "(sent [0-9,]+ bytes of [0-9,]+|did not send it: IncompleteRead)",
-    "unsaid-cut": "sent [0-9,]+ bytes of [0-9,]+",
-    "long": "has a file of [0-9,]+ bytes, and [0-9,]+ were published",
-    "short": "has a file of [0-9,]+ bytes, and [0-9,]+ were published",
-    "vast": "has a file of 1,152,921,504,606,846,976 bytes, and [0-9,]+ were published",
-    "more": "has a file of [0-9,]+ bytes, and [0-9,]+ were published",
+    "cut": "did not send it: IncompleteRead",
+    "unsaid-cut": "sent [0-9,]+ bytes, and [0-9,]+ were published",
+    "long": "did not send it: IncompleteRead",
+    "short": "sent [0-9,]+ bytes, and [0-9,]+ were published",
+    "vast": "did not send it: IncompleteRead",
+    "more": "sent more than the [0-9,]+ bytes published",
     "endless": "sent more than the [0-9,]+ bytes published",
-    "wrong": "what 127.0.0.1:[0-9]+ sent is another file: its sha256 is [0-9a-f]{64}",
+    "wrong": "what 127.0.0.1:[0-9]+ sent is another file: SHA256 hash .* does not match the known hash",
     "silent": "did not send it: no byte in 0.5 s",
     "drip": "sends too slowly: [0-9,]+ bytes",
 }
@@ -162,8 +162,8 @@ def test_failures(publish, cache, monkeypatch, kind, message):
 @pytest.mark.parametrize("kind", ["cut", "unsaid-cut", "long", "wrong", "endless"])
 def test_failures_of_a_file_without_a_published_size_or_sum(publish, cache, monkeypatch, kind):
     """As Deep Compression's: what came is decoded before it is kept."""
-    monkeypatch.setattr(named, "LARGEST", 2**20)
-    sources = publish(kind, size=None, digest="")
+    monkeypatch.setattr(named, "LARGEST_FILE", 2**20)
+    sources = publish(kind, size=None, checksum=None)
     with pytest.raises(WeightsError, match=r"^small: cannot be downloaded: ") as error:
         weights.load("small")
     check_refusal(error, sources, cache)
@@ -255,7 +255,7 @@ def test_ctrl_c_leaves_nothing(server, cache):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
-    while not any(name.endswith(".partial") for name in left(cache)):
+    while not left(cache):
         assert time.monotonic() < until and child.poll() is None
         time.sleep(0.05)
     time.sleep(0.2)
@@ -340,7 +340,7 @@ def test_verify_and_convert(command, tmp_path, monkeypatch):
     before, after = weights.load("cifar10"), weights.load(target)
     assert (before.classes, before.lrn, before.preprocess) == (after.classes, after.lrn, after.preprocess)
     assert all(
-        torch.equal(a, b) for n in weights.LAYERS for a, b in zip(before.layers[n], after.layers[n], strict=True)
+        torch.equal(a, b) for n in weights.LAYER_NAMES for a, b in zip(before.layers[n], after.layers[n], strict=True)
     )
     os.unlink(target)
 
@@ -363,9 +363,12 @@ def test_verify_and_convert(command, tmp_path, monkeypatch):
 def test_what_is_published():
     """The numbers in the registry, once more."""
     bvlc = named.NAMED["bvlc"].sources
-    assert [(source.file, source.bytes, source.digest[:8]) for source in bvlc] == [
-        ("bvlc_alexnet.caffemodel", 243_862_414, "9116a64c"),
-        ("bvlcalexnet-12.onnx", 243_863_787, "6b0da951"),
+    assert [(source.file, source.bytes, source.checksum[:13]) for source in bvlc] == [
+        ("bvlc_alexnet.caffemodel", 243_862_414, "sha1:9116a64c"),
+        ("bvlcalexnet-12.onnx", 243_863_787, "sha256:6b0da9"),
     ]
-    assert named.NAMED["torchvision"].sources[0].url == AlexNet_Weights.IMAGENET1K_V1.url
+    torchvision = named.NAMED["torchvision"].sources[0]
+    assert torchvision.url == AlexNet_Weights.IMAGENET1K_V1.url
+    digits = torchvision.file.removesuffix(".pth").rpartition("-")[2]  # the first of the checksum, as published
+    assert torchvision.checksum.startswith(f"sha256:{digits}") and len(torchvision.checksum) == len(CHECKSUM)
     assert named.NAMED["deep-compression"].sources[0].file == "AlexNet_compressed.net"

@@ -14,7 +14,6 @@ from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -386,12 +385,12 @@ BAD = {
     "weights": (["good", "--weights", "nothing.npy"], "nothing.npy: no such file, and no weights of that name"),
     "class count": (["good", "--weights", "4.safetensors"], "4.safetensors: fc8's weight must be (3, 64), got (4, 64)"),
     "another network": (
-        ["good", "--weights", "odd.npz"],
-        "odd.npz: weights of another network, whose lrn is not",
+        ["good", "--weights", "odd.safetensors"],
+        "odd.safetensors: weights of another network, whose lrn is not",
     ),
     "layer": (["good", "--freeze", "conv9"], "freeze must name layers among conv1, conv2, "),
     "skipped": (["good", "--skip-layer", "fc8"], "skip_layer leaves out layers of weights, but no weights are given"),
-    "all frozen": (["good", "--freeze", *weights.LAYERS], "freeze leaves no layer to train"),
+    "all frozen": (["good", "--freeze", *weights.LAYER_NAMES], "freeze leaves no layer to train"),
     "a run is there": (["good", "--out", "run"], "run holds a run: resume it, or choose another out"),
     "not a checkpoint": (["good", "--out", "run", "--resume"], "run/last.safetensors: cannot be read: "),
     "out": (["good", "--out", "a.txt"], "a.txt: cannot be written: File exists"),
@@ -416,10 +415,10 @@ def test_one_line_for_bad_input(here, folder, tmp_path, monkeypatch, arguments, 
     Path("run/last.safetensors").write_bytes(b"junk")
     bundled = weights.load()
     weight, bias = bundled.layers["fc8"]
-    meta = json.dumps(describe(bundled.classes, "other", bundled.preprocess))
+    odd = describe(bundled.classes, "other", bundled.preprocess)
     four = describe("abcd", "bvlc", bundled.preprocess)
     checkpoint.write(Path("4.safetensors"), dict(Narrow(4).named_parameters()), four)
-    np.savez("odd.npz", meta=meta, **{"fc8.weight": weight.numpy(), "fc8.bias": bias.numpy()})
+    checkpoint.write(Path("odd.safetensors"), {"fc8.weight": weight, "fc8.bias": bias}, odd)
     status, out, err = here(*arguments, *([] if "--batch" in arguments else ["--batch", 4]))
     assert (status, out) == (2, "")
     assert err.startswith(f"alexnet train: error: {message}") and len(err.splitlines()) == 1, err

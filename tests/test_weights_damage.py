@@ -24,8 +24,6 @@ from hypothesis import strategies as st
 from model import weights
 from model.photos.preprocess import BVLC
 from model.weights import WeightsError, deep_compression
-from model.weights import npy as npy_format
-from model.weights import npz as npz_format
 from model.weights.common import describe
 from tests import weight_files as files
 
@@ -47,18 +45,10 @@ def npy(layers):
     return buffer.getvalue()
 
 
-def npz(layers):
-    buffer = io.BytesIO()
-    arrays = {f"{n}.{part}": a for n, pair in layers.items() for part, a in zip(("weight", "bias"), pair, strict=True)}
-    np.savez_compressed(buffer, meta=META, **arrays)
-    return buffer.getvalue()
-
-
 LAYERS = files.small_layers()
 STATE = files.state_dict(LAYERS)
 FILES = {
     "npy": npy(LAYERS),
-    "npz": npz(LAYERS),
     "caffemodel": files.caffemodel(LAYERS),
     "old caffemodel": files.caffemodel(LAYERS, legacy=True),
     "onnx": files.onnx_model(LAYERS).SerializeToString(),
@@ -105,7 +95,7 @@ def survives(path, data):
     except WeightsError as error:
         check_refusal(error)
         return False
-    assert loaded.layers and set(loaded.layers) <= set(weights.LAYERS)
+    assert loaded.layers and set(loaded.layers) <= set(weights.LAYER_NAMES)
     for name, (weight, bias) in loaded.layers.items():
         assert weight.dim() == (4 if name.startswith("conv") else 2) and bias.shape == weight.shape[:1]
         assert weight.dtype == bias.dtype == torch.float32
@@ -174,7 +164,7 @@ def test_damaged_deep_compression(data):
         parts.append(files.deep_compression_layer(weight, rng.random(shape[0]), codebook))
     good = files.deep_compression(parts)
     try:
-        decoded = deep_compression.decode("a", data.draw(damage(len(good)))(good), shapes)
+        decoded = deep_compression.decode(data.draw(damage(len(good)))(good), shapes)
     except WeightsError as error:
         check_refusal(error)
         return
@@ -239,58 +229,12 @@ def test_a_second_pickle(tmp_path, first, second):
         assert not survives(tmp_path / "a.bin", buffer.getvalue())
 
 
-def test_copies_of_one_text(tmp_path, monkeypatch):
+def test_copies_of_one_text(tmp_path):
     """Python 3 writes bytes as text and a call, which makes a copy each: here of a megabyte, thousands of times."""
     text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01"
     calls = b"c_codecs\nencode\nq\x02(" + b"h\x02h\x01\x85R" * 20_000 + b"l"
-    monkeypatch.setattr(npy_format, "LARGEST", 2**24)
     with bounded():
         assert not survives(tmp_path / "a.bin", pickled_npy(text + b"0" + calls))
-
-
-def claims(entry, content=b""):
-    """An .npz whose first array's header is ``entry``."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, entry)
-        archive.writestr("conv1.weight.npy", header.getvalue() + content)
-        array = io.BytesIO()
-        np.save(array, np.array(META))
-        archive.writestr("meta.npy", array.getvalue())
-    return buffer.getvalue()
-
-
-def test_npz_that_claims(tmp_path, monkeypatch):
-    path = tmp_path / "a.npz"
-    for shape in ((2**60,), (2**31, 2**29), (0, 2**63), (2**20, 3)):
-        with bounded():
-            assert not survives(path, claims({"descr": "<f4", "fortran_order": False, "shape": shape}))
-    monkeypatch.setattr(npz_format, "LARGEST", 2**22)
-    bomb = claims({"descr": "<f4", "fortran_order": False, "shape": (2**25,)}, bytes(2**27))
-    with bounded():
-        assert not survives(path, bomb), "134 MB of zeros"
-    # The directory says 228 bytes, and more come out: no more than what it says is unpacked.
-    lie = bomb.replace(struct.pack("<I", 2**27 + 128), struct.pack("<I", 228))
-    assert lie != bomb
-    with bounded():
-        assert not survives(path, lie)
-    many = io.BytesIO()
-    with zipfile.ZipFile(many, "w") as archive:
-        for index in range(10_000):
-            archive.writestr(f"{index}", b"")
-    path.write_bytes(many.getvalue())
-    with pytest.raises(WeightsError, match=r"a zip archive with [0-9,]+ bytes of names"):
-        weights.load(path)
-
-
-@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_npz_packed_otherwise(tmp_path, packing):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(FILES["npz"])) as old, zipfile.ZipFile(buffer, "w", packing) as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
-    assert not survives(tmp_path / "a.npz", buffer.getvalue())
 
 
 def test_protocol_buffers_that_claim(tmp_path):

@@ -33,7 +33,7 @@ from model.training.trainer import Trainer
 from model.weights import Weights, deep_compression
 from model.weights.common import describe
 
-DENSITY = dict(zip(weights.LAYERS, (0.84, 0.38, 0.35, 0.37, 0.37, 0.09, 0.09, 0.25), strict=True))
+DENSITY = dict(zip(weights.LAYER_NAMES, (0.84, 0.38, 0.35, 0.37, 0.37, 0.09, 0.09, 0.25), strict=True))
 """The share of each layer's weights that stays (Han et al. 2016, table 4)."""
 
 
@@ -161,7 +161,7 @@ def retrain(pruned: Weights, masks: Mapping[str, torch.Tensor], config: Training
 def write(loaded: Weights, out: Path) -> dict[str, tuple[int, bytes]]:
     """Quantises the weights and writes them. Returns (number of entries, part of the file) for each layer."""
     parts = {}
-    for layer in weights.LAYERS:
+    for layer in weights.LAYER_NAMES:
         weight, bias = (tensor.numpy() for tensor in loaded.layers[layer])
         few, codebook = quantise(weight)
         parts[layer] = deep_compression.encode(few, bias, codebook)

@@ -109,7 +109,10 @@ def _resume(config: TrainingConfig, photos: Folder, last: Path) -> Found:
             raise AlexNetError(f"cannot resume: {name} was {position.config[name]} in {last}, and is {value} now")
     if position.images != photos.digest():
         raise AlexNetError(f"cannot resume: the images in {photos.path} are not those that {last} began with")
-    _, lrn, preprocess = check_meta(str(last), meta)
+    try:
+        _, lrn, preprocess = check_meta(meta)
+    except weights.WeightsError as error:
+        raise weights.WeightsError(f"{last}: {error}") from error
     net = _network(config, photos, lrn)
     optimizer = {name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")}
     try:

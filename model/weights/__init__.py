@@ -1,21 +1,20 @@
-"""Trained weights: by name, bundled or downloaded, and files in the formats that are read here.
+"""Trained weights, by name (bundled or downloaded) or from a file in one of six formats.
 
-What is public is imported where it is first used: ``alexnet weights --help`` imports this package too, and
-needs no PyTorch, which takes seconds.
+Public names are imported when they are first used, so that ``alexnet weights --help`` does not import PyTorch.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from model.weights.common import LAYERS, Weights, WeightsError, assign
+    from model.weights.common import LAYER_NAMES, Weights, WeightsError, assign
     from model.weights.named import NAMED, cached, fetch
     from model.weights.registry import DEFAULT, FORMATS, format_of, load
 
 __all__ = [
     "DEFAULT",
     "FORMATS",
-    "LAYERS",
+    "LAYER_NAMES",
     "NAMED",
     "Weights",
     "WeightsError",
@@ -27,7 +26,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "common": ("LAYERS", "Weights", "WeightsError", "assign"),
+    "common": ("LAYER_NAMES", "Weights", "WeightsError", "assign"),
     "named": ("NAMED", "cached", "fetch"),
     "registry": ("DEFAULT", "FORMATS", "format_of", "load"),
 }

@@ -14,10 +14,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="alexnet weights", description="Weights by name, and files of weights.")
     known = "cifar10 (bundled), bvlc, deep-compression, torchvision (downloaded), or a file of weights"
     what = parser.add_subparsers(dest="what", metavar="COMMAND", required=True)
-    what.add_parser("list", help="lists the names there are, and where their files are")
-    add = what.add_parser("download", help="downloads the file of a name, unless it is there").add_argument
+    what.add_parser("list", help="lists the names, and where their files are")
+    add = what.add_parser("download", help="downloads the file of a name, if it is not there yet").add_argument
     add("name", metavar="NAME", help="bvlc, deep-compression or torchvision")
-    add = what.add_parser("verify", help="reads a file whole and says what it is").add_argument
+    add = what.add_parser("verify", help="reads a whole file and says what it is").add_argument
     add("path", metavar="NAME|PATH", help=known)
     add = what.add_parser("convert", help="writes a file's weights as safetensors").add_argument
     add("path", metavar="NAME|PATH", help=known)
@@ -29,7 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def show_list() -> None:
-    """Each name: what it is, and the file or the address it comes from."""
+    """Prints what each name is, and its file or the address that it comes from."""
     from model.weights.named import NAMED, cached
 
     for name, named in NAMED.items():
@@ -39,13 +39,13 @@ def show_list() -> None:
 
 
 def verify(path: str) -> None:
-    """Reads a file as the network would, and prints what is in it."""
+    """Reads a file as the network does, and prints what it holds."""
     from model import weights
     from model.alexnet import AlexNet
     from model.weights.named import fetch, published_as
 
     loaded = weights.load(path)
-    AlexNet.from_weights(loaded)  # every layer there, and of its shape
+    AlexNet.from_weights(loaded)  # checks that every layer is there and has its shape
     file = fetch(path) if path in weights.NAMED else Path(path)
     name = published_as(file)
     total = sum(tensor.numel() for pair in loaded.layers.values() for tensor in pair)
@@ -58,19 +58,19 @@ def verify(path: str) -> None:
         f"{total:,} parameters, {len(loaded.classes)} classes, normalisation {loaded.lrn or 'none'}: whole and finite"
     )
     bundled = path in weights.NAMED and weights.NAMED[path].bundled
-    known = f"the published file of {name}" if name else "not a file whose checksum is known here"
+    known = f"the published file of {name}" if name else "not a file with a known checksum"
     print("the bundled file" if bundled else known)
 
 
 def convert(path: str, out: Path) -> None:
-    """Writes the weights of a file as a checkpoint of ours, whole or not at all."""
+    """Writes the weights of a file as safetensors, whole or not at all."""
     from model import weights
     from model.alexnet import AlexNet
     from model.training import checkpoint
     from model.weights.common import describe
 
     loaded = weights.load(path)
-    AlexNet.from_weights(loaded)  # every layer there, and of its shape
+    AlexNet.from_weights(loaded)  # checks that every layer is there and has its shape
     tensors = {
         f"{layer}.{part}": tensor
         for layer, pair in loaded.layers.items()
@@ -83,21 +83,18 @@ def convert(path: str, out: Path) -> None:
 def run(argv: list[str] | None) -> int:
     args = parse(argv)
     with interrupts_exit():
-        from model.weights import NAMED, WeightsError, fetch
+        from model.weights import NAMED, fetch
 
-    try:
-        if args.what == "list":
-            show_list()
-        elif args.what == "download":
-            if args.name not in NAMED:
-                raise AlexNetError(f"NAME must be one of {', '.join(NAMED)}, got {args.name!r}")
-            print(fetch(args.name))
-        elif args.what == "verify":
-            verify(args.path)
-        else:
-            convert(args.path, args.out)
-    except WeightsError as error:
-        raise AlexNetError(error) from error
+    if args.what == "list":
+        show_list()
+    elif args.what == "download":
+        if args.name not in NAMED:
+            raise AlexNetError(f"NAME must be one of {', '.join(NAMED)}, got {args.name!r}")
+        print(fetch(args.name))
+    elif args.what == "verify":
+        verify(args.path)
+    else:
+        convert(args.path, args.out)
     return 0
 
 

@@ -1,11 +1,11 @@
 """``bvlc_alexnet.caffemodel``: Caffe's binary NetParameter, a protocol buffer.
 
-Layers stand in the field ``layer``, in files of before 2014's upgrade in ``layers``; each has its weight and its bias
-as blobs. Caffe's layout is PyTorch's: a convolution's weight is (out, in / groups, kh, kw), a fully connected layer's
-(out, in) with fc6's columns in the order C, H, W; older blobs say (1, 1, out, in).
+Layers are in the field ``layer``, and in ``layers`` in files from before the upgrade of 2014. Each layer has its weight
+and its bias as blobs. Caffe's layout is PyTorch's: a convolution's weight is (out, in / groups, kh, kw), and a fully
+connected layer's is (out, in), with fc6's columns in the order C, H, W. Older blobs say (1, 1, out, in).
 
-Only the fields that are needed are described here, by the numbers of caffe.proto
-(https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto); the library passes over all others.
+``_MESSAGES`` describes only the fields that are needed, by their numbers in caffe.proto
+(https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto). The library ignores all others.
 """
 
 import functools
@@ -14,10 +14,10 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from model.weights.common import (
-    LAYERS,
+    LAYER_NAMES,
+    LayerTensors,
     Probe,
     Weights,
     WeightsError,
@@ -29,7 +29,7 @@ from model.weights.common import (
     to_tensors,
 )
 
-if TYPE_CHECKING:  # the library is imported for Caffe's files alone
+if TYPE_CHECKING:  # imported only if a file is Caffe's
     from google.protobuf import message
 
 DESCRIPTION = "a .caffemodel"
@@ -78,7 +78,7 @@ def net_parameter() -> "type[message.Message]":
 
 
 def matches(probe: Probe) -> bool:
-    """Whether a file with this beginning and end is in this format: a network's name, if any, then another field."""
+    """Whether the file begins as a NetParameter does: with a network's name, if it has one, then another field."""
     if probe.head[:1] != b"\x0a":
         return probe.head[:1] == b"\x12" or probe.head[:2] == b"\xa2\x06"  # layers, layer
     end = 2 + (probe.head[1] if len(probe.head) > 1 else 255)
@@ -87,39 +87,39 @@ def matches(probe: Probe) -> bool:
     return end < 130 and probe.head[end : end + 1] in fields and probe.head[2:end].isascii()
 
 
-def read(path: str | os.PathLike, name: str) -> Weights:
-    """Reads the file; whatever it has besides AlexNet's layers is passed over."""
+def read(path: str | os.PathLike) -> Weights:
+    """Reads the file. Everything in it except AlexNet's layers is ignored."""
     from google.protobuf.message import DecodeError
 
     net = net_parameter()()
     try:
-        net.ParseFromString(read_bounded(path, name))
+        net.ParseFromString(read_bounded(path))
         found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
     except (DecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{name}: truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
-    layers = {layer: _layer(name, layer, found[layer]) for layer in LAYERS if layer in found}
-    check_any(name, list(found), layers)
-    check_order(name, [layer.name for layer in (*net.layers, *net.layer)], "norm1", "pool1")
-    return published(name, layers)
+        raise WeightsError(f"truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
+    layers = {layer: _layer(layer, found[layer]) for layer in LAYER_NAMES if layer in found}
+    check_any(found, layers)
+    check_order([layer.name for layer in (*net.layers, *net.layer)], "norm1", "pool1")
+    return published(layers)
 
 
-def _layer(name: str, layer: str, blobs: list) -> tuple[torch.Tensor, torch.Tensor]:
+def _layer(layer: str, blobs: list) -> LayerTensors:
     if len(blobs) != 2:
-        raise WeightsError(f"{name}: {layer} must have a weight and a bias, got {len(blobs)} blobs")
+        raise WeightsError(f"{layer} must have a weight and a bias, got {len(blobs)} blobs")
     dims = (4 if layer.startswith("conv") else 2, 1)
-    weight, bias = (_array(name, layer, blob, d) for blob, d in zip(blobs, dims, strict=True))
-    check_arrays(name, layer, weight, bias)
-    return to_tensors(name, layer, weight, bias)
+    weight, bias = (_array(layer, blob, d) for blob, d in zip(blobs, dims, strict=True))
+    check_arrays(layer, weight, bias)
+    return to_tensors(layer, weight, bias)
 
 
-def _array(name: str, layer: str, blob: "message.Message", dims: int) -> np.ndarray:
-    """A blob as float32, with the leading ones of an older blob's four dimensions left out down to ``dims``."""
+def _array(layer: str, blob: "message.Message", dims: int) -> np.ndarray:
+    """A blob as an array. An older blob has four dimensions, and leading ones are dropped until ``dims`` are left."""
     shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
     if len(shape) > 32:  # Caffe's own limit
-        raise WeightsError(f"{name}: {layer} has a blob of {len(shape)} dimensions")
+        raise WeightsError(f"{layer} has a blob of {len(shape)} dimensions")
     while len(shape) > dims and shape[0] == 1:
         shape.pop(0)
     numbers = blob.data or blob.double_data
     if min(shape, default=1) < 0 or math.prod(shape) != len(numbers):
-        raise WeightsError(f"{name}: {layer} has a blob of shape {tuple(shape)} with {len(numbers)} numbers")
+        raise WeightsError(f"{layer} has a blob of shape {tuple(shape)} with {len(numbers)} numbers")
     return np.array(numbers, np.float64 if blob.double_data else np.float32).reshape(shape)

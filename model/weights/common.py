@@ -1,13 +1,18 @@
-"""What weights are once read, and the checks that every format shares."""
+"""What weights are once they are read, and the checks that all formats share.
+
+In the order in which a file meets them: what tells its format, its size, its layers' names, the checks of a layer, what
+the file says about its classes and photos, and the way into a network. Messages here do not name the file:
+:func:`model.weights.load` puts its name before them.
+"""
 
 import json
 import math
 import os
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,17 +20,17 @@ import torch
 from kernels.errors import AlexNetError
 from model.photos.preprocess import BVLC, RESIZE, SIZE, TORCHVISION, Preprocess
 
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 
-LARGEST = 2**30
-"""Bytes of the largest file that is read whole: AlexNet's in float64 are half as many."""
+LARGEST_FILE = 2**30
+"""Bytes of the largest file that is read: AlexNet in float64 takes half as many."""
 
-MOST = {"fc6": 4096 * 9216, "fc7": 4096 * 4096, "fc8": 4096 * 2**15}
-"""Numbers in the largest tensor that is read of a layer; in a convolution's they are 2^20 at most."""
+LARGEST_TENSOR = {"fc6": 4096 * 9216, "fc7": 4096 * 4096, "fc8": 4096 * 2**15}
+"""Numbers in a layer's largest tensor. A convolution has 2^20 at most."""
 
-MOST_CLASSES = MOST["fc8"] // 4096
+MOST_CLASSES = LARGEST_TENSOR["fc8"] // 4096
 
-TORCHVISION_NAMES = {  # torchvision's -> ours
+TORCHVISION_NAMES = {  # torchvision's name -> ours
     "features.0": "conv1",
     "features.3": "conv2",
     "features.6": "conv3",
@@ -36,225 +41,254 @@ TORCHVISION_NAMES = {  # torchvision's -> ours
     "classifier.6": "fc8",
 }
 
+LayerTensors = tuple[torch.Tensor, torch.Tensor]  # weight and bias
+
 
 class WeightsError(AlexNetError, ValueError):
-    """Weights that cannot be read, or do not fit; one line that names the file and the layer."""
+    """Weights that cannot be read, or that do not fit the network. The message is one line."""
 
     def __init__(self, message: str):
-        # Files and libraries bring line ends, control codes and kilobytes of names.
+        # Files and libraries bring line ends, control codes and very long names.
         line = re.sub(r"\s*[\r\n]\s*", " ", message)
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
         super().__init__(line if len(line) <= 600 else f"{line[:400]} ... {line[-150:]}")
 
 
 def reason(error: Exception) -> str:
-    """What a library's error says, in short."""
-    # What comes before this in PyTorch's errors is advice to run the file all the same.
+    """A library's error message, shortened."""
+    # Before this, PyTorch's errors advise to run the file nevertheless.
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     return " ".join(text.split())[:200] or type(error).__name__
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights, and what is needed to use them.
+
+    Args:
+        layers: weight and bias of each layer found, float32, laid out as in Caffe and PyTorch: convolutions
+            (out, in / groups, kh, kw), fully connected (out, in), fc6's columns in the order C, H, W.
+        classes: the label of each output of fc8; empty if the file has no fc8.
+        lrn: the formula of local response normalisation that they were trained with, as :class:`model.alexnet.AlexNet`
+            names it; None for torchvision's network, which has none.
+        preprocess: how a photo becomes the network's input.
+        name: the registered name or the file's path, for messages. :func:`model.weights.load` sets it.
+    """
+
+    layers: dict[str, LayerTensors]
+    classes: tuple[str, ...]
+    lrn: str | None
+    preprocess: Preprocess
+    name: str = ""
+
+
+# The file
+
+
 class Probe(NamedTuple):
-    """What a file's format is told by: its first and last bytes, and how many there are."""
+    """What tells a file's format: its first 512 bytes, its last 64, and its size in bytes."""
 
     head: bytes
     tail: bytes
     size: int
 
-    @property
-    def entry(self) -> str | None:
-        """The first entry's name of a zip archive; None for any other file."""
-        if not self.head.startswith(b"PK\x03\x04"):
-            return None
-        return self.head[30 : 30 + int.from_bytes(self.head[26:28], "little")].decode("latin1")
 
-
-@dataclass(frozen=True)
-class Weights:
-    """Trained weights, and what it takes to use them.
-
-    Args:
-        name: the registered name, or the file's path, for messages.
-        layers: weight and bias of each layer found, float32, laid out as in Caffe and PyTorch: convolutions
-            (out, in / groups, kh, kw), fully connected (out, in), fc6's columns in the order C, H, W.
-        classes: the label of each output of fc8; empty where the file has no fc8.
-        lrn: the formula of local response normalisation that they were trained with, as :class:`model.alexnet.AlexNet`
-            names it; None for torchvision's network, which has none.
-        preprocess: from a photo to the network's input.
-    """
-
-    name: str
-    layers: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    classes: tuple[str, ...]
-    lrn: str | None
-    preprocess: Preprocess
-
-
-def check_shape(name: str, layer: str, part: str, shape: Sequence[int]) -> None:
-    """Checks that a layer's weight or bias has a weight's or a bias's dimensions, and no more numbers than AlexNet's.
-
-    Comes before anything of that shape is allocated: a few bytes can claim any.
-    """
-    dims = 1 if part == "bias" else 4 if layer.startswith("conv") else 2
-    if len(shape) != dims:
-        raise WeightsError(
-            f"{name}: {layer}'s {part} must have {dims} dimension{'s' * (dims > 1)}, got shape {tuple(shape)}"
-        )
-    if math.prod(shape) > MOST.get(layer, 2**20):
-        raise WeightsError(f"{name}: {layer}'s {part} of shape {tuple(shape)} is more than AlexNet's can be")
-
-
-def check_arrays(name: str, layer: str, weight: object, bias: object) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's two arrays, if they are arrays of floats and have a weight's and a bias's dimensions."""
-    return _check_array(name, layer, "weight", weight), _check_array(name, layer, "bias", bias)
-
-
-def _check_array(name: str, layer: str, part: str, array: object) -> np.ndarray:
-    if not isinstance(array, np.ndarray):
-        raise WeightsError(f"{name}: {layer}'s {part} must be an array, got {type(array).__name__}")
-    if array.dtype.kind != "f":
-        raise WeightsError(f"{name}: {layer}'s {part} must be of floating point, got {array.dtype}")
-    check_shape(name, layer, part, array.shape)
-    return array
-
-
-def check_tensors(name: str, layer: str, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Checks a layer in PyTorch's layout: one bias an output, every number finite."""
-    if weight.shape[0] != bias.shape[0]:
-        raise WeightsError(f"{name}: {layer} must have one bias an output, got {bias.shape[0]} for {weight.shape[0]}")
-    for part, tensor in (("weight", weight), ("bias", bias)):
-        if not tensor.numel():
-            raise WeightsError(f"{name}: {layer}'s {part} is empty, of shape {tuple(tensor.shape)}")
-        if not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            raise WeightsError(f"{name}: {layer}'s {part} holds NaN or infinity")
-    return weight, bias
-
-
-def to_tensors(name: str, layer: str, weight: np.ndarray, bias: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's checked arrays, in PyTorch's layout, as float32 tensors."""
-    tensors = []
-    for array in (weight, bias):
-        copy = None if array.flags.writeable else True  # None: only where dtype or order differ
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes the infinity that check_tensors reports
-            tensors.append(torch.from_numpy(np.array(array, np.float32, order="C", copy=copy)))
-    return check_tensors(name, layer, *tensors)
-
-
-def check_any(name: str, found: list[str], layers: dict) -> None:
-    """Checks that at least one of AlexNet's layers was found; :meth:`AlexNet.assign` asks for those it needs."""
-    if not layers:
-        shown = ", ".join(map(repr, found[:8])) + ", ..." * (len(found) > 8)
-        raise WeightsError(f"{name}: must hold {', '.join(LAYERS)}, got {shown or 'nothing'}")
-
-
-def check_bias(name: str, layer: str, found: Container[str]) -> None:
-    """Checks that a layer whose weight was found has a bias too."""
-    if f"{layer}.bias" not in found:
-        raise WeightsError(f"{name}: {layer} has a weight but no bias")
-
-
-def check_order(name: str, steps: Sequence[str], normalise: str, pool: str) -> None:
-    """Checks that a graph normalises before it pools: CaffeNet, whose weights have AlexNet's shapes, pools first."""
-    if normalise in steps and pool in steps[: steps.index(normalise)]:
-        raise WeightsError(f"{name}: pools before it normalises, as CaffeNet does, which is another network")
-
-
-def check_size(path: str | os.PathLike, name: str) -> None:
-    """Checks that a file is not larger than weights can be."""
+def check_size(path: str | os.PathLike) -> None:
+    """Raises WeightsError if a file is larger than weights can be."""
     size = os.stat(path).st_size
-    if size > LARGEST:
-        raise WeightsError(f"{name}: {size:,} bytes are more than AlexNet's weights can take, {LARGEST:,}")
+    if size > LARGEST_FILE:
+        raise WeightsError(f"{size:,} bytes are more than AlexNet's weights can take, {LARGEST_FILE:,}")
 
 
-def read_bounded(path: str | os.PathLike, name: str) -> bytes:
+def read_bounded(path: str | os.PathLike) -> bytes:
     """The whole file, if it is not larger than weights can be."""
-    check_size(path, name)
+    check_size(path)
     return Path(path).read_bytes()
 
 
-def rename(key: str) -> str:
-    """A state dict's key as ours: without what ``DataParallel`` and ``torch.compile`` put before it."""
-    layer, _, part = re.sub(r"^((module|_orig_mod)\.)+", "", key).rpartition(".")
-    return f"{TORCHVISION_NAMES.get(layer, layer)}.{part}"
+# The layers in it
 
 
-def published(name: str, layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Weights:
-    """Weights that bring no description of their own: BVLC's, or torchvision's, whose conv1 has 64 filters.
+def check_any(found: Iterable[object], layers: dict) -> None:
+    """Raises WeightsError if none of AlexNet's layers was found. :func:`assign` asks for those that it needs."""
+    if not layers:
+        names = list(map(str, found))
+        shown = ", ".join(map(repr, names[:8])) + ", ..." * (len(names) > 8)
+        raise WeightsError(f"must hold {', '.join(LAYER_NAMES)}, got {shown or 'nothing'}")
 
-    Labels are ImageNet's where fc8 has 1000 outputs, numbers else.
+
+def check_order(steps: Sequence[str], normalise: str, pool: str) -> None:
+    """Raises WeightsError if a graph pools before it normalises: CaffeNet does, and its weights have AlexNet's shapes.
+
+    Args:
+        steps: names of the graph's steps, in their order.
+        normalise, pool: the names of the first normalisation and of the first pooling.
+    """
+    if normalise in steps and pool in steps[: steps.index(normalise)]:
+        raise WeightsError("pools before it normalises, as CaffeNet does, which is another network")
+
+
+def state_dict_layers(keys: Iterable[str], tensor: Callable[[str, str, str], torch.Tensor]) -> dict[str, LayerTensors]:
+    """The layers of a state dict: keys such as ``conv1.weight``, or torchvision's.
+
+    Args:
+        keys: the state dict's keys. ``DataParallel`` and ``torch.compile`` may have put their prefixes before them.
+        tensor: a function from (key, layer, "weight" or "bias") to the checked tensor, float32.
+    """
+    found = {}
+    for key in keys:
+        prefix, _, part = re.sub(r"^((module|_orig_mod)\.)+", "", key).rpartition(".")
+        found[TORCHVISION_NAMES.get(prefix, prefix), part] = key
+    layers = {}
+    for layer in LAYER_NAMES:
+        if (layer, "weight") not in found:
+            continue
+        if (layer, "bias") not in found:
+            raise WeightsError(f"{layer} has a weight but no bias")
+        weight, bias = (tensor(found[layer, part], layer, part) for part in ("weight", "bias"))
+        layers[layer] = check_tensors(layer, weight, bias)
+    check_any(found.values(), layers)
+    return layers
+
+
+# One layer
+
+
+def check_shape(layer: str, part: str, shape: Sequence[int]) -> None:
+    """Raises WeightsError if a tensor has other dimensions than a weight or a bias, or more numbers than AlexNet's.
+
+    Call it before a tensor of that shape is allocated: a few bytes can claim any shape.
+    """
+    dims = 1 if part == "bias" else 4 if layer.startswith("conv") else 2
+    if len(shape) != dims:
+        raise WeightsError(f"{layer}'s {part} must have {dims} dimension{'s' * (dims > 1)}, got shape {tuple(shape)}")
+    if math.prod(shape) > LARGEST_TENSOR.get(layer, 2**20):
+        raise WeightsError(f"{layer}'s {part} of shape {tuple(shape)} is more than AlexNet's can be")
+
+
+def check_arrays(layer: str, weight: object, bias: object) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias, if they are arrays of floating-point numbers and have the right dimensions."""
+    arrays = []
+    for part, array in (("weight", weight), ("bias", bias)):
+        if not isinstance(array, np.ndarray):
+            raise WeightsError(f"{layer}'s {part} must be an array, got {type(array).__name__}")
+        if array.dtype.kind != "f":
+            raise WeightsError(f"{layer}'s {part} must be of floating point, got {array.dtype}")
+        check_shape(layer, part, array.shape)
+        arrays.append(array)
+    return arrays[0], arrays[1]
+
+
+def to_tensors(layer: str, weight: np.ndarray, bias: np.ndarray) -> LayerTensors:
+    """A layer's checked arrays, in PyTorch's layout, as float32 tensors."""
+    tensors = []
+    for array in (weight, bias):
+        copy = None if array.flags.writeable else True  # None: only if dtype or order differ
+        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinity, which check_tensors sees
+            tensors.append(torch.from_numpy(np.array(array, np.float32, order="C", copy=copy)))
+    return check_tensors(layer, *tensors)
+
+
+def check_tensors(layer: str, weight: torch.Tensor, bias: torch.Tensor) -> LayerTensors:
+    """Weight and bias in PyTorch's layout, if there is one bias per output and all numbers are finite."""
+    if weight.shape[0] != bias.shape[0]:
+        raise WeightsError(f"{layer} must have one bias per output, got {bias.shape[0]} for {weight.shape[0]}")
+    for part, tensor in (("weight", weight), ("bias", bias)):
+        if not tensor.numel():
+            raise WeightsError(f"{layer}'s {part} is empty, of shape {tuple(tensor.shape)}")
+        if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            raise WeightsError(f"{layer}'s {part} holds NaN or infinity")
+    return weight, bias
+
+
+# Classes and photos
+
+
+def published(layers: dict[str, LayerTensors]) -> Weights:
+    """Weights whose file does not describe them: BVLC's, or torchvision's if conv1 has 64 filters.
+
+    The labels are ImageNet's if fc8 has 1000 outputs, and numbers otherwise.
     """
     classes: tuple[str, ...] = ()
     count = len(layers["fc8"][1]) if "fc8" in layers else 0
     if count == 1000:
-        from torchvision.models._meta import _IMAGENET_CATEGORIES  # in the order of ILSVRC's indices; slow to import
+        from torchvision.models import AlexNet_Weights  # slow to import
 
-        classes = tuple(_IMAGENET_CATEGORIES)
+        classes = tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
     elif count:
         classes = tuple(f"class {index}" for index in range(count))
     if "conv1" in layers and len(layers["conv1"][1]) == 64:
-        return Weights(name, layers, classes, None, TORCHVISION)
-    return Weights(name, layers, classes, "bvlc", BVLC)
+        return Weights(layers, classes, None, TORCHVISION)
+    return Weights(layers, classes, "bvlc", BVLC)
 
 
 def describe(classes: Sequence[str], lrn: str | None, preprocess: Preprocess) -> dict:
-    """What our own files say of themselves, for JSON: classes, lrn, mean and resize, and what else is not usual."""
+    """How our own files describe their weights, for JSON: classes, lrn, mean, resize, and what else is unusual."""
     usual = Preprocess(preprocess.mean, preprocess.resize)
     given = {name: value for name, value in asdict(preprocess).items() if value != getattr(usual, name)}
     return {"classes": list(classes), "lrn": lrn, "mean": preprocess.mean, "resize": preprocess.resize, **given}
 
 
-def described(name: str, layers: dict[str, tuple[torch.Tensor, torch.Tensor]], text: str) -> Weights:
-    """Weights from a file of ours, with the JSON of what :func:`describe` gave.
+def described(layers: dict[str, LayerTensors], text: str) -> Weights:
+    """Weights from a file of ours, with the JSON of :func:`describe`.
 
     Raises:
-        WeightsError: what is described cannot be, or does not fit fc8.
+        WeightsError: the description is wrong, or does not fit fc8.
     """
-    classes, lrn, preprocess = parse_meta(name, text)
+    classes, lrn, preprocess = parse_meta(text)
     outputs = len(layers["fc8"][1]) if "fc8" in layers else len(classes)
     if outputs != len(classes):
-        raise WeightsError(f"{name}: fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
-    return Weights(name, layers, classes if "fc8" in layers else (), lrn, preprocess)
+        raise WeightsError(f"fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
+    return Weights(layers, classes if "fc8" in layers else (), lrn, preprocess)
 
 
-def parse_meta(name: str, text: str) -> tuple[tuple[str, ...], str | None, Preprocess]:
+def parse_meta(text: str) -> tuple[tuple[str, ...], str | None, Preprocess]:
     """:func:`check_meta` of JSON."""
     try:
-        meta = json.loads(text)
+        return check_meta(json.loads(text))
+    except WeightsError:
+        raise
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
-    return check_meta(name, meta)
+        raise WeightsError(f"meta must be JSON with classes, mean, lrn and resize: {error}") from error
 
 
-def check_meta(name: str, meta: object) -> tuple[tuple[str, ...], str | None, Preprocess]:
-    """Classes, LRN variant and preprocessing from what :func:`describe` gave."""
+def check_meta(meta: object) -> tuple[tuple[str, ...], str | None, Preprocess]:
+    """Classes, LRN variant and preprocessing from what :func:`describe` returned.
+
+    Raises:
+        WeightsError: an entry is missing or wrong.
+    """
+    expected = "meta must be JSON with classes, mean, lrn and resize"
     if not isinstance(meta, dict):
-        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize, got {meta!r:.200}")
+        raise WeightsError(f"{expected}, got {meta!r:.200}")
     try:
         classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
     except KeyError as error:
-        raise WeightsError(f"{name}: meta must be JSON with classes, mean, lrn and resize: {error}") from error
+        raise WeightsError(f"{expected}: {error}") from error
     std, order, size = meta.get("std", [1.0] * 3), meta.get("order", "BGR"), meta.get("size", SIZE)
     if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
-        raise WeightsError(f"{name}: meta's classes must be a list of strings, got {classes!r:.200}")
+        raise WeightsError(f"meta's classes must be a list of strings, got {classes!r:.200}")
     if len(classes) > MOST_CLASSES:
-        raise WeightsError(f"{name}: meta's classes must be at most {MOST_CLASSES}, got {len(classes)}")
-    for what, colours, least in (("mean", mean, -1e6), ("std", std, 0.0)):
-        numbers = isinstance(colours, list) and all(type(c) in (int, float) for c in colours)
-        if not numbers or len(colours) != 3 or not all(least < c < 1e6 for c in colours):
-            raise WeightsError(f"{name}: meta's {what} must be three numbers, one a colour, got {colours!r:.200}")
+        raise WeightsError(f"meta's classes must be at most {MOST_CLASSES}, got {len(classes)}")
     if not isinstance(resize, str) or resize not in RESIZE:
-        raise WeightsError(f"{name}: meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r:.100}")
+        raise WeightsError(f"meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r:.100}")
     if order not in ("BGR", "RGB") or type(size) is not int or size not in (224, 227):
         raise WeightsError(
-            f"{name}: meta's order must be BGR or RGB and its size 224 or 227, got {order!r:.100}, {size!r:.100}"
+            f"meta's order must be BGR or RGB and its size 224 or 227, got {order!r:.100}, {size!r:.100}"
         )
-    preprocess = Preprocess(_three(mean), resize, _three(std), order, size)
+    preprocess = Preprocess(_colours("mean", mean, -1e6), resize, _colours("std", std, 0.0), order, size)
     return tuple(classes), None if lrn is None else str(lrn), preprocess
 
 
-def _three(colours: list) -> tuple[float, float, float]:
-    first, second, third = map(float, colours)
-    return first, second, third
+def _colours(what: str, numbers: Any, least: float) -> tuple[float, float, float]:
+    """Three numbers between ``least`` and a million, one per colour."""
+    floats = isinstance(numbers, list) and len(numbers) == 3 and all(type(n) in (int, float) for n in numbers)
+    if not floats or not all(least < n < 1e6 for n in numbers):
+        raise WeightsError(f"meta's {what} must be three numbers, one per colour, got {numbers!r:.200}")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+# Into a network
 
 
 @torch.no_grad()
@@ -262,7 +296,7 @@ def assign(net: torch.nn.Module, loaded: Weights, skip_layer: Iterable[str] = ()
     """Copies weights into every layer of ``net`` that has some and is not in ``skip_layer``.
 
     Raises:
-        WeightsError: a layer is missing or of another shape; nothing has been copied then.
+        WeightsError: a layer is missing or has another shape. Nothing has been copied then.
     """
     state, meta = {}, next(net.parameters()).is_meta
     for name, layer in net.named_children():
@@ -275,7 +309,7 @@ def assign(net: torch.nn.Module, loaded: Weights, skip_layer: Iterable[str] = ()
             if tuple(tensor.shape) != takes:
                 hint = '; skip_layer=("fc8",) leaves it as it is' if name == "fc8" else ""
                 raise WeightsError(f"{loaded.name}: {name}'s {part} must be {takes}, got {tuple(tensor.shape)}{hint}")
-            if meta:  # nothing to copy into: a copy becomes the parameter, as other networks may take these weights too
+            if meta:  # The network has no memory yet: its parameter is a copy, since others may take these weights too.
                 filters = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
                 tensor = tensor.clone(memory_format=filters)
             state[f"{name}.{part}"] = tensor

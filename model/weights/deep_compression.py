@@ -1,21 +1,21 @@
-"""``AlexNet_compressed.net``: Deep Compression's own format, and what :mod:`model.compress` writes.
+"""``AlexNet_compressed.net``: Deep Compression's own format, which :mod:`model.compress` writes.
 
-Han, Mao and Dally 2016 (https://arxiv.org/abs/1510.00149) prune a network, share its remaining weights' values among a
-few, and store where each is as the gap from the one before. Their file
+Han, Mao and Dally 2016 (https://arxiv.org/abs/1510.00149) prune a network, let its remaining weights share a few
+values, and store each weight's place as the gap from the one before. Their file
 (https://github.com/songhan/Deep-Compression-AlexNet), little-endian:
 
     8 x uint32                   how many entries each layer stores: conv1 ... conv5, fc6 ... fc8
     then for each layer
-    float32 codebook[256 or 16]  the values there are: 256 in a convolution, 16 in a fully connected layer
+    float32 codebook[256 or 16]  the shared values: 256 in a convolution, 16 in a fully connected layer
     float32 bias[out]
-    uint8 codes[n or ceil(n/2)]  which value: a byte each, in fully connected layers half a byte, the lower half first
-    uint8 gaps[ceil(n/2)]        zeros before the entry, half a byte each, the lower half first
+    uint8 codes[n or ceil(n/2)]  each entry's value: a byte, or in fully connected layers half a byte, lower half first
+    uint8 gaps[ceil(n/2)]        zeros before each entry, half a byte, lower half first
 
-A weight that no entry names is codebook[0], which is 0; where more than 15 zeros lie between two weights, entries with
-code 0 bridge them. Weights are counted in Caffe's layout, which is PyTorch's.
+A weight without an entry is codebook[0], which is 0. If more than 15 zeros lie between two weights, entries with code 0
+bridge them. Weights are counted in Caffe's layout, which is PyTorch's.
 
-The format has no place for what a network other than BVLC's needs, so our files go on after its end: JSON with classes,
-mean, lrn and resize, its length as uint32, and a magic word. A reader of the original format stops before that.
+The original has no place for what a network other than BVLC's needs, so our files continue after its end: JSON with
+classes, mean, lrn and resize, its length as uint32, and a magic word. A reader of the original stops before that.
 """
 
 import json
@@ -25,13 +25,21 @@ import struct
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
-from model.weights.common import Probe, Weights, WeightsError, parse_meta, published, read_bounded, to_tensors
+from model.weights.common import (
+    LayerTensors,
+    Probe,
+    Weights,
+    WeightsError,
+    parse_meta,
+    published,
+    read_bounded,
+    to_tensors,
+)
 
 DESCRIPTION = "a .net file of Deep Compression's"
 MAGIC = b"AlexNet\n"
-SHAPES = {  # of weights, but for fc8's, whose outputs are the classes
+SHAPES = {  # of the weights except fc8's, whose outputs are the classes
     "conv1": (96, 3, 11, 11),
     "conv2": (256, 48, 5, 5),
     "conv3": (384, 256, 3, 3),
@@ -43,35 +51,39 @@ SHAPES = {  # of weights, but for fc8's, whose outputs are the classes
 
 
 def matches(probe: Probe) -> bool:
-    """Whether a file with this beginning and end is in this format: by our magic word, or by its exact size."""
+    """Whether the file ends with our magic word, or has exactly the size that its counts make."""
     if probe.tail.endswith(MAGIC):
         return True
     if len(probe.head) < 32:
         return False
     expected = shapes(1000)
-    return probe.size == 32 + sum(map(_bytes, expected, expected.values(), struct.unpack("<8I", probe.head[:32])))
+    return probe.size == 32 + sum(map(_bytes, expected.values(), struct.unpack("<8I", probe.head[:32])))
 
 
-def read(path: str | os.PathLike, name: str) -> Weights:
+def read(path: str | os.PathLike) -> Weights:
     """Reads a file of the original format, or one with our ending."""
-    data = read_bounded(path, name)
+    data = read_bounded(path)
     if not data.endswith(MAGIC):
-        return published(name, _decoded(name, data, 1000))
-    data, text = _split(name, data)
-    classes, lrn, preprocess = parse_meta(name, text)
-    return Weights(name, _decoded(name, data, len(classes)), classes, lrn, preprocess)
+        return published(_decoded(data, 1000))
+    data, text = _split(data)
+    classes, lrn, preprocess = parse_meta(text)
+    return Weights(_decoded(data, len(classes)), classes, lrn, preprocess)
 
 
-def _decoded(name: str, data: bytes, classes: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    arrays = decode(name, data, shapes(classes))
-    return {layer: to_tensors(name, layer, *pair) for layer, pair in arrays.items()}
+def _decoded(data: bytes, classes: int) -> dict[str, LayerTensors]:
+    return {layer: to_tensors(layer, *pair) for layer, pair in decode(data, shapes(classes)).items()}
 
 
-def decode(name: str, data: bytes, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weight and bias of each layer in ``shapes``, whose fully connected ones have two dimensions.
+def shapes(classes: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every layer's weight, in the file's order."""
+    return {**SHAPES, "fc8": (classes, 4096)}
+
+
+def decode(data: bytes, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of each layer in ``shapes``. Fully connected layers have two dimensions.
 
     Raises:
-        WeightsError: the data ends early or late, or an entry lies past its layer's end.
+        WeightsError: the data ends early or late, or an entry lies beyond its layer's end.
     """
     view, layers = memoryview(data), {}
 
@@ -79,14 +91,14 @@ def decode(name: str, data: bytes, shapes: Mapping[str, Sequence[int]]) -> dict[
         nonlocal view
         length = count * np.dtype(dtype).itemsize
         if length > len(view):
-            raise WeightsError(f"{name}: truncated or damaged: ends within {layer}")
+            raise WeightsError(f"truncated or damaged: ends within {layer}")
         taken, view = np.frombuffer(view[:length], dtype), view[length:]
         return taken
 
     for (layer, shape), entries in zip(shapes.items(), take("its header", "<u4", len(shapes)).tolist(), strict=True):
         fully, size = len(shape) == 2, math.prod(shape)
         if entries > size:
-            raise WeightsError(f"{name}: truncated or damaged: {layer} has {entries} entries for {size} weights")
+            raise WeightsError(f"truncated or damaged: {layer} has {entries} entries for {size} weights")
         codebook = take(layer, "<f4", 16 if fully else 256)
         bias = take(layer, "<f4", shape[0])
         codes = _halves(take(layer, "u1", _half(entries)), entries) if fully else take(layer, "u1", entries)
@@ -94,12 +106,12 @@ def decode(name: str, data: bytes, shapes: Mapping[str, Sequence[int]]) -> dict[
         places[1:] += 1
         np.cumsum(places, out=places)
         if entries and places[-1] >= size:
-            raise WeightsError(f"{name}: truncated or damaged: {layer} has an entry past its {size} weights")
+            raise WeightsError(f"truncated or damaged: {layer} has an entry beyond its {size} weights")
         weight = np.full(size, codebook[0], np.float32)
         weight[places] = codebook[codes]
         layers[layer] = weight.reshape(shape), bias
     if len(view):
-        raise WeightsError(f"{name}: truncated or damaged: {len(view)} bytes follow the last layer")
+        raise WeightsError(f"truncated or damaged: {len(view)} bytes follow the last layer")
     return layers
 
 
@@ -107,9 +119,9 @@ def encode(weight: np.ndarray, bias: np.ndarray, codebook: np.ndarray) -> tuple[
     """A layer's number of entries, and its part of the file.
 
     Args:
-        weight: every value is one of the codebook's; 0 is left out.
-        bias: float32, one an output.
-        codebook: 256 values, or 16 of a fully connected layer, the first 0, the rest in ascending order.
+        weight: every value is one of the codebook's. Zeros are not stored.
+        bias: float32, one per output.
+        codebook: 256 values, or 16 for a fully connected layer. The first is 0, the rest are in ascending order.
 
     Raises:
         ValueError: a value that is not in the codebook.
@@ -120,7 +132,7 @@ def encode(weight: np.ndarray, bias: np.ndarray, codebook: np.ndarray) -> tuple[
     if not np.array_equal(codebook[codes], flat[places]):
         raise ValueError("every weight must be one of the codebook's values")
     gaps = np.diff(places, prepend=-1) - 1
-    # An entry of code 0 stands for itself and the 15 zeros before it.
+    # A bridge is an entry of code 0: itself and the 15 zeros before it.
     bridges = gaps // 16
     ends = np.cumsum(bridges + 1) - 1
     all_codes = np.zeros(ends[-1] + 1 if len(ends) else 0, np.uint8)
@@ -132,7 +144,7 @@ def encode(weight: np.ndarray, bias: np.ndarray, codebook: np.ndarray) -> tuple[
 
 
 def join(parts: Sequence[tuple[int, bytes]], meta: dict) -> bytes:
-    """The file of some encoded layers, with our ending: ``meta`` as :func:`~model.weights.common.parse_meta` has it."""
+    """The file: what :func:`encode` returned for each layer, and our ending with what ``describe`` returned."""
     text = json.dumps(meta).encode()
     header = struct.pack(f"<{len(parts)}I", *(entries for entries, _ in parts))
     return header + b"".join(data for _, data in parts) + text + struct.pack("<I", len(text)) + MAGIC
@@ -154,24 +166,19 @@ def _halves(packed: np.ndarray, count: int) -> np.ndarray:
     return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
 
 
-def shapes(classes: int) -> dict[str, tuple[int, ...]]:
-    """Of every layer's weight, in the file's order."""
-    return {**SHAPES, "fc8": (classes, 4096)}
-
-
-def _bytes(layer: str, shape: Sequence[int], entries: int) -> int:
-    """What a layer takes in the file."""
+def _bytes(shape: Sequence[int], entries: int) -> int:
+    """Bytes of a layer in the file."""
     fully = len(shape) == 2
     return 4 * ((16 if fully else 256) + shape[0]) + (_half(entries) if fully else entries) + _half(entries)
 
 
-def _split(name: str, data: bytes) -> tuple[bytes, str]:
-    """The original format's part, and the JSON behind it."""
+def _split(data: bytes) -> tuple[bytes, str]:
+    """The original format's part, and the JSON after it."""
     end = len(data) - len(MAGIC) - 4
     length = struct.unpack("<I", data[end : end + 4])[0] if end >= 0 else 0
     if not 0 < length <= end:
-        raise WeightsError(f"{name}: truncated or damaged: its ending of {length} bytes does not fit in the file")
+        raise WeightsError(f"truncated or damaged: its ending of {length} bytes does not fit into the file")
     try:
         return data[: end - length], data[end - length : end].decode()
     except UnicodeDecodeError as error:
-        raise WeightsError(f"{name}: truncated or damaged: its ending is not text") from error
+        raise WeightsError("truncated or damaged: its ending is not text") from error

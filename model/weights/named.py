@@ -1,48 +1,61 @@
 """Weights by name: the bundled ones, and published ones that are downloaded when somebody asks for them.
 
-Downloads go where ``torch.hub`` keeps its own, ``$TORCH_HOME/hub/checkpoints``. ``torch.hub``'s downloader itself has
-neither a time limit nor a limit of size, and knows SHA-256 alone, so this one streams: to a temporary file that gets
-its name only once its size and its checksum are what was published.
+Downloads are kept where ``torch.hub`` keeps its own, in ``$TORCH_HOME/hub/checkpoints``. pooch writes each to a
+temporary file there, which gets its name only when it is whole and is the file that was published.
 """
 
-import contextlib
-import hashlib
-import http.client
+import logging
 import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+import pooch
 import torch
 from tqdm import tqdm
 
 from model.weights import deep_compression
-from model.weights.common import LARGEST, WeightsError
+from model.weights.common import LARGEST_FILE, WeightsError
+
+if TYPE_CHECKING:
+    from requests import RequestException
 
 TIMEOUT = 30.0  # seconds without a byte
-SLOWEST = 1000.0  # bytes a second, of which less is as good as none
+SLOWEST = 1000.0  # bytes per second
 
 
 class Source(NamedTuple):
-    """A published file: its address, its bytes, and the checksum's algorithm and first digits, as far as published."""
+    """A published file: its address, its size in bytes, and its checksum as "sha1:..." or "sha256:...", if known."""
 
     url: str
     bytes: int | None
-    algorithm: str = "sha256"
-    digest: str = ""
+    checksum: str | None = None
 
     @property
     def file(self) -> str:
-        """What it is called in the cache."""
+        """Its name in the cache."""
         return Path(urlsplit(self.url).path).name
+
+    def check(self, path: Path) -> None:
+        """Raises WeightsError if a file is not the published one.
+
+        Without a checksum the file is decoded instead, which reads every byte.
+        """
+        size = path.stat().st_size
+        if self.bytes not in (None, size):
+            raise WeightsError(f"has {size:,} bytes, and {self.bytes:,} were published")
+        if self.checksum is None:
+            deep_compression.read(path)
+            return
+        algorithm, _, expected = self.checksum.partition(":")
+        found = pooch.file_hash(str(path), algorithm)
+        if found != expected:
+            raise WeightsError(f"is another file: its {algorithm} is {found}")
 
 
 class Named(NamedTuple):
-    """What a name stands for: a file that comes with the package, or published ones of the same weights."""
+    """What a name stands for: a bundled file, or published files of the same weights."""
 
     description: str
     bundled: Path | None = None
@@ -57,28 +70,31 @@ NAMED = {
             Source(
                 "http://dl.caffe.berkeleyvision.org/bvlc_alexnet.caffemodel",
                 243_862_414,
-                "sha1",
-                "9116a64c0fbe4459d18f4bb6b56d647b63920377",
+                "sha1:9116a64c0fbe4459d18f4bb6b56d647b63920377",
             ),
             Source(
                 "https://huggingface.co/onnxmodelzoo/legacy_models/resolve/main/validated/vision/classification/"
                 "alexnet/model/bvlcalexnet-12.onnx",
                 243_863_787,
-                "sha256",
-                "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945",
+                "sha256:6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945",
             ),
         ),
     ),
     "deep-compression": Named(
         "BVLC's weights pruned and quantised by Deep Compression, 8.9 MB: 57.07 % top-1, 80.25 % top-5",
-        # No checksum is published, so the file is decoded, which takes every one of its bytes, before it is kept.
         sources=(
             Source("https://github.com/songhan/Deep-Compression-AlexNet/raw/master/AlexNet_compressed.net", None),
         ),
     ),
     "torchvision": Named(
         "ImageNet's 1000 classes, torchvision's network of the name: 56.52 % top-1, 79.07 % top-5",
-        sources=(Source("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", None, "sha256", "7be5be79"),),
+        sources=(
+            Source(
+                "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+                244_408_911,
+                "sha256:7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+            ),
+        ),
     ),
 }
 
@@ -89,7 +105,7 @@ def cache() -> Path:
 
 
 def cached(name: str) -> Path | None:
-    """The file of a downloaded name, by its size; None where it is not there."""
+    """The file of a downloaded name, recognised by its size; None if it is not there."""
     for source in NAMED[name].sources:
         path = cache() / source.file
         if os.path.isfile(path) and source.bytes in (None, path.stat().st_size):
@@ -101,18 +117,20 @@ def published_as(path: Path) -> str | None:
     """The name whose published file this is, by its size and checksum; None for any other file."""
     for name, named in NAMED.items():
         for source in named.sources:
-            if not source.digest or source.bytes not in (None, path.stat().st_size):
+            try:
+                if source.checksum:
+                    source.check(path)
+                    return name
+            except WeightsError:
                 continue
-            if _digest(source, path).startswith(source.digest):
-                return name
     return None
 
 
 def fetch(name: str) -> Path:
-    """The file of a name, downloaded if it is not there yet, from the first of its sources that gives it.
+    """The file of a name. If it is not there yet, it is downloaded from the first of its sources that works.
 
     Raises:
-        WeightsError: no source gave the file that was published; nothing has been written then.
+        WeightsError: no source gave the published file. Nothing has been written then.
     """
     named = NAMED[name]
     if named.bundled:
@@ -120,12 +138,12 @@ def fetch(name: str) -> Path:
     failures = []
     for source in named.sources:
         path = cache() / source.file
-        if os.path.isfile(path):  # Path.is_file raises where the folder may not be looked into
+        if os.path.isfile(path):  # Path.is_file raises if its folder may not be looked into
             try:
-                _check(source, path, str(path))
+                source.check(path)
                 return path
             except (WeightsError, OSError) as error:
-                failures.append(str(error))
+                failures.append(f"{path} {error}")
     for source in named.sources:
         try:
             return _download(source)
@@ -138,85 +156,85 @@ def fetch(name: str) -> Path:
     )
 
 
-def _digest(source: Source, path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.new(source.algorithm)
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check(source: Source, path: Path, what: str) -> None:
-    """Checks that a file is the one published; one without a checksum is decoded, which takes all of its bytes."""
-    size = path.stat().st_size
-    if source.bytes not in (None, size):
-        raise WeightsError(f"{what} has {size:,} bytes, and {source.bytes:,} were published")
-    if not source.digest:
-        deep_compression.read(path, what)
-        return
-    digest = _digest(source, path)
-    if not digest.startswith(source.digest):
-        raise WeightsError(f"{what} is another file: its {source.algorithm} is {digest}")
-
-
 def _download(source: Source) -> Path:
-    """One source's file, whole and checked, in the cache."""
-    host = urlsplit(source.url).netloc
-    target = cache() / source.file
-    partial = target.with_name(f".{source.file}.{os.getpid()}.partial")
-    bar = tqdm(total=source.bytes, desc=source.file, unit="B", unit_scale=True, leave=False, disable=None)
+    """One source's file in the cache, whole and checked.
+
+    Raises:
+        WeightsError: the source did not send the published file, or it cannot be written.
+    """
+    from requests import RequestException
+
+    host, target = urlsplit(source.url).netloc, cache() / source.file
+    pooch.get_logger().setLevel(logging.WARNING)  # without this it prints addresses and checksums
     try:
-        with bar:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                for block in _blocks(source, host):
-                    file.write(block)
-                    bar.update(len(block))
-                file.flush()
-                os.fsync(file.fileno())
-        _check(source, partial, f"what {host} sent")
-        os.replace(partial, target)
+        if source.checksum is None:  # pooch would keep a damaged file that it has no checksum for
+            target.unlink(missing_ok=True)
+        pooch.retrieve(source.url, source.checksum, source.file, cache(), downloader=_Stream(source, host))
+    except WeightsError:
+        raise
+    except RequestException as error:
+        raise WeightsError(f"{host} did not send it: {_cause(error)}") from error
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    except ValueError as error:  # pooch's, for another checksum
+        raise WeightsError(f"what {host} sent is another file: {error}") from error
     return target
 
 
-def _blocks(source: Source, host: str) -> Iterator[bytes]:
-    """What the source sends, as it comes.
+class _Stream:
+    """pooch's downloader over HTTP, and the file that it writes to.
 
-    Raises:
-        WeightsError: no answer, an answer that stops or hardly moves, or more bytes than were published.
+    pooch itself waits as long as something comes, and writes as much as comes. This gives up on a source that sends
+    more than was published, or hardly anything.
     """
-    request = urllib.request.Request(
-        source.url, headers={"User-Agent": "alexnet-triton", "Accept-Encoding": "identity"}
-    )
-    most = source.bytes or LARGEST
-    length, since, before = 0, time.monotonic(), 0
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            promised = answer.length
-            if promised is not None and (promised > most or source.bytes not in (None, promised)):
-                raise WeightsError(f"{host} has a file of {promised:,} bytes, and {most:,} were published")
-            while block := answer.read1(2**18):
-                length += len(block)
-                if length > most:
-                    raise WeightsError(f"{host} sent more than the {most:,} bytes published")
-                yield block
-                waited = time.monotonic() - since
-                if waited > TIMEOUT:
-                    if length - before < SLOWEST * waited:
-                        raise WeightsError(f"{host} sends too slowly: {length:,} bytes, and then hardly any more")
-                    since, before = time.monotonic(), length
-    except urllib.error.HTTPError as error:
-        raise WeightsError(f"{host} did not send it: {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, TimeoutError):
-            cause = f"no byte in {TIMEOUT:g} s"
-        raise WeightsError(f"{host} did not send it: {getattr(cause, 'strerror', None) or cause}") from error
-    whole = source.bytes or promised
-    if whole not in (None, length):
-        raise WeightsError(f"{host} sent {length:,} bytes of {whole:,}")
+
+    def __init__(self, source: Source, host: str):
+        self.source, self.host = source, host
+        self.most = source.bytes or LARGEST_FILE
+        self.length = self.before = 0
+        self.since = time.monotonic()
+
+    def __call__(self, url: str, path: str, _: pooch.Pooch | None) -> None:
+        os.unlink(path)  # pooch's own is for its owner only, and others may share the cache
+        headers = {"User-Agent": "alexnet-triton", "Accept-Encoding": "identity"}
+        download = pooch.HTTPDownloader(timeout=TIMEOUT, headers=headers, chunk_size=2**16)
+        name, total = self.source.file, self.source.bytes
+        self.bar = tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None)
+        with self.bar, open(path, "xb") as self.file:
+            download(url, self, None)
+            self.flush()
+            os.fsync(self.file.fileno())
+        if total not in (None, self.length):
+            raise WeightsError(f"{self.host} sent {self.length:,} bytes, and {total:,} were published")
+        if self.source.checksum is None:
+            try:
+                deep_compression.read(path)
+            except WeightsError as error:
+                raise WeightsError(f"what {self.host} sent is not what was published: {error}") from error
+
+    def write(self, block: bytes) -> None:
+        self.length += len(block)
+        if self.length > self.most:
+            raise WeightsError(f"{self.host} sent more than the {self.most:,} bytes published")
+        waited = time.monotonic() - self.since
+        if waited > TIMEOUT:
+            if self.length - self.before < SLOWEST * waited:
+                raise WeightsError(f"{self.host} sends too slowly: {self.length:,} bytes, and then hardly any more")
+            self.since, self.before = time.monotonic(), self.length
+        self.file.write(block)
+        self.bar.update(len(block))
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _cause(error: "RequestException") -> str:
+    """What went wrong on the network, in short."""
+    if error.response is not None:
+        return f"{error.response.status_code} {error.response.reason}"
+    cause = error.args[0] if error.args else error
+    while isinstance(cause, Exception) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, TimeoutError):
+        return f"no byte in {TIMEOUT:g} s"
+    return getattr(cause, "strerror", None) or str(cause)

@@ -1,95 +1,85 @@
-"""Unpickling what nobody vouches for.
+"""A check of pickles from unknown sources, before anything is built from them.
 
-A pickle is a program, and its instructions may do more than name a function to call: build a billion objects of one
-byte each, claim a buffer of 2^60 bytes, or take as a key a tuple of tuples of tuples, each twice the same, which
-hashing walks through in 2^60 steps.
+A pickle is a program. ``find_class`` decides which functions it may call, but even without any call it can take all
+memory or all time: build millions of objects, claim a buffer of 2^60 bytes, call one function on one long text again
+and again, or use as a dictionary's key a tuple of two tuples of two tuples and so on, which takes 2^60 steps to hash.
 """
 
+import io
 import mmap
 import pickle
-from typing import BinaryIO
+import pickletools
+from typing import IO, cast
 
-_INSTRUCTIONS = (
-    *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP"),
-    *("GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
-    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
-    *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
-    *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
-    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "PERSID", "BINPERSID"),
-)
-
-
-class _Budget(dict):
-    """Functions by their instruction, for so many times."""
-
-    left = 100_000
-
-    def __getitem__(self, code: int):
-        self.left -= 1
-        if self.left < 0:
-            raise pickle.UnpicklingError("it has more instructions than weights need")
-        return super().__getitem__(code)
-
-    def __missing__(self, code: int):
-        raise pickle.UnpicklingError(f"its instruction {code:#x} is none that weights need")
+_MOST_INSTRUCTIONS = 100_000
+_UNUSED = {
+    *("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ_EX", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
+    *("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"),
+}
+_CALLS = ("REDUCE", "NEWOBJ", "BUILD")
+_FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # these change the lowest object that they take
+_ALLOCATES = ("builtins bytearray", "__builtin__ bytearray", "torch._utils _rebuild_device_tensor_from_cpu_tensor")
 
 
-class Unpickler(pickle._Unpickler):
-    """Builds plain containers, and what a subclass's ``find_class`` gives; raises for all else.
+def check(file: io.BytesIO | mmap.mmap, size: int) -> None:
+    """Reads one pickle from ``file`` and leaves ``file`` after its end, without building anything.
 
-    It derives from the one in Python: instructions are few, and the one in C takes gigabytes for a damaged number of a
-    memo entry.
+    It follows how large each object on the pickle's stack would be: 1, plus the bytes of a text, plus its items. What
+    is hashed or handed to functions must not be more in total than a million and four times ``size``.
+
+    Args:
+        file: a mapped file or one in memory. Lengths beyond its end then allocate nothing.
+        size: bytes of ``file``.
+
+    Raises:
+        pickle.UnpicklingError: the pickle does more than weights need.
+        ValueError, IndexError, KeyError: it is damaged.
     """
-
-    stack: list  # what the instructions so far have built
-
-    def __init__(self, file: BinaryIO | mmap.mmap):
-        super().__init__(file, encoding="bytes")  # Python 2's str: bytes, as arrays need
-        codes = (getattr(pickle, name)[0] for name in _INSTRUCTIONS)
-        self.dispatch = _Budget((code, pickle._Unpickler.dispatch[code]) for code in codes)
-        for code, instruction in (
-            (pickle.DICT, Unpickler.load_dict),
-            (pickle.SETITEM, Unpickler.load_setitem),
-            (pickle.SETITEMS, Unpickler.load_setitems),
-            (pickle.REDUCE, Unpickler.load_reduce),
-            (pickle.BUILD, Unpickler.load_build),
-        ):
-            self.dispatch[code[0]] = instruction
-        self.items = 1_000_000
-
-    def weigh(self, value: object) -> None:
-        """Walks through a value and all in it, as hashing or copying would, until the pickle's steps are used up."""
-        waiting = [value]
-        while waiting:
-            value = waiting.pop()
-            children = value if isinstance(value, (tuple, list)) else ()
-            if isinstance(value, dict):
-                children = (*value, *value.values())
-            self.items -= 1 + len(children)
-            if self.items < 0:
+    left = 1_000_000 + 4 * size
+    stack: list[list[int]] = []  # the size of each object, in a list: a container may grow after others took it
+    memo: dict[int, list[int]] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
+        name = opcode.name
+        if count == _MOST_INSTRUCTIONS:
+            raise pickle.UnpicklingError("it has more instructions than weights need")
+        if name in _UNUSED:
+            raise pickle.UnpicklingError(f"weights do not need its instruction {name}")
+        if name == "GLOBAL" and argument in _ALLOCATES:
+            raise pickle.UnpicklingError(f"weights do not need its function {argument.replace(' ', '.')}")
+        if "PUT" in name or name == "MEMOIZE":
+            index = len(memo) if argument is None else argument
+            if index > _MOST_INSTRUCTIONS:  # pickle would make a table as long as that
+                raise pickle.UnpicklingError("it numbers more objects than weights need")
+            memo[index] = stack[-1]
+        elif "GET" in name or name == "DUP":
+            stack.append(stack[-1] if argument is None else memo[argument])
+        elif name == "MARK":
+            stack.append(_MARK)
+        else:
+            taken = _take(stack, opcode.stack_before)
+            text = len(argument) if isinstance(argument, (str, bytes)) else 0
+            total = min(1 + text + sum(item[0] for item in taken), 2**60)
+            hashed = taken[::2] if name == "DICT" else taken[1::2] if name.startswith("SETITEM") else []
+            left -= total if name in _CALLS else sum(item[0] for item in hashed)
+            if left < 0:
                 raise pickle.UnpicklingError("it has more items than weights need")
-            waiting.extend(children)
+            if name in _FILLS:
+                taken[0][0] = total
+                stack.append(taken[0])
+            else:
+                stack.extend([total] for _ in opcode.stack_after)
 
-    def load_dict(self) -> None:
-        self.weigh(self.stack[::2])
-        super().load_dict()
 
-    def load_setitem(self) -> None:
-        self.weigh(self.stack[-2])
-        super().load_setitem()
+_MARK = [0]
 
-    def load_setitems(self) -> None:
-        self.weigh(self.stack[::2])
-        super().load_setitems()
 
-    def load_reduce(self) -> None:
-        self.weigh(self.stack[-1])
-        super().load_reduce()
-
-    def load_build(self) -> None:
-        if not hasattr(type(self.stack[-2]), "__setstate__"):
-            raise pickle.UnpicklingError("it sets attributes, and weights are only arrays")
-        self.weigh(self.stack[-1])
-        super().load_build()
+def _take(stack: list[list[int]], kinds: list) -> list[list[int]]:
+    """Removes from the stack what an instruction takes, and returns it, the lowest first, without the mark."""
+    taken = []
+    for kind in reversed(kinds):
+        if kind is pickletools.markobject:
+            while (item := stack.pop()) is not _MARK:
+                taken.append(item)
+        elif kind is not pickletools.stackslice:
+            taken.append(stack.pop())
+    return taken[::-1]

@@ -1,10 +1,13 @@
-"""``.pth`` and ``.pt``: a state dict saved by PyTorch, with our layers' names or with torchvision's.
+"""``.pth`` and ``.pt``: a state dict that ``torch.save`` wrote, with our layers' names or with torchvision's.
 
-``torch.load(weights_only=True)`` builds tensors and plain containers, and refuses to run anything. It still does what
-a pickle says for as long as it says, and allocates what it claims, so :class:`_Rehearsal` goes through the pickle
-first, with stand-ins for all that it builds.
+A zip archive of one folder (https://docs.pytorch.org/docs/stable/notes/serialization.html): ``data.pkl`` is a pickle of
+the dictionary, and each tensor's numbers are an entry ``data/0``, ``data/1``, ..., not compressed. Files from before
+PyTorch 1.6 are several pickles, then the numbers. The state dict may be an entry of a training script's checkpoint:
+``state_dict``, ``model_state_dict`` or ``model``.
 
-A training script's checkpoint may hold the state dict as ``state_dict``, ``model_state_dict`` or ``model``.
+``torch.load(weights_only=True)`` builds tensors and plain containers only, and ``mmap=True`` reads only numbers that
+lie in the file, whatever the pickle claims. Two things it does not check: how long the pickle makes it work, so
+:mod:`model.weights.pickles` reads the pickle first, and whether entries are compressed, since it maps them as they are.
 """
 
 import io
@@ -12,136 +15,91 @@ import mmap
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
+from model.weights import pickles
 from model.weights.common import (
-    LAYERS,
     Probe,
     Weights,
     WeightsError,
-    check_any,
-    check_bias,
     check_shape,
     check_size,
-    check_tensors,
     published,
     reason,
-    rename,
+    state_dict_layers,
 )
-from model.weights.pickles import Unpickler
-from model.weights.zips import open_zip, unpack
 
 DESCRIPTION = "a .pth file with a state dict"
-LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # what files of before PyTorch 1.6 begin with
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # how files from before PyTorch 1.6 begin
 LONGEST_PICKLE = 2**24
+MOST_ENTRIES = 10_000
 
 
 def matches(probe: Probe) -> bool:
-    """Whether a file with this beginning and end is in this format: a zip archive with PyTorch's first entry."""
-    return probe.head.startswith(LEGACY) or (probe.entry or "").endswith("/data.pkl")
+    """Whether the file begins as PyTorch's do: as a zip archive whose first entry is ``data.pkl``, or as before 1.6."""
+    entry = probe.head[30 : 30 + int.from_bytes(probe.head[26:28], "little")]
+    return probe.head.startswith(LEGACY) or (probe.head.startswith(b"PK\x03\x04") and entry.endswith(b"/data.pkl"))
 
 
-def read(path: str | os.PathLike, name: str) -> Weights:
-    """Reads the file; whatever it has besides AlexNet's layers is passed over."""
-    check_size(path, name)
+def read(path: str | os.PathLike) -> Weights:
+    """Reads the file. Everything in it except AlexNet's layers is ignored."""
+    check_size(path)
     try:
-        _rehearse(path, name)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except Exception as error:  # zip, pickle and tensors raise whatever damaged bytes run into
+        sizes = _check_pickles(path)
+        state = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=sizes is not None)
+    except Exception as error:  # zip, pickle and tensors raise whatever damaged bytes lead to
         refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
         if refused:
-            raise WeightsError(f"{name}: it asks to run {refused[1]}, and weights are only tensors") from error
-        raise WeightsError(f"{name}: cannot be read as a state dict: {reason(error)}") from error
+            raise WeightsError(f"it asks to run {refused[1]}, and weights are only tensors") from error
+        raise WeightsError(f"cannot be read as a state dict: {reason(error)}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping):
-        raise WeightsError(f"{name}: must hold a state dict, got {type(state).__name__}")
-    found = {rename(str(key)): value for key, value in state.items()}
-    layers = {layer: _layer(name, layer, found) for layer in LAYERS if f"{layer}.weight" in found}
-    check_any(name, list(map(str, state)), layers)
-    return published(name, layers)
+        raise WeightsError(f"must hold a state dict, got {type(state).__name__}")
+    named = {str(key): value for key, value in state.items()}
 
-
-def _layer(name: str, layer: str, found: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
-    check_bias(name, layer, found)
-    tensors = []
-    for part in ("weight", "bias"):
-        value = found[f"{layer}.{part}"]
+    def tensor(key: str, layer: str, part: str) -> torch.Tensor:
+        value = named[key]
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-            raise WeightsError(f"{name}: {layer}'s {part} must be a dense tensor, got {type(value).__name__}")
+            raise WeightsError(f"{layer}'s {part} must be a dense tensor, got {type(value).__name__}")
         if not value.is_floating_point():
-            raise WeightsError(f"{name}: {layer}'s {part} must be of floating point, got {value.dtype}")
-        check_shape(name, layer, part, value.shape)  # strides of 0 make any shape of a few numbers
-        tensors.append(value.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format))
-    return check_tensors(name, layer, *tensors)
+            raise WeightsError(f"{layer}'s {part} must be of floating point, got {value.dtype}")
+        if sizes is not None and value.untyped_storage().nbytes() not in sizes:
+            raise WeightsError(f"{layer}'s {part} claims another size than its entry in the file has")
+        check_shape(layer, part, value.shape)  # strides of 0 make any shape of a few numbers
+        return value.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    return published(state_dict_layers(named, tensor))
 
 
-def _rehearse(path: str | os.PathLike, name: str) -> None:
-    """Raises where the file's pickle does more than a state dict needs, or claims more bytes than the file has."""
+def _check_pickles(path: str | os.PathLike) -> set[int] | None:
+    """The sizes in bytes of the archive's entries; None for a file from before PyTorch 1.6.
+
+    Raises:
+        pickle.UnpicklingError: a pickle is hostile, or entries are compressed.
+    """
+    size = os.stat(path).st_size
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         if mapped[: len(LEGACY)] == LEGACY:
             mapped.seek(len(LEGACY))
-            rehearsals = [_Rehearsal(mapped) for _ in ("the system that wrote it", "the state dict", "its storages")]
-            for rehearsal in rehearsals:
-                rehearsal.load()
-            if sum(rehearsals[1].storages.values()) > len(mapped):
-                raise pickle.UnpicklingError("its tensors are larger than the file")
-            return
-    with open_zip(path, name) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise pickle.UnpicklingError("it is compressed, which PyTorch does not do")
-        pickles = [entry for entry in entries if entry.orig_filename.lower().endswith("/data.pkl")]
-        if len(pickles) != 1:  # PyTorch, to which upper and lower case are one, might read another than is rehearsed
-            raise pickle.UnpicklingError(f"it has {len(pickles)} entries data.pkl, and a state dict has one")
-        rehearsal = _Rehearsal(io.BytesIO(unpack(archive, pickles[0], name, LONGEST_PICKLE)))
-        rehearsal.load()
-        sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in entries}
-    for key, size in rehearsal.storages.items():
-        if size > sizes.get(f"data/{key}", 0):
-            raise pickle.UnpicklingError(f"it claims {size:,} bytes for a tensor whose numbers take fewer")
-
-
-class _StandIn:
-    """For whatever the pickle names or builds."""
-
-    def __init__(self, name: str = ""):
-        self.name = name
-
-    def __call__(self, *_) -> "_StandIn":
-        return _StandIn()
-
-    def __setitem__(self, *_) -> None:
-        pass
-
-    def __setstate__(self, _) -> None:
-        pass
-
-    append = extend = __setstate__
-
-
-class _Rehearsal(Unpickler):
-    """Goes through a pickle of PyTorch's; ``storages`` are the bytes that it says its tensors' numbers have."""
-
-    def __init__(self, file):
-        super().__init__(file)
-        self.dispatch[pickle.NEWOBJ[0]] = Unpickler.load_reduce  # whole modules, for torch.load to name and refuse
-        self.storages = {}
-
-    def find_class(self, module: str, name: str) -> _StandIn:
-        return _StandIn(name)
-
-    def persistent_load(self, saved: tuple) -> _StandIn:
-        if saved[0] != "storage":
-            return _StandIn()
-        _, kind, key, _, count = saved[:5]
-        dtype = getattr(torch, kind.name.removesuffix("Storage").lower(), None)  # FloatStorage: torch.float
-        size = int(count) * (dtype.itemsize if isinstance(dtype, torch.dtype) else 1)
-        self.storages[key] = max(size, self.storages.get(key, 0))
-        return _StandIn()
+            for _ in ("the system that wrote it", "the state dict", "its storages"):
+                pickles.check(mapped, size)
+            return None
+    # The reader that torch.load uses, so that both see the same entries.
+    archive: Any = torch._C.PyTorchFileReader(os.fspath(path))  # its type stub lacks get_record_offset
+    entries = archive.get_all_records()
+    if len(entries) > MOST_ENTRIES:
+        raise pickle.UnpicklingError(f"it has {len(entries):,} entries, and a state dict fewer than {MOST_ENTRIES:,}")
+    spans = sorted((archive.get_record_offset(entry), archive.get_record_size(entry)) for entry in entries)
+    starts = [start for start, _ in spans[1:]] + [size]
+    if any(start + length > following for (start, length), following in zip(spans, starts, strict=True)):
+        raise pickle.UnpicklingError("it is compressed, which PyTorch does not do")
+    if archive.get_record_size("data.pkl") > LONGEST_PICKLE:
+        raise pickle.UnpicklingError("its pickle is longer than a state dict needs")
+    pickled = archive.get_record("data.pkl")
+    pickles.check(io.BytesIO(pickled), len(pickled))
+    return {length for _, length in spans}

@@ -1,21 +1,22 @@
-"""The formats that are read, and :func:`load`, which tells them apart.
+"""The formats, and :func:`load`, which tells them apart.
 
-One module a format, each with ``matches(probe)``, ``read(path, name)`` and a ``DESCRIPTION``. A file's bytes tell its
-format; its name tells nothing.
+Each format is a module with ``matches(probe)``, ``read(path)`` and a ``DESCRIPTION``. The file's content tells its
+format, never its name.
 """
 
 import io
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from model.weights import caffemodel, deep_compression, npy, npz, onnx, pth, safetensors
+from model.weights import caffemodel, deep_compression, npy, onnx, pth, safetensors
 from model.weights.common import Probe, Weights, WeightsError, reason
 from model.weights.named import NAMED, fetch
 
-# Deep Compression's comes first: its counts could look like another format's beginning, but hardly its size.
-FORMATS = (deep_compression, npy, npz, pth, safetensors, onnx, caffemodel)
+# Deep Compression's is first: its counts could look like the beginning of another format, but its size hardly could.
+FORMATS = (deep_compression, npy, pth, safetensors, onnx, caffemodel)
 DEFAULT = "cifar10"
 
 
@@ -23,29 +24,35 @@ def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
     """Reads weights by their registered name, or from a file.
 
     Args:
-        name_or_path: a name among :data:`NAMED`, whose file is downloaded if it neither came with the package nor is
-            in the cache; anything else is a path.
+        name_or_path: a name in :data:`NAMED`, or else a path. A name's file is downloaded if it is neither bundled nor
+            in the cache.
 
     Raises:
-        WeightsError: no such name or file, a download that failed, a format that is not known here, or a file that
-            does not hold what its format promises.
+        WeightsError: there is no such name or file, a download failed, the format is unknown, or the file does not hold
+            what its format promises.
     """
     name = os.fspath(name_or_path)
     path = fetch(name) if name in NAMED else Path(name)
     format = format_of(path, name)
     try:
-        return format.read(path, name)
-    except (WeightsError, ImportError):
+        return replace(format.read(path), name=name)
+    except ImportError:
         raise
-    except Exception as error:  # libraries raise whatever damaged bytes run into
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}") from error
+    except Exception as error:  # libraries raise whatever damaged bytes lead to
         raise WeightsError(f"{name}: truncated or damaged: {reason(error)}") from error
 
 
 def format_of(path: str | os.PathLike, name: str) -> ModuleType:
-    """The module among :data:`FORMATS` that reads a file, told by its content."""
+    """The module in :data:`FORMATS` that reads a file. Messages call the file ``name``.
+
+    Raises:
+        WeightsError: the file cannot be read, or no format matches it.
+    """
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):
-            raise WeightsError(f"{name}: cannot be read: a pipe, not a file")  # whose opening would wait
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait
+            raise WeightsError(f"{name}: cannot be read: a pipe, not a file")
         with open(path, "rb") as file:
             head = file.read(512)
             size = file.seek(0, io.SEEK_END)
