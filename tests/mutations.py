@@ -107,7 +107,7 @@ FAULTS = (
           "weight.reshape(6, 6, 256, -1).transpose(3, 2, 0, 1)", "weight.reshape(6, 6, 256, -1).transpose(3, 0, 1, 2)",
           "tests/test_weights.py"),
     Fault("filters' rows and columns swapped", "model/weights/npy.py",
-          "weight = weight.transpose(3, 2, 0, 1)\n", "weight = weight.transpose(3, 2, 1, 0)\n",
+          "return weight.transpose(3, 2, 0, 1)\n", "return weight.transpose(3, 2, 1, 0)\n",
           "tests/test_weights.py"),
     Fault("the higher half of a byte first", "model/weights/deep_compression.py",
           "np.stack([packed & 15, packed >> 4], axis=1)", "np.stack([packed >> 4, packed & 15], axis=1)",

@@ -197,7 +197,12 @@ PICKLES = {
     "the same in a dictionary of pairs": b"(" + TREE + b"Nd",
     "the same, several at once": b"}(" + TREE + b"Nu",
     "the same, as an argument": b"ccollections\nOrderedDict\n]" + TREE + b"N\x86a\x85R",
+    "the same, as the name of a tensor's numbers": (
+        b"X\x07\0\0\0storagectorch\nFloatStorage\n" + TREE + b"X\x03\0\0\0cpuK\x01tQ"
+    ),
+    "the same, called, which writes it into an error": TREE + b")R",
     "the same, in a set": b"cbuiltins\nset\n]" + TREE + b"a\x85R",
+    "a call that fills as much memory as a number says": b"cbuiltins\nbytearray\nJ\0\0\0\x20\x85R",
     "millions of empty lists": b"(" + b"]" * 3_000_000 + b"l",
     "bytes that are allocated before they are read": b"\x96" + struct.pack("<Q", 2**36),
     "bytes of 2^60": b"\x8e" + struct.pack("<Q", 2**60),
@@ -209,7 +214,10 @@ PICKLES = {
 }
 
 
-@pytest.mark.parametrize("write", [pickled_npy, lambda p: pickled_pth(p, True), lambda p: pickled_pth(p, False)])
+WRITERS = [pickled_npy, lambda p: pickled_pth(p, True), lambda p: pickled_pth(p, False)]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("instructions", PICKLES.values(), ids=PICKLES)
 def test_hostile_pickles(tmp_path, instructions, write):
     with bounded():
@@ -229,12 +237,14 @@ def test_a_second_pickle(tmp_path, first, second):
         assert not survives(tmp_path / "a.bin", buffer.getvalue())
 
 
-def test_copies_of_one_text(tmp_path):
-    """Python 3 writes bytes as text and a call, which makes a copy each: here of a megabyte, thousands of times."""
-    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01"
-    calls = b"c_codecs\nencode\nq\x02(" + b"h\x02h\x01\x85R" * 20_000 + b"l"
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("function", [b"c_codecs\nencode\n", b"cnumpy\ndtype\n"])
+def test_copies_of_one_text(tmp_path, function, write):
+    """Python 3 writes bytes as text and a call, which makes a copy each: here of a megabyte, hundreds of times."""
+    calls = function + b"q\x02X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01\x85"
+    calls = b"](" + calls + b"R" + b"h\x02h\x01\x85R" * 500 + b"e"
     with bounded():
-        assert not survives(tmp_path / "a.bin", pickled_npy(text + b"0" + calls))
+        assert not survives(tmp_path / "a.bin", write(calls))
 
 
 def test_protocol_buffers_that_claim(tmp_path):

@@ -15,19 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.weights.common import (
-    LAYER_NAMES,
-    LayerTensors,
-    Probe,
-    Weights,
-    WeightsError,
-    check_any,
-    check_arrays,
-    check_order,
-    published,
-    read_bounded,
-    to_tensors,
-)
+from model.weights.common import Probe, Weights, WeightsError, array_layers, check_order, published, read_bounded
 
 if TYPE_CHECKING:  # imported only if a file is Caffe's
     from google.protobuf import message
@@ -97,19 +85,17 @@ def read(path: str | os.PathLike) -> Weights:
         found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
     except (DecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
-    layers = {layer: _layer(layer, found[layer]) for layer in LAYER_NAMES if layer in found}
-    check_any(found, layers)
+
+    def arrays(layer: str) -> list[np.ndarray]:
+        blobs = found[layer]
+        if len(blobs) != 2:
+            raise WeightsError(f"{layer} must have a weight and a bias, got {len(blobs)} blobs")
+        dims = (4 if layer.startswith("conv") else 2, 1)
+        return [_array(layer, blob, d) for blob, d in zip(blobs, dims, strict=True)]
+
+    layers = array_layers(found, arrays)
     check_order([layer.name for layer in (*net.layers, *net.layer)], "norm1", "pool1")
     return published(layers)
-
-
-def _layer(layer: str, blobs: list) -> LayerTensors:
-    if len(blobs) != 2:
-        raise WeightsError(f"{layer} must have a weight and a bias, got {len(blobs)} blobs")
-    dims = (4 if layer.startswith("conv") else 2, 1)
-    weight, bias = (_array(layer, blob, d) for blob, d in zip(blobs, dims, strict=True))
-    check_arrays(layer, weight, bias)
-    return to_tensors(layer, weight, bias)
 
 
 def _array(layer: str, blob: "message.Message", dims: int) -> np.ndarray:

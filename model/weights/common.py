@@ -1,8 +1,7 @@
 """What weights are once they are read, and the checks that all formats share.
 
-In the order in which a file meets them: what tells its format, its size, its layers' names, the checks of a layer, what
-the file says about its classes and photos, and the way into a network. Messages here do not name the file:
-:func:`model.weights.load` puts its name before them.
+In the order in which a file meets them: the file itself, its layers, its classes and how it takes photos, the network.
+Messages here do not name the file: :func:`model.weights.load` puts its name before them.
 """
 
 import json
@@ -106,15 +105,7 @@ def read_bounded(path: str | os.PathLike) -> bytes:
     return Path(path).read_bytes()
 
 
-# The layers in it
-
-
-def check_any(found: Iterable[object], layers: dict) -> None:
-    """Raises WeightsError if none of AlexNet's layers was found. :func:`assign` asks for those that it needs."""
-    if not layers:
-        names = list(map(str, found))
-        shown = ", ".join(map(repr, names[:8])) + ", ..." * (len(names) > 8)
-        raise WeightsError(f"must hold {', '.join(LAYER_NAMES)}, got {shown or 'nothing'}")
+# The layers
 
 
 def check_order(steps: Sequence[str], normalise: str, pool: str) -> None:
@@ -128,12 +119,51 @@ def check_order(steps: Sequence[str], normalise: str, pool: str) -> None:
         raise WeightsError("pools before it normalises, as CaffeNet does, which is another network")
 
 
+def array_layers(
+    found: Iterable[object],
+    arrays: Callable[[str], Iterable[object]],
+    layout: Callable[[str, np.ndarray], np.ndarray] = lambda layer, weight: weight,
+) -> dict[str, LayerTensors]:
+    """The layers of a file that holds arrays.
+
+    Args:
+        found: the names in the file. Those that are not AlexNet's are ignored.
+        arrays: a function from a layer's name to what the file holds as its weight and bias.
+        layout: a function from a layer's name and its weight to the weight in PyTorch's layout.
+    """
+    layers = {}
+    for layer in LAYER_NAMES:
+        if layer in found:
+            weight, bias = map(_check_array, (layer, layer), ("weight", "bias"), arrays(layer))
+            layers[layer] = to_tensors(layer, layout(layer, weight), bias)
+    return _check_any(found, layers)
+
+
+def _check_array(layer: str, part: str, array: object) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise WeightsError(f"{layer}'s {part} must be an array, got {type(array).__name__}")
+    if array.dtype.kind != "f":
+        raise WeightsError(f"{layer}'s {part} must be of floating point, got {array.dtype}")
+    check_shape(layer, part, array.shape)
+    return array
+
+
+def to_tensors(layer: str, weight: np.ndarray, bias: np.ndarray) -> LayerTensors:
+    """A layer's arrays, in PyTorch's layout, as float32 tensors."""
+    tensors = []
+    for array in (weight, bias):
+        copy = None if array.flags.writeable else True  # None: only if dtype or order differ
+        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinity, which is then refused
+            tensors.append(torch.from_numpy(np.array(array, np.float32, order="C", copy=copy)))
+    return _check_tensors(layer, *tensors)
+
+
 def state_dict_layers(keys: Iterable[str], tensor: Callable[[str, str, str], torch.Tensor]) -> dict[str, LayerTensors]:
     """The layers of a state dict: keys such as ``conv1.weight``, or torchvision's.
 
     Args:
         keys: the state dict's keys. ``DataParallel`` and ``torch.compile`` may have put their prefixes before them.
-        tensor: a function from (key, layer, "weight" or "bias") to the checked tensor, float32.
+        tensor: a function from (key, layer, "weight" or "bias") to the tensor, float32. It calls :func:`check_shape`.
     """
     found = {}
     for key in keys:
@@ -141,23 +171,18 @@ def state_dict_layers(keys: Iterable[str], tensor: Callable[[str, str, str], tor
         found[TORCHVISION_NAMES.get(prefix, prefix), part] = key
     layers = {}
     for layer in LAYER_NAMES:
-        if (layer, "weight") not in found:
-            continue
-        if (layer, "bias") not in found:
-            raise WeightsError(f"{layer} has a weight but no bias")
-        weight, bias = (tensor(found[layer, part], layer, part) for part in ("weight", "bias"))
-        layers[layer] = check_tensors(layer, weight, bias)
-    check_any(found.values(), layers)
-    return layers
-
-
-# One layer
+        if (layer, "weight") in found:
+            if (layer, "bias") not in found:
+                raise WeightsError(f"{layer} has a weight but no bias")
+            weight, bias = (tensor(found[layer, part], layer, part) for part in ("weight", "bias"))
+            layers[layer] = _check_tensors(layer, weight, bias)
+    return _check_any(found.values(), layers)
 
 
 def check_shape(layer: str, part: str, shape: Sequence[int]) -> None:
     """Raises WeightsError if a tensor has other dimensions than a weight or a bias, or more numbers than AlexNet's.
 
-    Call it before a tensor of that shape is allocated: a few bytes can claim any shape.
+    It comes before a tensor of that shape is allocated: a few bytes can claim any shape.
     """
     dims = 1 if part == "bias" else 4 if layer.startswith("conv") else 2
     if len(shape) != dims:
@@ -166,30 +191,7 @@ def check_shape(layer: str, part: str, shape: Sequence[int]) -> None:
         raise WeightsError(f"{layer}'s {part} of shape {tuple(shape)} is more than AlexNet's can be")
 
 
-def check_arrays(layer: str, weight: object, bias: object) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias, if they are arrays of floating-point numbers and have the right dimensions."""
-    arrays = []
-    for part, array in (("weight", weight), ("bias", bias)):
-        if not isinstance(array, np.ndarray):
-            raise WeightsError(f"{layer}'s {part} must be an array, got {type(array).__name__}")
-        if array.dtype.kind != "f":
-            raise WeightsError(f"{layer}'s {part} must be of floating point, got {array.dtype}")
-        check_shape(layer, part, array.shape)
-        arrays.append(array)
-    return arrays[0], arrays[1]
-
-
-def to_tensors(layer: str, weight: np.ndarray, bias: np.ndarray) -> LayerTensors:
-    """A layer's checked arrays, in PyTorch's layout, as float32 tensors."""
-    tensors = []
-    for array in (weight, bias):
-        copy = None if array.flags.writeable else True  # None: only if dtype or order differ
-        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinity, which check_tensors sees
-            tensors.append(torch.from_numpy(np.array(array, np.float32, order="C", copy=copy)))
-    return check_tensors(layer, *tensors)
-
-
-def check_tensors(layer: str, weight: torch.Tensor, bias: torch.Tensor) -> LayerTensors:
+def _check_tensors(layer: str, weight: torch.Tensor, bias: torch.Tensor) -> LayerTensors:
     """Weight and bias in PyTorch's layout, if there is one bias per output and all numbers are finite."""
     if weight.shape[0] != bias.shape[0]:
         raise WeightsError(f"{layer} must have one bias per output, got {bias.shape[0]} for {weight.shape[0]}")
@@ -199,6 +201,15 @@ def check_tensors(layer: str, weight: torch.Tensor, bias: torch.Tensor) -> Layer
         if not torch.stack(torch.aminmax(tensor)).isfinite().all():
             raise WeightsError(f"{layer}'s {part} holds NaN or infinity")
     return weight, bias
+
+
+def _check_any(found: Iterable[object], layers: dict[str, LayerTensors]) -> dict[str, LayerTensors]:
+    """The layers, if there are any. :func:`assign` asks for those that a network needs."""
+    if not layers:
+        names = list(map(str, found))
+        shown = ", ".join(map(repr, names[:8])) + ", ..." * (len(names) > 8)
+        raise WeightsError(f"must hold {', '.join(LAYER_NAMES)}, got {shown or 'nothing'}")
+    return layers
 
 
 # Classes and photos

@@ -16,19 +16,7 @@ import re
 import numpy as np
 
 from model.weights import pickles
-from model.weights.common import (
-    LAYER_NAMES,
-    LayerTensors,
-    Probe,
-    Weights,
-    WeightsError,
-    check_any,
-    check_arrays,
-    check_size,
-    published,
-    reason,
-    to_tensors,
-)
+from model.weights.common import Probe, Weights, WeightsError, array_layers, check_size, published, reason
 
 DESCRIPTION = "a .npy file with a dictionary of layers, as bvlc_alexnet.npy"
 
@@ -48,37 +36,33 @@ def read(path: str | os.PathLike) -> Weights:
     if not isinstance(content, dict):
         raise WeightsError(f"must hold a dictionary of layers, got {type(content).__name__}")
     found = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
-    layers = {layer: _layer(layer, found[layer]) for layer in LAYER_NAMES if layer in found}
-    check_any(found, layers)
-    return published(layers)
+
+    def arrays(layer: str) -> list[object]:
+        entry = _value(found[layer])
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            got = f"{len(entry)} entries" if isinstance(entry, (list, tuple, dict)) else type(entry).__name__
+            raise WeightsError(f"{layer} must be [W, b], got {got}")
+        return list(map(_value, entry))
+
+    return published(array_layers(found, arrays, _layout))
 
 
-def _layer(layer: str, entry: object) -> LayerTensors:
-    """[W, b] in TensorFlow's layout -> weight and bias in PyTorch's."""
-    entry = _value(entry)
-    if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-        got = f"{len(entry)} entries" if isinstance(entry, (list, tuple, dict)) else type(entry).__name__
-        raise WeightsError(f"{layer} must be [W, b], got {got}")
-    weight, bias = check_arrays(layer, *map(_value, entry))
+def _layout(layer: str, weight: np.ndarray) -> np.ndarray:
+    """A weight in TensorFlow's layout -> in PyTorch's."""
     if layer.startswith("conv"):
-        weight = weight.transpose(3, 2, 0, 1)
-    elif layer == "fc6" and weight.shape[0] == 6 * 6 * 256:
+        return weight.transpose(3, 2, 0, 1)
+    if layer == "fc6" and weight.shape[0] == 6 * 6 * 256:
         weight = weight.reshape(6, 6, 256, -1).transpose(3, 2, 0, 1)  # H, W, C, out -> out, C, H, W
-        weight = weight.reshape(-1, 256 * 6 * 6)
-    else:
-        weight = weight.T
-    return to_tensors(layer, weight, bias)
+        return weight.reshape(-1, 256 * 6 * 6)
+    return weight.T
 
 
 def _unpickle(path: str | os.PathLike) -> object:
     """The object in the 0-d array."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         version = np.lib.format.read_magic(mapped)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, _, dtype = read_header(mapped)
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = headers[version](mapped)
         if dtype.kind != "O" or shape != ():
             raise WeightsError(f"must hold a dictionary of layers, got an array {shape} of {dtype}")
         start = mapped.tell()

@@ -12,16 +12,14 @@ import numpy as np
 
 from model.weights.common import (
     LAYER_NAMES,
-    LayerTensors,
     Probe,
     Weights,
     WeightsError,
-    check_arrays,
+    array_layers,
     check_order,
     published,
     read_bounded,
     reason,
-    to_tensors,
 )
 
 if TYPE_CHECKING:  # imported only if a file is ONNX's
@@ -50,26 +48,26 @@ def read(path: str | os.PathLike) -> Weights:
         raise WeightsError(f"must be a graph of 5 Conv and 3 Gemm, got {len(nodes['Conv'])} and {len(nodes['Gemm'])}")
     check_order([node.op_type for node in graph.node], "LRN", "MaxPool")
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    layers = {
-        layer: _layer(layer, node, tensors)
-        for layer, node in zip(LAYER_NAMES, nodes["Conv"] + nodes["Gemm"], strict=True)
-    }
-    return published(layers)
+    found = dict(zip(LAYER_NAMES, nodes["Conv"] + nodes["Gemm"], strict=True))
+
+    def arrays(layer: str) -> list[np.ndarray]:
+        inputs = found[layer].input
+        if len(inputs) != 3:
+            raise WeightsError(f"{layer} must have a weight and a bias, got {len(inputs) - 1} of them")
+        return [_array(layer, input, tensors) for input in inputs[1:]]
+
+    return published(array_layers(found, arrays, lambda layer, weight: _layout(layer, weight, found[layer])))
 
 
-def _layer(layer: str, node: "onnx.NodeProto", tensors: dict) -> LayerTensors:
-    if len(node.input) != 3:
-        raise WeightsError(f"{layer} must have a weight and a bias, got {len(node.input) - 1} of them")
-    weight, bias = (_array(layer, input, tensors) for input in node.input[1:])
-    check_arrays(layer, weight, bias)
-    if node.op_type == "Gemm":
-        given = {attribute.name: attribute for attribute in node.attribute}
-        for factor in ("alpha", "beta"):
-            if factor in given and given[factor].f != 1.0:
-                raise WeightsError(f"{layer} has the factor {factor} {given[factor].f}, which AlexNet does not have")
-        if "transB" not in given or not given["transB"].i:
-            weight = weight.T
-    return to_tensors(layer, weight, bias)
+def _layout(layer: str, weight: np.ndarray, node: "onnx.NodeProto") -> np.ndarray:
+    """A Gemm's weight is (in, out), unless its attribute ``transB`` says otherwise."""
+    if node.op_type == "Conv":
+        return weight
+    given = {attribute.name: attribute for attribute in node.attribute}
+    for factor in ("alpha", "beta"):
+        if factor in given and given[factor].f != 1.0:
+            raise WeightsError(f"{layer} has the factor {factor} {given[factor].f}, which AlexNet does not have")
+    return weight if "transB" in given and given["transB"].i else weight.T
 
 
 def _array(layer: str, tensor: str, tensors: dict) -> np.ndarray:

@@ -16,7 +16,7 @@ _UNUSED = {
     *("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ_EX", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
     *("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"),
 }
-_CALLS = ("REDUCE", "NEWOBJ", "BUILD")
+_CALLS = ("REDUCE", "NEWOBJ", "BUILD", "BINPERSID")
 _FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # these change the lowest object that they take
 _ALLOCATES = ("builtins bytearray", "__builtin__ bytearray", "torch._utils _rebuild_device_tensor_from_cpu_tensor")
 
