@@ -198,7 +198,7 @@ PICKLES = {
     "the same, several at once": b"}(" + TREE + b"Nu",
     "the same, as an argument": b"ccollections\nOrderedDict\n]" + TREE + b"N\x86a\x85R",
     "the same, as the name of a tensor's numbers": (
-        b"X\x07\0\0\0storagectorch\nFloatStorage\n" + TREE + b"X\x03\0\0\0cpuK\x01tQ"
+        b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + TREE + b"X\x03\0\0\0cpuK\x01tQ"
     ),
     "the same, called, which writes it into an error": TREE + b")R",
     "the same, in a set": b"cbuiltins\nset\n]" + TREE + b"a\x85R",
@@ -245,6 +245,42 @@ def test_copies_of_one_text(tmp_path, function, write):
     calls = b"](" + calls + b"R" + b"h\x02h\x01\x85R" * 500 + b"e"
     with bounded():
         assert not survives(tmp_path / "a.bin", write(calls))
+
+
+def repacked(extra, packing=zipfile.ZIP_STORED):
+    """PyTorch's archive with more entries."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(files.pth(STATE))) as old, zipfile.ZipFile(buffer, "w", packing) as new:
+        for name in old.namelist():
+            new.writestr(name, extra.pop(name) if name in extra else old.read(name))
+        for name, content in extra.items():
+            new.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_archives_that_claim(tmp_path):
+    path = tmp_path / "a.pth"
+    assert survives(path, repacked({"archive/more": b""}))
+    for name in ("archive/data.pkl", "archive/byteorder", "archive/more"):
+        bomb = repacked({name: bytes(2**27)}, zipfile.ZIP_DEFLATED)
+        with bounded():
+            assert not survives(path, bomb), "134 MB of zeros"
+        # The directory says 228 bytes, and more come out.
+        lie = bomb.replace(struct.pack("<I", 2**27), struct.pack("<I", 228))
+        assert lie != bomb
+        with bounded():
+            assert not survives(path, lie)
+    long = repacked({"archive/data.pkl": b"N" * 2**25 + b"."})
+    with bounded():
+        assert not survives(path, long), "a pickle of 34 MB"
+    path.write_bytes(repacked({f"archive/{index}": b"" for index in range(10_000)}))
+    with pytest.raises(WeightsError, match=r"it has 10,[0-9]+ entries, and a state dict fewer than 10,000"):
+        weights.load(path)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_packed_otherwise(tmp_path, packing):
+    assert not survives(tmp_path / "a.pth", repacked({}, packing))
 
 
 def test_protocol_buffers_that_claim(tmp_path):
