@@ -22,7 +22,7 @@ from tests.reference_alexnet import reference_alexnet, relative_error
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "a.bin"  # a file's name tells nothing
+    return tmp_path / "a.bin"  # the name must not matter
 
 
 def load(path, data):
@@ -67,13 +67,13 @@ def test_caffemodel_of_doubles(path):
 
 
 def test_caffemodel_of_one_output(path):
-    """Ones in front are left out down to a weight's dimensions, no further."""
+    """Leading ones of a shape are dropped until the weight's dimensions are left, no further."""
     layers = files.small_layers(outputs=1)
     check(load(path, files.caffemodel(layers, legacy=True)), layers)
 
 
 def test_the_descriptor_writes_the_same_bytes():
-    """The library, with our descriptor, against bytes by hand."""
+    """The library with our descriptor, compared with bytes written by hand."""
     net = caffemodel.net_parameter()(name="AlexNet")
     layer = net.layer.add(name="fc8")
     layer.blobs.add(data=[1.0, 2.0]).shape.dim.extend([1, 2])
@@ -162,7 +162,7 @@ def test_pth(path, zipped, wrap):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pth_of_views_and_halves(path, zipped):
-    """Layers that are views of one storage, transposed or with steps; bfloat16."""
+    """Layers that are views of one storage, transposed or with steps, also in bfloat16."""
     layers = files.small_layers()
     pool = torch.randn(1000)
     state = {**files.state_dict(layers), "fc7.weight": pool[100:184].view(12, 7).T, "fc7.bias": pool[::2][:7]}
@@ -226,7 +226,7 @@ def test_bad_pth(path):
 
 
 def repacked(data, change=lambda name, content: content, **options):
-    """PyTorch's archive, its entries changed."""
+    """PyTorch's archive with its entries changed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w", **options) as new:
         for name in old.namelist():
@@ -235,7 +235,7 @@ def repacked(data, change=lambda name, content: content, **options):
 
 
 def test_pth_that_lies(path):
-    """More numbers than the archive has, a view past their end, entries that are compressed."""
+    """It claims more numbers than it has, a view goes beyond their end, or its entries are compressed."""
     layers = {"fc8": (np.ones((3, 12), np.float32), np.zeros(3, np.float32))}
     good = files.pth(files.state_dict(layers))
     check(load(path, repacked(good)), layers)
@@ -257,19 +257,19 @@ def test_pth_that_lies(path):
 
 
 def between(layers, *names):
-    """With layers that have no weights after conv1, as Caffe writes them."""
+    """Layers without weights after conv1, as Caffe writes them."""
     return {"conv1": layers["conv1"], **dict.fromkeys(names, ()), **layers}
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_caffenet_is_another_network(path, legacy):
-    """BVLC's other one, in Caffe's zoo and in ONNX's: all of AlexNet's shapes, but it pools before it normalises."""
+    """BVLC's other network, in Caffe's zoo and in ONNX's. It has AlexNet's shapes, but pools before it normalises."""
     layers = files.small_layers()
     check(load(path, files.caffemodel(between(layers, "relu1", "norm1", "pool1"), legacy)), layers)
     refused(path, files.caffemodel(between(layers, "relu1", "pool1", "norm1"), legacy), "as CaffeNet does")
     for kinds in (("LRN", "MaxPool"), ("MaxPool", "LRN")):
         model = files.onnx_model(layers)
-        for kind in reversed(kinds):  # whose names of tensors do not matter
+        for kind in reversed(kinds):  # the names of their tensors do not matter
             model.graph.node.insert(2, onnx.helper.make_node(kind, ["x"], ["y"]))
         if kinds[0] == "LRN":
             check(load(path, model.SerializeToString()), layers)
@@ -352,7 +352,7 @@ CASES = {
 @pytest.mark.parametrize("shape", [(4, 3, 5, 5), (7, 101)], ids=["conv", "fc"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_deep_compression(shape, case):
-    """A loop that writes a weight after the other, our decoder, and our encoder, whose bytes are the loop's."""
+    """Our decoder reads what a simple loop wrote, and our encoder writes the same bytes as the loop."""
     rng = np.random.default_rng(0)
     codebook = np.sort(rng.standard_normal(256 if len(shape) == 4 else 16).astype("<f4"))
     codebook[0], codebook[1:] = 0.0, np.sort(codebook[1:])
@@ -382,7 +382,7 @@ def test_deep_compression_lies():
 
 
 def quantised():
-    """The bundled weights, of so few values that Deep Compression's format holds them; and that file."""
+    """The bundled weights rounded to so few values that Deep Compression's format holds them, and that file."""
     layers, parts = {}, []
     for name, (weight, bias) in weights.load().layers.items():
         most = 127 if weight.dim() == 4 else 7
@@ -397,7 +397,7 @@ def quantised():
 
 
 def tensorflow(layers):
-    """bvlc_alexnet.npy's layout, pickled as NumPy does."""
+    """A file in bvlc_alexnet.npy's layout, pickled by NumPy."""
     content = {}
     for name, (weight, bias) in layers.items():
         content[name] = [weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T, bias]
@@ -422,7 +422,7 @@ def test_the_same_weights_in_every_format(path):
 
 
 def test_whole_networks(path):
-    """Deep Compression's file and Caffe's of the same weights, and the logits of plain PyTorch in float64."""
+    """The same weights from Deep Compression's file and from Caffe's; logits compared with PyTorch's in float64."""
     layers, compressed = quantised()
     loaded = load(path, compressed)
     assert weights.format_of(path, "") is deep_compression
@@ -443,7 +443,7 @@ def test_whole_networks(path):
 
 
 def test_deep_compressions_own_file(path):
-    """The original's layout: true shapes, no ending, 1000 classes, told by its size alone."""
+    """The original's layout: true shapes, 1000 classes, and no ending, so that only its size tells the format."""
     parts, layers = [], {}
     for index, (name, shape) in enumerate({**deep_compression.SHAPES, "fc8": (1000, 4096)}.items()):
         codebook = np.arange(256 if len(shape) == 4 else 16, dtype="<f4")

@@ -1,4 +1,4 @@
-"""Weights by name: downloads from a server that fails in every way, and the command ``alexnet weights``."""
+"""Weights by name: downloads from a server that fails in many ways, and the command ``alexnet weights``."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ SIZE, CHECKSUM = len(DATA), f"sha256:{hashlib.sha256(DATA).hexdigest()}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """What an address does is its path's first part."""
+    """The first part of an address says what the server does."""
 
     def do_GET(self):
         kind = self.path.split("/")[1]
@@ -82,7 +82,7 @@ def server():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """The cache's folder, which is not there yet."""
+    """The cache's folder, which does not exist yet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -91,7 +91,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def publish(server, monkeypatch, cache):
-    """A function that makes ``small`` the name of what some of the server's addresses give."""
+    """A function that registers the name ``small`` for some of the server's addresses."""
 
     def publish(*kinds, size=SIZE, checksum=CHECKSUM):
         address = f"http://127.0.0.1:{server.server_port}"
@@ -161,7 +161,7 @@ def test_failures(publish, cache, monkeypatch, kind, message):
 
 @pytest.mark.parametrize("kind", ["cut", "unsaid-cut", "long", "wrong", "endless"])
 def test_failures_of_a_file_without_a_published_size_or_sum(publish, cache, monkeypatch, kind):
-    """As Deep Compression's: what came is decoded before it is kept."""
+    """Deep Compression's is such a file. It is decoded before it is kept."""
     monkeypatch.setattr(named, "LARGEST_FILE", 2**20)
     sources = publish(kind, size=None, checksum=None)
     with pytest.raises(WeightsError, match=r"^small: cannot be downloaded: ") as error:
@@ -185,7 +185,7 @@ def test_the_second_source_answers(publish, cache):
 
 
 def test_a_file_put_there_by_hand(publish, server, cache):
-    """It is taken as it is where it is the published one, and replaced where it is not."""
+    """It is used if it is the published file, and replaced if it is not."""
     publish("missing", "good")
     cache.mkdir(parents=True)
     (cache / "good.pth").write_bytes(DATA)
@@ -201,6 +201,19 @@ def test_a_file_put_there_by_hand(publish, server, cache):
         weights.load("small")
 
 
+def test_a_damaged_file_without_a_checksum_is_replaced(publish, cache, monkeypatch):
+    def decode(path):
+        if Path(path).read_bytes() != DATA:
+            raise WeightsError("damaged")
+
+    monkeypatch.setattr(named.deep_compression, "read", decode)
+    publish("good", size=None, checksum=None)
+    cache.mkdir(parents=True)
+    (cache / "good.pth").write_bytes(DATA[:-1])
+    weights.load("small")
+    assert (cache / "good.pth").read_bytes() == DATA and left(cache) == ["good.pth"]
+
+
 def test_disk_full(publish, cache, monkeypatch):
     sources = publish("good")
 
@@ -214,7 +227,7 @@ def test_disk_full(publish, cache, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written(publish, tmp_path, cache):
-    """Neither a folder nor the place of one."""
+    """The cache's place is taken by a file."""
     publish("good")
     (tmp_path / "torch").write_text("a file")
     with pytest.raises(WeightsError, match=r"good\.pth: cannot be written: (Not a directory|File exists)"):
@@ -236,7 +249,7 @@ def weights_command(*arguments, **environment):
 
 
 def test_a_cache_that_cannot_be_looked_into(tmp_path, monkeypatch):
-    """As where HOME is another user's; here by a name that the system refuses for whoever asks."""
+    """As if HOME were another user's. Here its name is too long, which the system refuses to every user."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / ("a" * 300)))
     assert named.cached("bvlc") is None
     with pytest.raises(WeightsError, match="bvlc: cannot be downloaded"):
@@ -244,7 +257,7 @@ def test_a_cache_that_cannot_be_looked_into(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_leaves_nothing(server, cache):
-    """In a process of its own, as its download hangs."""
+    """In another process, since its download hangs."""
     code = (
         "from model.weights import named, __main__ as command\n"
         "from model.weights.named import Named, Source\n"
@@ -361,7 +374,7 @@ def test_verify_and_convert(command, tmp_path, monkeypatch):
 
 
 def test_what_is_published():
-    """The numbers in the registry, once more."""
+    """The published numbers, stated a second time."""
     bvlc = named.NAMED["bvlc"].sources
     assert [(source.file, source.bytes, source.checksum[:13]) for source in bvlc] == [
         ("bvlc_alexnet.caffemodel", 243_862_414, "sha1:9116a64c"),
@@ -369,6 +382,6 @@ def test_what_is_published():
     ]
     torchvision = named.NAMED["torchvision"].sources[0]
     assert torchvision.url == AlexNet_Weights.IMAGENET1K_V1.url
-    digits = torchvision.file.removesuffix(".pth").rpartition("-")[2]  # the first of the checksum, as published
+    digits = torchvision.file.removesuffix(".pth").rpartition("-")[2]  # the checksum's first digits, as published
     assert torchvision.checksum.startswith(f"sha256:{digits}") and len(torchvision.checksum) == len(CHECKSUM)
     assert named.NAMED["deep-compression"].sources[0].file == "AlexNet_compressed.net"

@@ -1,4 +1,4 @@
-"""Files of weights: what they hold comes back in PyTorch's layout, and damaged or hostile ones are refused in words."""
+"""Files of weights come back in PyTorch's layout, and damaged or hostile files are refused with a clear message."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def write(path, content, protocol=2):
 
 
 def write_python2(path, layers):
-    """The same in the opcodes of Python 2's pickle, whose strings are bytes without a type of their own."""
+    """The same in the opcodes of Python 2's pickle, whose strings are bytes."""
 
     def string(raw):
         return b"T" + struct.pack("<i", len(raw)) + raw  # BINSTRING
@@ -87,7 +87,7 @@ def test_bundled(bundled):
     assert bundled.lrn == "bvlc"
     data = weights.NAMED["cifar10"].bundled.read_bytes()
     assert len(data) <= 8_000_000
-    # The first layer and the last, encoded again a weight after the other.
+    # The first layer and the last, encoded again by a simple loop over the weights.
     entries = struct.unpack("<8I", data[:32])
     end = len(data) - len(b"AlexNet\n") - 4 - int.from_bytes(data[-12:-8], "little")
     for name, stored, values, start in (
@@ -101,7 +101,7 @@ def test_bundled(bundled):
 
 
 def test_round_trip_through_bvlc_layout(bundled, tmp_path):
-    """All eight layers in TensorFlow's layout, under another name, and back: the same tensors."""
+    """All eight layers, written in TensorFlow's layout into a file of another name, come back as the same tensors."""
     layers = {}
     for name, (weight, bias) in bundled.layers.items():
         if weight.dim() == 4:
@@ -215,7 +215,7 @@ def test_bad_dictionaries(tmp_path, content, message):
 
 
 def test_damaged_files(tmp_path):
-    """Every cut and many flipped bytes: a WeightsError or, where the flip hits a number, weights."""
+    """Every cut and many flipped bytes give a WeightsError. If the flip hits a number, they may give weights."""
     good = write(tmp_path / "good.npy", {"fc8": [np.ones((5, 2), np.float32), np.ones(2, np.float32)]}).read_bytes()
     path, refused = tmp_path / "a.npy", 0
     for cut in range(len(good)):
@@ -262,7 +262,7 @@ META = {"classes": ["a", "b"], "mean": [1, 2, 3], "lrn": "bvlc", "resize": BVLC.
 
 
 def write_safetensors(path, meta=META, **tensors):
-    """``fc8`` of two classes, as a checkpoint has it, with entries replaced or, where None, left out."""
+    """``fc8`` of two classes as in a checkpoint. ``tensors`` replaces entries; None removes one."""
     content = {"fc8.weight": torch.ones(2, 4), "fc8.bias": torch.zeros(2), "optimizer.fc8.bias.step": torch.zeros(())}
     content = {name: tensor for name, tensor in {**content, **tensors}.items() if tensor is not None}
     save_file(content, path, None if meta is None else {"meta": meta if isinstance(meta, str) else json.dumps(meta)})
@@ -277,7 +277,7 @@ def test_safetensors(tmp_path, dtype):
     assert list(loaded.layers) == ["fc8"] and torch.equal(loaded.layers["fc8"][0], weight)
     assert loaded.classes == ("a", "b") and loaded.preprocess.mean == (1, 2, 3) and loaded.lrn == "bvlc"
     path.write_bytes(bytes(len(path.read_bytes())))
-    assert torch.equal(loaded.layers["fc8"][0], weight), "still in the file, which training replaces"
+    assert torch.equal(loaded.layers["fc8"][0], weight), "the numbers are still in the file, which training may replace"
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_bad_safetensors(tmp_path, meta, tensors, message):
 
 
 def test_damaged_safetensors(tmp_path):
-    """Every cut and every changed byte: a WeightsError or, where the change hits a number, weights."""
+    """Every cut and every changed byte gives a WeightsError. If the change hits a number, it may give weights."""
     path = tmp_path / "a.safetensors"
     good = write_safetensors(path).read_bytes()
     for cut in range(9, len(good)):

@@ -1,4 +1,6 @@
-"""Damaged and hostile files of every format: one clear line, or weights of the right shapes; never much memory or time.
+"""Damaged and hostile files of every format give one clear line, or weights of the right shapes.
+
+They never take much memory or time.
 
 Damage is drawn by hypothesis, the same every time (``derandomize``).
 """
@@ -61,10 +63,10 @@ FILES = {
 
 @contextlib.contextmanager
 def bounded():
-    """Fails what takes more than some megabytes or some seconds."""
+    """Fails if its block takes more than some megabytes or some seconds."""
 
     def late(*_):
-        pytest.fail("hangs")  # no Exception, which readers would take for damage
+        pytest.fail("hangs")  # not an Exception: readers would take it for damage
 
     usual = signal.signal(signal.SIGALRM, late)
     signal.alarm(30)
@@ -106,7 +108,7 @@ def survives(path, data):
 
 @st.composite
 def damage(draw, size):
-    """A function from a file to a damaged one: cut, flipped, overwritten, a piece left out or doubled, or more."""
+    """A function that damages a file: cuts it, flips bits, overwrites, drops or doubles a piece, or appends one."""
     place = draw(st.integers(0, size - 1))
     kind = draw(st.sampled_from(["cut", "bits", "bits", "bits", "overwrite", "overwrite", "drop", "double", "append"]))
     if kind == "cut":
@@ -155,7 +157,7 @@ def test_damaged_files(tmp_path, good):
 @DAMAGE
 @given(st.data())
 def test_damaged_deep_compression(data):
-    """On small layers: whole files of true shapes take seconds each."""
+    """With small layers, since a whole file of the true shapes takes seconds."""
     shapes = {"conv": (4, 3, 5, 5), "fc": (7, 101)}
     rng, parts = np.random.default_rng(0), []
     for shape in shapes.values():
@@ -171,10 +173,10 @@ def test_damaged_deep_compression(data):
     assert {name: weight.shape for name, (weight, _) in decoded.items()} == shapes
 
 
-# What no accident makes: files that were built to take all memory, all time, or to run something.
+# Files that no accident makes: built to take all memory or all time, or to run something.
 
 NPY = FILES["npy"][: FILES["npy"].index(b"\n") + 1]
-TREE = b")" + b"q\x00h\x00\x86" * 60  # a tuple of twice the same tuple, sixty deep: hashing takes 2^60 steps
+TREE = b")" + b"q\x00h\x00\x86" * 60  # a tuple of twice the same tuple, 60 levels deep: hashing it takes 2^60 steps
 
 
 def pickled_npy(instructions):
@@ -226,7 +228,7 @@ def test_hostile_pickles(tmp_path, instructions, write):
 
 @pytest.mark.parametrize("first, second", [("a/data.pkl", "data.pkl"), ("data.pkl", "DATA.PKL")])
 def test_a_second_pickle(tmp_path, first, second):
-    """PyTorch reads archive/data.pkl, in whatever case, which may be another one than the harmless one before it."""
+    """PyTorch reads archive/data.pkl in upper or lower case. The check must not read a harmless one instead."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(files.pth(STATE))) as old, zipfile.ZipFile(buffer, "w") as new:
         new.writestr(f"archive/{first}", old.read("archive/data.pkl"))
@@ -240,7 +242,7 @@ def test_a_second_pickle(tmp_path, first, second):
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("function", [b"c_codecs\nencode\n", b"cnumpy\ndtype\n"])
 def test_copies_of_one_text(tmp_path, function, write):
-    """Python 3 writes bytes as text and a call, which makes a copy each: here of a megabyte, hundreds of times."""
+    """Python 3 writes bytes as a text and a call. Each call makes a copy: here of a megabyte, hundreds of times."""
     calls = function + b"q\x02X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01\x85"
     calls = b"](" + calls + b"R" + b"h\x02h\x01\x85R" * 500 + b"e"
     with bounded():
@@ -248,7 +250,7 @@ def test_copies_of_one_text(tmp_path, function, write):
 
 
 def repacked(extra, packing=zipfile.ZIP_STORED):
-    """PyTorch's archive with more entries."""
+    """PyTorch's archive with ``extra`` entries, which may replace its own."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(files.pth(STATE))) as old, zipfile.ZipFile(buffer, "w", packing) as new:
         for name in old.namelist():
@@ -290,7 +292,7 @@ def test_protocol_buffers_that_claim(tmp_path):
                 assert not survives(tmp_path / "a", head + files.varint(length))
     deep = b""
     for _ in range(2000):
-        deep = files.field(100, deep)  # an unknown group in a group: no recursion without end
+        deep = files.field(100, deep)  # an unknown group in a group, 2000 levels deep
     with bounded():
         assert not survives(tmp_path / "a", files.field(1, "AlexNet") + deep)
 
@@ -318,7 +320,7 @@ def describe_ending(text, length=None):
 
 
 def test_large_files_are_not_read(tmp_path):
-    """Sparse files of terabytes."""
+    """Sparse files of four terabytes."""
     for head in (b"\x93NUMPY", b"\x08\x07", files.field(1, "AlexNet") + b"\x12", pth_head(), b"PK\x03\x04"):
         path = tmp_path / "a"
         with open(path, "wb") as file:
@@ -334,7 +336,7 @@ def pth_head():
 
 
 def test_names_of_megabytes(tmp_path):
-    """What a file's names say stays within a line."""
+    """A message with a file's odd names is still one line."""
     odd = "\x1b[31m\n" + "x" * 10**6
     for data in (files.safetensors_file({odd: torch.zeros(1)}), files.pth({odd: torch.zeros(1)})):
         assert not survives(tmp_path / "a", data)

@@ -1,4 +1,4 @@
-"""Files of weights as other programs write them: small layers of any shape, and each format by its own library."""
+"""Files of small layers as other programs write them, each format by its own library where there is one."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import onnx
 import safetensors.torch
 import torch
 
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 TORCHVISION = {
     **{f"conv{i + 1}": f"features.{place}" for i, place in enumerate((0, 3, 6, 8, 10))},
     **{f"fc{i + 6}": f"classifier.{place}" for i, place in enumerate((1, 4, 6))},
@@ -17,9 +17,9 @@ TORCHVISION = {
 
 
 def small_layers(dtype=np.float32, outputs: int = 3) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Eight layers in PyTorch's layout, of a few numbers each, no two dimensions of a layer alike."""
+    """Eight layers in PyTorch's layout, of a few numbers each. All dimensions of a layer differ."""
     rng, layers = np.random.default_rng(0), {}
-    for index, name in enumerate(LAYERS):
+    for index, name in enumerate(LAYER_NAMES):
         shape = (index + 5, 3, 2, 4) if name.startswith("conv") else (outputs if name == "fc8" else index + 1, 12)
         layers[name] = rng.standard_normal(shape).astype(dtype), rng.standard_normal(shape[0]).astype(dtype)
     return layers
@@ -29,7 +29,7 @@ def small_layers(dtype=np.float32, outputs: int = 3) -> dict[str, tuple[np.ndarr
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last byte have the eighth."""
+    """Seven bits per byte, the lowest first. All bytes except the last have the eighth bit set."""
     head = b""
     while value > 127:
         head, value = head + bytes([value & 127 | 128]), value >> 7
@@ -74,7 +74,7 @@ def caffemodel(layers: dict, legacy: bool = False, name: str = "AlexNet", **opti
 
 
 def onnx_model(layers: dict, transposed: bool = True, raw: bool = True, **attributes) -> onnx.ModelProto:
-    """A chain of Conv and Gemm, its initializers named as exporters do: by numbers, in no order."""
+    """A chain of Conv and Gemm. Exporters name initializers by numbers, in no order, and so does this."""
     nodes, initializers = [], []
     for index, (layer, (weight, bias)) in enumerate(layers.items()):
         fully = layer.startswith("fc")
@@ -111,13 +111,13 @@ def safetensors_file(state: dict[str, torch.Tensor], meta: dict | None = None) -
 
 
 def deep_compression_layer(weight: np.ndarray, bias: np.ndarray, codebook: np.ndarray) -> tuple[int, bytes]:
-    """One layer of Deep Compression's file, a weight after the other: its number of entries, and its bytes."""
+    """One layer of Deep Compression's file by a loop over the weights: its number of entries, and its bytes."""
     flat, values = weight.ravel().tolist(), codebook.tolist()
     codes, gaps, zeros = [], [], 0
     for value in flat:
         if value == 0.0 and zeros < 15:
             zeros += 1
-        elif value == 0.0:  # fifteen zeros have gone by: the sixteenth is stored as an entry of code 0
+        elif value == 0.0:  # after 15 zeros, the 16th is stored as an entry of code 0
             codes, gaps, zeros = [*codes, 0], [*gaps, 15], 0
         else:
             codes, gaps, zeros = [*codes, values.index(value)], [*gaps, zeros], 0

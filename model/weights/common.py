@@ -29,16 +29,10 @@ LARGEST_TENSOR = {"fc6": 4096 * 9216, "fc7": 4096 * 4096, "fc8": 4096 * 2**15}
 
 MOST_CLASSES = LARGEST_TENSOR["fc8"] // 4096
 
-TORCHVISION_NAMES = {  # torchvision's name -> ours
-    "features.0": "conv1",
-    "features.3": "conv2",
-    "features.6": "conv3",
-    "features.8": "conv4",
-    "features.10": "conv5",
-    "classifier.1": "fc6",
-    "classifier.4": "fc7",
-    "classifier.6": "fc8",
-}
+_TORCHVISION_NAMES = (  # in LAYER_NAMES' order
+    *("features.0", "features.3", "features.6", "features.8", "features.10"),
+    *("classifier.1", "classifier.4", "classifier.6"),
+)
 
 LayerTensors = tuple[torch.Tensor, torch.Tensor]  # weight and bias
 
@@ -165,10 +159,10 @@ def state_dict_layers(keys: Iterable[str], tensor: Callable[[str, str, str], tor
         keys: the state dict's keys. ``DataParallel`` and ``torch.compile`` may have put their prefixes before them.
         tensor: a function from (key, layer, "weight" or "bias") to the tensor, float32. It calls :func:`check_shape`.
     """
-    found = {}
+    ours, found = dict(zip(_TORCHVISION_NAMES, LAYER_NAMES, strict=True)), {}
     for key in keys:
         prefix, _, part = re.sub(r"^((module|_orig_mod)\.)+", "", key).rpartition(".")
-        found[TORCHVISION_NAMES.get(prefix, prefix), part] = key
+        found[ours.get(prefix, prefix), part] = key
     layers = {}
     for layer in LAYER_NAMES:
         if (layer, "weight") in found:

@@ -4,6 +4,7 @@ Downloads are kept where ``torch.hub`` keeps its own, in ``$TORCH_HOME/hub/check
 temporary file there, which gets its name only when it is whole and is the file that was published.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -144,6 +145,9 @@ def fetch(name: str) -> Path:
                 return path
             except (WeightsError, OSError) as error:
                 failures.append(f"{path} {error}")
+                if source.checksum is None:  # pooch would keep the damaged file
+                    with contextlib.suppress(OSError):
+                        path.unlink()
     for source in named.sources:
         try:
             return _download(source)
@@ -167,8 +171,6 @@ def _download(source: Source) -> Path:
     host, target = urlsplit(source.url).netloc, cache() / source.file
     pooch.get_logger().setLevel(logging.WARNING)  # without this it prints addresses and checksums
     try:
-        if source.checksum is None:  # pooch would keep a damaged file that it has no checksum for
-            target.unlink(missing_ok=True)
         pooch.retrieve(source.url, source.checksum, source.file, cache(), downloader=_Stream(source, host))
     except WeightsError:
         raise
