@@ -18,7 +18,7 @@ from model.photos.preprocess import FOLDER, SIZE, Preprocess
 from model.training import checkpoint
 from model.training.config import TrainingConfig
 from model.training.distributed import Ranks
-from model.weights import LAYERS, Weights
+from model.weights import LAYER_NAMES, Weights
 from model.weights.common import check_meta
 
 OPERATORS = {"triton": kernels, "torch": torch_ops}
@@ -55,8 +55,8 @@ def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = N
     """
     for option, names in (("skip_layer", config.skip_layer), ("freeze", config.freeze)):
         for name in names:
-            if name not in LAYERS:
-                raise AlexNetError(f"{option} must name layers among {', '.join(LAYERS)}, got {name!r}")
+            if name not in LAYER_NAMES:
+                raise AlexNetError(f"{option} must name layers among {', '.join(LAYER_NAMES)}, got {name!r}")
     photos, validation = read_splits(Path(config.data))
     if config.batch % ranks.size:
         raise AlexNetError(f"batch {config.batch} does not divide evenly among {ranks.size} processes")
