@@ -4,8 +4,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# Hugging Face's package is imported as ``kernels`` too, and Python finds that one first wherever both are installed,
-# but for the project's own folder. Whoever imports ``model`` means the one beside it.
+# Hugging Face has a package ``kernels``, too. If both are installed, Python finds that one first, except in this
+# project's folder. But ``import model`` means the one beside it.
 _OURS = Path(__file__).parent.parent / "kernels"
 _found = find_spec("kernels")
 if _found is None or _found.origin is None or Path(_found.origin).parent != _OURS:

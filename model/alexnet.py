@@ -2,37 +2,29 @@
 
 The layers, their order and their groups are those of BVLC's Caffe model
 (https://github.com/BVLC/caffe/tree/master/models/bvlc_alexnet): normalise, then pool. ``groups=2`` is what is left
-of the paper's two GPUs, each of which held half of the filters of conv2, conv4 and conv5.
+of the paper's two GPUs: each held half of the filters of conv2, conv4 and conv5.
 """
 
 import os
 from collections.abc import Iterable
 from types import ModuleType
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from kernels import ArgumentError
+from kernels.tools.workloads import BVLC_LRN, LRNArguments
 from model import weights
-from model.cuda_graph import Captured
+from model.cuda_graph import GraphedForward
 from model.layers import Conv2d, Dropout, Layer, Linear, LRNMaxPool2d, MaxPool2d
 
-
-class Formula(TypedDict):
-    """Arguments of :func:`kernels.local_response_norm`, whose alpha is divided by the window's size as in Caffe."""
-
-    size: int
-    alpha: float
-    beta: float
-    k: float
-
-
-LRN: dict[str, Formula] = {
-    "bvlc": {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
-    "tensorflow": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 1.0},
-    "paper": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0},
+LRN: dict[str, LRNArguments] = {
+    "bvlc": BVLC_LRN,
+    "tensorflow": {**BVLC_LRN, "alpha": 5e-4},
+    "paper": {**BVLC_LRN, "alpha": 5e-4, "k": 2.0},
 }
+"""Formulas of local response normalisation, as :class:`AlexNet` explains them."""
 
 
 class LayerSummary(NamedTuple):
@@ -54,10 +46,10 @@ class AlexNet(nn.Module):
     Args:
         num_classes: outputs of fc8.
         keep_prob: the probability that dropout keeps an output of fc6 or fc7 in training.
-        lrn: the formula of local response normalisation. ``"bvlc"``, for BVLC's weights in any format, divides
-            alpha by the window's size, as Caffe does. ``"tensorflow"`` is what a TensorFlow tutorial's
-            ``lrn(x, 2, 1e-04, 0.75)`` computes, alpha on the plain sum: five times too much for BVLC's weights,
-            which were not trained with it. ``"paper"`` is that with k = 2, as in 2012.
+        lrn: the formula of local response normalisation. ``"bvlc"`` is for BVLC's weights in any format. It divides
+            alpha by the window's size, as Caffe does. ``"tensorflow"`` is what ``lrn(x, 2, 1e-04, 0.75)`` in a
+            TensorFlow tutorial computes. It multiplies the plain sum by alpha, which is five times too much for
+            BVLC's weights. ``"paper"`` does so too, with k = 2, as in 2012.
 
     Raises:
         ArgumentError: ``num_classes`` under 1, ``keep_prob`` outside [0, 1], another ``lrn``.
@@ -119,14 +111,15 @@ class AlexNet(nn.Module):
         """Draws new weights.
 
         Args:
-            scheme: ``"paper"`` is its section 5: weights from N(0, 0.01), biases 1 where they keep ReLU alive early
-                on, else 0. ``"bvlc"``, of its train_val.prototxt, has fc6 and fc7 from N(0, 0.005), and 0.1 for those
-                biases, which leaves less to unlearn where classes and images are few.
+            scheme: ``"paper"``, from its section 5, draws weights from N(0, 0.01) and sets biases to 1 in conv2, conv4,
+                conv5, fc6 and fc7, which keeps ReLU alive early in training, and to 0 elsewhere. ``"bvlc"``, from
+                its train_val.prototxt, draws fc6 and fc7 from N(0, 0.005) and sets those biases to 0.1, which is
+                better for few classes and images.
         """
         if scheme not in ("paper", "bvlc"):
             raise ArgumentError(f"AlexNet: initialisation must be 'paper' or 'bvlc', got {scheme!r}")
         for name, layer in self.named_children():
-            if not hasattr(layer, "weight") or layer.weight.is_meta:  # on meta it does nothing, after long imports
+            if not hasattr(layer, "weight") or layer.weight.is_meta:  # on meta there is nothing to draw
                 continue
             std, bias = 0.01, 1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
             if scheme == "bvlc":
@@ -135,7 +128,7 @@ class AlexNet(nn.Module):
             nn.init.constant_(layer.get_parameter("bias"), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, (N, num_classes), for images (N, 3, 227, 227) in the colours the weights were trained on."""
+        """Returns logits (N, num_classes) for images (N, 3, 227, 227), preprocessed as the weights require."""
         if x.dim() != 4 or x.shape[1:] != (3, self.size, self.size):
             raise ArgumentError(f"AlexNet: input must be (N, 3, {self.size}, {self.size}), got shape {tuple(x.shape)}")
         #                      N x   3 x 227 x 227
@@ -153,27 +146,27 @@ class AlexNet(nn.Module):
         return self.fc8(x)  #  N x num_classes
 
     def use(self, operators: ModuleType) -> "AlexNet":
-        """Runs on another module's operators, such as :mod:`kernels.tools.torch_ops`'s, to compare the kernels with."""
+        """Makes the layers call another module's operators, such as :mod:`kernels.tools.torch_ops`'s."""
         for layer in self.children():
             if isinstance(layer, Layer):
                 layer.operators = operators
         return self
 
-    def capture(self, batch: int) -> Captured:
-        """The forward pass for up to ``batch`` images as a CUDA graph: ``run = net.capture(256); logits = run(x)``."""
-        return Captured(self, (batch, 3, self.size, self.size))
+    def capture(self, batch: int) -> GraphedForward:
+        """Returns the forward pass for up to ``batch`` images as a CUDA graph: ``logits = net.capture(256)(x)``."""
+        return GraphedForward(self, (batch, 3, self.size, self.size))
 
     def layers(self, batch: int = 1) -> list[LayerSummary]:
-        """The walk 227 -> 55 -> 27 -> 13 -> 6 -> num_classes: each layer's output shape, parameters and cost."""
+        """Returns each layer's output shape, parameters and cost: 227 -> 55 -> 27 -> 13 -> 6 -> num_classes."""
         rows: list[LayerSummary] = []
         shape: tuple[int, ...] = (batch, 3, self.size, self.size)
         for name, layer in self.named_children():
             if not isinstance(layer, (Conv2d, Linear, LRNMaxPool2d, MaxPool2d)):
-                continue  # dropout, which evaluation leaves out
-            least = layer.cost(shape, next(self.parameters()).element_size())
+                continue  # dropout does nothing in evaluation
+            cost = layer.cost(shape, next(self.parameters()).element_size())
             parameters = sum(p.numel() for p in layer.parameters())
-            rows.append(LayerSummary(name, least.output, parameters, least.macs, least.flops, least.bytes))
-            shape = least.output
+            rows.append(LayerSummary(name, cost.output, parameters, cost.macs, cost.flops, cost.bytes))
+            shape = cost.output
         return rows
 
     @torch.no_grad()
@@ -185,8 +178,8 @@ class AlexNet(nn.Module):
             skip_layer: names of layers to leave as they are, such as ``("fc8",)`` to train it for other classes.
 
         Raises:
-            model.weights.WeightsError: the file cannot be read, lacks a layer, or has one of another shape; the
-                message names the layer. Nothing has been loaded then.
+            model.weights.WeightsError: the file cannot be read, lacks a layer, or has one of another shape. The
+                message names the layer, and the network is as it was.
         """
         names = [name for name, layer in self.named_children() if hasattr(layer, "weight")]
         skipped = [skip_layer] if isinstance(skip_layer, str) else list(skip_layer)
@@ -197,7 +190,7 @@ class AlexNet(nn.Module):
 
     @staticmethod
     def from_weights(loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
-        """The network that some weights were trained as, in evaluation mode; nothing is initialised at random."""
+        """Returns the network that the weights belong to, in evaluation mode. Draws no random weights."""
         kind: type[AlexNet] = TorchvisionAlexNet if loaded.lrn is None else AlexNet
         if loaded.lrn is not None and loaded.lrn not in LRN:
             raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
@@ -213,11 +206,11 @@ class AlexNet(nn.Module):
 
 
 class TorchvisionAlexNet(AlexNet):
-    """torchvision's ``alexnet``, another network of the name, for 224 x 224 pixels: no groups, no normalisation.
+    """torchvision's ``alexnet``, another network of that name: for 224 x 224 pixels, without groups or normalisation.
 
     Its convolutions have 64, 192, 384, 256 and 256 filters, as in Krizhevsky 2014, "One weird trick for parallelizing
-    convolutional neural networks" (https://arxiv.org/abs/1404.5997). conv1 pads by 2, and the walk from 55 to 6 is the
-    same. Arguments as :class:`AlexNet`, but that ``lrn`` can only be None.
+    convolutional neural networks" (https://arxiv.org/abs/1404.5997). conv1 pads by 2. From 55 on, the walk to 6 is the
+    same. Arguments as :class:`AlexNet`, except that ``lrn`` can only be None.
     """
 
     size = 224

@@ -1,6 +1,6 @@
-"""``alexnet COMMAND ...``: all commands of the project under one name. ``python -m model.cli`` does the same.
+"""``alexnet COMMAND ...`` or ``python -m model.cli COMMAND ...``: all commands of the project.
 
-A command's module is imported only if it runs, and its PyTorch only once its arguments make sense.
+A command's module is imported only if the command runs.
 """
 
 import sys
@@ -18,30 +18,30 @@ COMMANDS = {
     "weights": ("model.weights.__main__", "list, download, verify and convert weights"),
     "two-gpus": ("model.two_gpus", "the paper's network on two GPUs; start it with torchrun"),
     "bench": ("kernels.tools.bench.cli", "time the kernels beside PyTorch's"),
-    "tune": ("kernels.tools.tune", "find the fastest tiles for this GPU"),
+    "tune": ("kernels.tools.tune", "find the fastest configs for this GPU"),
     "roofline": ("kernels.tools.roofline", "draw measured times under the roofline"),
     "readme": ("kernels.tools.readme", "put the measured tables into the README"),
     "assembly": ("kernels.tools.assembly", "registers, spills and assembly of each kernel, for any GPU"),
     "trace": ("kernels.tools.trace_cli", "one program of a kernel, step by step"),
 }
-"""Name: (module with a ``main(argv)``, a line for the help)."""
+"""Name: (a module with a ``main(argv)``, a line for the help)."""
 
 DEFAULTS = {
     "bench": {"measurements": checkout.MEASUREMENTS},
     "readme": {"measurements": checkout.MEASUREMENTS, "readme": checkout.README},
 }
-"""What the ``main`` of some commands takes beside ``argv``."""
+"""What the ``main`` of some commands takes besides ``argv``."""
 
 
 def overview() -> str:
-    """The help: every command with a line."""
+    """Returns the help: one line per command."""
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     head = "usage: alexnet COMMAND [ARGUMENT ...]\n\nAlexNet (2012) on Triton kernels.\n\ncommands:"
     return "\n".join([head, *lines, "", "alexnet COMMAND --help tells more about a command."])
 
 
 def choose(argv: list[str] | None) -> int:
-    """Runs the command that ``argv`` names; its exit status."""
+    """Runs the command that ``argv`` names and returns its exit status."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(overview())
@@ -52,7 +52,7 @@ def choose(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """Runs the command and returns the exit status."""
     return command.run("alexnet", choose, sys.argv[1:] if argv is None else argv)
 
 

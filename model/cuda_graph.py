@@ -1,4 +1,4 @@
-"""The forward pass as a CUDA graph: at small batches, launching the kernels takes longer than running them."""
+"""The forward pass as a CUDA graph, because at small batches launching kernels takes longer than running them."""
 
 import torch
 from torch import nn
@@ -7,18 +7,18 @@ from kernels import ArgumentError
 from kernels.ops.space_to_depth import fold_once
 
 
-class Captured:
+class GraphedForward:
     """A network's forward pass for up to ``batch`` images, launched as one graph.
 
-    Input and output are buffers that every call reuses; a call copies images in and logits out. The weights are those
-    at the time of capture, with conv1's folded once and for all: capture again after changing them.
+    Every call copies images into the same input buffer and logits out of the same output buffer. The weights are those
+    at the time of capture, with conv1's already folded. Capture again after you change them.
 
     Args:
         net: a network on a GPU, in evaluation mode.
         shape: of the input, batch included.
 
     Raises:
-        ArgumentError: a network on the CPU or in training mode, whose dropout would be the same at every call.
+        ArgumentError: a network on the CPU, or in training mode, in which dropout would be the same at every call.
     """
 
     def __init__(self, net: nn.Module, shape: tuple[int, ...]):
@@ -34,7 +34,7 @@ class Captured:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                net(self.input)  # compiles the kernels, which cannot be captured, and folds conv1's filters
+                net(self.input)  # compiles the kernels and folds conv1's filters, which a graph cannot capture
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
@@ -42,7 +42,7 @@ class Captured:
 
     @torch.inference_mode()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits for 1 to ``batch`` images, on any device and of any dtype."""
+        """Returns logits for 1 to ``batch`` images, which may be on any device and of any dtype."""
         if x.dim() != 4 or x.shape[1:] != self.input.shape[1:] or not 1 <= len(x) <= len(self.input):
             accepted = ", ".join(map(str, self.input.shape[1:]))
             raise ArgumentError(

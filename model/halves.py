@@ -14,8 +14,9 @@ from torch import distributed, nn
 
 from kernels.errors import AlexNetError
 from kernels.tools.columns import align
+from kernels.tools.workloads import LRNArguments
 from model import weights
-from model.alexnet import LRN, Formula
+from model.alexnet import LRN
 from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
 
 
@@ -63,7 +64,7 @@ class BorderedLRNMaxPool2d(LRNMaxPool2d):
     border between the halves, so these logits need the maps on its other side.
     """
 
-    def __init__(self, other: Other, formula: Formula):
+    def __init__(self, other: Other, formula: LRNArguments):
         super().__init__(**formula)
         self.other = other
 

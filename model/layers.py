@@ -1,7 +1,7 @@
-"""The network's layers: PyTorch's own modules with the kernels underneath.
+"""The network's layers: PyTorch's own modules on the kernels.
 
-Parameters, names and initialisation are those of ``torch.nn``; only ``forward`` differs. Each layer also tells
-its cost for an input of a given shape. ``operators`` is the module whose functions a layer calls.
+Parameters, names and initialisation are those of ``torch.nn``. Only ``forward`` differs. A layer takes the arguments
+that it honours, and no others. It also returns its cost for an input of a given shape.
 """
 
 from importlib import import_module
@@ -15,12 +15,12 @@ from kernels.tools import cost
 
 
 class Layer(nn.Module):
-    """What the layers have in common: ``operators``."""
+    """A layer that calls the functions of the module ``operators``."""
 
     operators: ModuleType = kernels
 
     def __getstate__(self) -> dict:
-        """For :func:`copy.deepcopy` and :func:`torch.save`: no module can be copied, but its name can."""
+        """For :func:`copy.deepcopy` and :func:`torch.save`: modules cannot be copied, but their names can."""
         return {**super().__getstate__(), "operators": self.operators.__name__}
 
     def __setstate__(self, state: dict) -> None:
@@ -30,20 +30,24 @@ class Layer(nn.Module):
 class Conv2d(Layer, nn.Conv2d):
     """Convolution, bias and ReLU in one kernel."""
 
-    padding: tuple[int, ...]  # in pixels; nn.Conv2d takes names too
+    padding: tuple[int, ...]
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0, groups: int = 1
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.operators.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, relu=True
+            x, self.weight, self.bias, self.stride, self.padding, groups=self.groups, relu=True
         )
 
     def cost(self, input: cost.Shape, itemsize: int) -> cost.Cost:
-        shape = tuple(self.weight.shape)
-        return cost.conv2d(input, shape, self.stride, self.padding, self.dilation, itemsize=itemsize)
+        return cost.conv2d(input, tuple(self.weight.shape), self.stride, self.padding, itemsize=itemsize)
 
 
 class Linear(Layer, nn.Linear):
-    """Fully connected layer, with ReLU in the same kernel but for the last."""
+    """A fully connected layer, with ReLU in the same kernel if ``relu``."""
 
     def __init__(self, in_features: int, out_features: int, *, relu: bool):
         super().__init__(in_features, out_features)
@@ -80,6 +84,9 @@ class MaxPool2d(Layer, nn.MaxPool2d):
     kernel_size: int
     stride: int
 
+    def __init__(self, kernel_size: int, stride: int):
+        super().__init__(kernel_size, stride)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.operators.max_pool2d(x, self.kernel_size, self.stride)
 
@@ -89,6 +96,9 @@ class MaxPool2d(Layer, nn.MaxPool2d):
 
 class Dropout(Layer, nn.Dropout):
     """Dropout in training, the identity in evaluation."""
+
+    def __init__(self, p: float):
+        super().__init__(p)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.operators.dropout(x, self.p, self.training)

@@ -14,7 +14,7 @@ from kernels.runtime import default_device
 from kernels.tools import torch_ops
 from model import weights
 from model.alexnet import AlexNet
-from model.layers import Layer
+from model.layers import Conv2d, Dropout, Layer, Linear, MaxPool2d
 from model.photos.preprocess import open_image
 from tests.narrow import Narrow
 from tests.reference_alexnet import reference_alexnet, relative_error
@@ -163,3 +163,19 @@ def test_copied_and_saved_with_its_operators(operators, tmp_path):
         assert all(layer.operators is operators for layer in other.children() if isinstance(layer, Layer))
         assert other.fc8.weight is not net.fc8.weight
         assert torch.equal(other.fc8(x), net.fc8(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "other"),
+    [
+        (Conv2d, (3, 4, 3), {"padding_mode": "reflect"}),
+        (Conv2d, (3, 4, 3), {"dilation": 2}),
+        (Linear, (3, 4), {"bias": False, "relu": True}),
+        (MaxPool2d, (3, 2), {"padding": 1}),
+        (MaxPool2d, (3, 2), {"ceil_mode": True}),
+        (Dropout, (0.5,), {"inplace": True}),
+    ],
+)
+def test_layers_refuse_what_they_do_not_honour(layer, arguments, other):
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        layer(*arguments, **other)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import kernels
 from kernels.errors import AlexNetError
@@ -80,14 +80,23 @@ def _fc(name: str, features: int, outputs: int, *, relu: bool) -> Workload:
     return Workload(name, "linear", (features,), ((outputs, features), (outputs,)), {"relu": relu})
 
 
-LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
+class LRNArguments(TypedDict):
+    """Arguments of :func:`kernels.local_response_norm`, which divides alpha by the window's size, as Caffe does."""
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+
+BVLC_LRN: LRNArguments = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
 POOL = {"kernel_size": (3, 3), "stride": (2, 2)}
 
 ALEXNET = (
     _conv("conv1", (3, 227, 227), (96, 3, 11, 11), stride=(4, 4))._replace(first=True),
-    Workload("pool1", "lrn_max_pool2d", (96, 55, 55), (), {**LRN, **POOL}),
+    Workload("pool1", "lrn_max_pool2d", (96, 55, 55), (), {**BVLC_LRN, **POOL}),
     _conv("conv2", (96, 27, 27), (256, 48, 5, 5), padding=(2, 2), groups=2),
-    Workload("pool2", "lrn_max_pool2d", (256, 27, 27), (), {**LRN, **POOL}),
+    Workload("pool2", "lrn_max_pool2d", (256, 27, 27), (), {**BVLC_LRN, **POOL}),
     _conv("conv3", (256, 13, 13), (384, 256, 3, 3), padding=(1, 1)),
     _conv("conv4", (384, 13, 13), (384, 192, 3, 3), padding=(1, 1), groups=2),
     _conv("conv5", (384, 13, 13), (256, 192, 3, 3), padding=(1, 1), groups=2),
@@ -100,8 +109,8 @@ ALEXNET = (
 
 UNFUSED = (
     Workload("relu1", "bias_relu", (96, 55, 55), ((96, 1, 1),), {}),
-    Workload("norm1", "local_response_norm", (96, 55, 55), (), LRN),
-    Workload("norm2", "local_response_norm", (256, 27, 27), (), LRN),
+    Workload("norm1", "local_response_norm", (96, 55, 55), (), {**BVLC_LRN}),
+    Workload("norm2", "local_response_norm", (256, 27, 27), (), {**BVLC_LRN}),
     Workload("drop6", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
     Workload("drop7", "dropout", (4096,), (), {"p": 0.5, "seed": 0}),
     Workload("prob", "softmax", (1000,), (), {"dim": 1}),

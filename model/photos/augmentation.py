@@ -21,15 +21,16 @@ from model.randomness import generator
 
 
 class Crops(Dataset):
-    """Training images: (epoch, image) -> crop (227, 227, 3), RGB bytes; shift of its colours (B, G, R); class; errors.
+    """Training photos: (epoch, image) -> (crop, shift, class, errors).
 
-    An image that cannot be read is replaced by the next that can, in the order of their names; None where none can.
+    The crop is (227, 227, 3) bytes, RGB. The shift of its colours is in the order B, G, R. A photo that cannot be read
+    is replaced by the next one in order; if there is none, the crop is None.
 
     Args:
-        images: a folder's.
+        images: path and class of each photo.
         seed: of the run.
         colour: (3, 3), from :func:`colour_statistics`.
-        augment: one of :data:`AUGMENTATIONS`; none is the central crop, as it is.
+        augment: ``"paper"``; ``"scale"``, which is the paper's after :func:`vary`; or ``"none"``, the central crop.
     """
 
     def __init__(self, images: Sequence[tuple[str, int]], seed: int, colour: np.ndarray, augment: str = "paper"):
@@ -64,14 +65,19 @@ class Crops(Dataset):
 
 
 def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
-    """The central square as 256 x 256, as if taken from nearer or farther, by a worse or a better camera.
+    """Returns the central square as 256 x 256, as if taken from nearer or farther, by a worse or a better camera.
 
-    Four independent draws. Detail: how many pixels across are left of a large photo, 24 to 256. Size: what the square
-    becomes, 0.6 to 1.4 times the frame, either side up to a tenth longer or shorter; where it does not fill the frame,
-    its mirror images do. Sharpness: half of the time, edges are lifted (unsharp masking). Texture: half of the time,
-    grey noise with as much in each octave of frequencies, which is the spectrum of photos (Field 1987,
-    https://doi.org/10.1364/JOSAA.4.002379), in patches. The last two are for small photos, which have no detail to
-    enlarge: a network that never saw any takes it for what it is not.
+    Draws four things independently:
+
+    - Detail: the square keeps 24 to 256 pixels across.
+    - Size: it becomes 0.6 to 1.4 times the frame, and each side up to a tenth longer or shorter. If it does not fill
+      the frame, its mirror images do.
+    - Sharpness: half of the time, unsharp masking lifts the edges.
+    - Texture: half of the time, patches of grey noise that is equally strong in each octave of frequencies, which is
+      the spectrum of photos (Field 1987, https://doi.org/10.1364/JOSAA.4.002379).
+
+    The last two are for small photos, which have no detail: a network that never saw detail mistakes it for something
+    else.
     """
     short = min(photo.size)
     across = min(short, round(24.0 * (LARGE / 24.0) ** random.random()))
@@ -91,7 +97,7 @@ def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
         large = large.filter(ImageFilter.UnsharpMask(2.0 ** random.uniform(0.0, 3.0), int(random.integers(50, 201)), 0))
     if random.random() < 0.5:
         strength = random.uniform(0.0, 24.0)
-        noise = sum(_noise(side, random) for side in (32, 64, 128, 256))  # of 16 to 128 waves across the frame
+        noise = sum(_noise(side, random) for side in (32, 64, 128, 256))  # 16 to 128 waves across the frame
         patches = np.clip(0.5 + 0.5 * _noise(4, random), 0.0, 1.0)
         pixels = np.asarray(large) + (strength / 2.0 * noise * patches)[:, :, None]
         large = Image.fromarray(pixels.clip(0.0, 255.0).astype(np.uint8))
@@ -99,11 +105,11 @@ def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 FILTERS = tuple(Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS"))
-"""What :func:`vary` enlarges with: from nearest, which leaves squares as the box does, to Lanczos."""
+"""What :func:`vary` enlarges with, from nearest, which leaves squares, to Lanczos."""
 
 
 def _noise(side: int, random: np.random.Generator) -> np.ndarray:
-    """Noise of one octave: (256, 256), independent every 256 / side pixels, of a standard deviation of about 1."""
+    """Returns one octave of noise: (256, 256), independent every 256 / side pixels, standard deviation about 1."""
     drawn = Image.fromarray(random.standard_normal((side, side), np.float32))
     return np.asarray(drawn.resize((LARGE, LARGE), Image.Resampling.BICUBIC))
 
@@ -114,7 +120,7 @@ def to_input(
     preprocess: Preprocess,
     device: torch.device,
 ) -> torch.Tensor:
-    """Crops as the network's input: (N, 3, 227, 227) float32 in channels_last memory, less the mean, over the std."""
+    """Returns crops as the network's input, (N, 3, 227, 227) float32 in channels_last memory."""
     shifts, mean, std = torch.as_tensor(shifts), torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
     x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
     if preprocess.order == "BGR":
@@ -126,16 +132,16 @@ def to_input(
 
 
 def colour_statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, float], np.ndarray]:
-    """Mean colour, and the directions in which colours vary, of up to ``most`` images chosen once and for all.
+    """Measures the mean colour and the directions in which colours vary, on up to ``most`` photos of a fixed draw.
 
     Returns:
-        The means of blue, green and red, 0..255; and M, (3, 3), such that M a, with a ~ N(0, 0.1), is the paper's
-        shift: the sum over i of p_i a_i l_i, with p_i and l_i the eigenvectors and eigenvalues of the pixels'
-        covariance. Eigenvalues are of pixels counted from 0 to 1, and the shift is brought to 0..255 afterwards: of
-        pixels from 0 to 255, they would shift any image beyond black or white.
+        The means of blue, green and red, from 0 to 255; and M, (3, 3), such that M a, with a ~ N(0, 0.1), is the
+        paper's shift: the sum over i of p_i a_i l_i, where p_i and l_i are the eigenvectors and eigenvalues of the
+        pixels' covariance. Eigenvalues are of pixels from 0 to 1, and the shift is then scaled to 255. With pixels
+        from 0 to 255 they would shift any photo beyond black or white.
 
     Raises:
-        AlexNetError: none of these images can be read.
+        AlexNetError: none of these photos can be read.
     """
     chosen = generator("sample").permutation(len(folder.images))[:most]
     count, total, products, problem = 0, np.zeros(3), np.zeros((3, 3)), ""
@@ -144,7 +150,7 @@ def colour_statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, fl
             square = central_square(open_image(folder.images[index][0]))
         except ImageError as error:
             problem = problem or str(error)
-            continue  # named when its turn comes
+            continue  # training names it when its turn comes
         pixels = np.asarray(square).reshape(-1, 3)[:, ::-1] / 255.0
         count += len(pixels)
         total += pixels.sum(0)

@@ -1,7 +1,7 @@
-"""A photo -> the tensor that a network's weights were trained on.
+"""From a photo to the tensor that a network's weights were trained on.
 
-Resizing is part of a model: weights that never saw sharp texture want their photos blurred. So each rule is kept by
-the sentence that describes it, which is what the weights' own metadata says.
+Resizing is part of a model: weights that never saw sharp texture need blurred photos. So a file of weights names its
+rule by a sentence that describes it.
 """
 
 import contextlib
@@ -16,43 +16,43 @@ from PIL import Image, ImageCms, ImageOps
 
 from kernels.errors import AlexNetError
 
-SIZE = 227  # of the network's input
-LARGE = 256  # of the square that training and ten-crop evaluation cut it from
+SIZE = 227  # pixels of a side of the network's input
+LARGE = 256  # of the square from which training and ten-crop evaluation cut it
 
 
 class ImageError(AlexNetError, ValueError):
-    """A file that is not a photo, or not a whole one; the message names it."""
+    """A file that is not a photo, or is cut short. The message names it."""
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
-    """Reads a photo in any mode that Pillow opens, turned upright as its EXIF says, as RGB.
+    """Reads a photo in any mode that Pillow opens, as RGB, turned upright as its EXIF says.
 
     Raises:
-        ImageError: no such file, a pipe, not an image, a truncated one, or more pixels than Pillow's limit against
+        ImageError: no such file, a pipe, not an image, an image cut short, or more pixels than Pillow's limit against
             decompression bombs.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow thinks of the metadata
+        warnings.simplefilter("ignore")  # about metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             if stat.S_ISFIFO(os.stat(path).st_mode):
-                raise ImageError("a pipe, not a file")  # whose opening would wait
+                raise ImageError("a pipe, not a file")  # to open it would wait for a writer
             with Image.open(path) as image:
                 image.load()
-                with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing of the way up
+                with contextlib.suppress(Exception):  # ignores EXIF that cannot be read
                     image = ImageOps.exif_transpose(image)
                 return to_rgb(image)
         except FileNotFoundError:
             raise ImageError(f"{os.fspath(path)}: no such file") from None
         except Image.UnidentifiedImageError:
             raise ImageError(f"{os.fspath(path)}: not an image in a format that Pillow reads") from None
-        except Exception as error:  # Pillow's decoders raise whatever their parsing runs into
+        except Exception as error:  # Pillow's decoders raise many kinds of errors
             what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
             raise ImageError(f"{os.fspath(path)}: cannot be read as an image: {what}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB: transparency on white, 16 and 32 bits scaled down to 8."""
+    """Converts any of Pillow's modes to RGB: puts transparency on white and scales 16 and 32 bits down to 8."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image.copy()
     if image.mode.startswith("I") or image.mode == "F":
@@ -67,10 +67,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 or 32 bits as 8.
+    """Converts grey values of 16 or 32 bits to 8.
 
-    Unsigned 16 bits have a known range. 32 bits have none, so the values tell: up to 1 (floats), up to 255, up to
-    65535, or else from their least to their greatest.
+    Unsigned 16 bits have a known range. The range of 32 bits follows from the values: up to 1 (floats), up to 255, up
+    to 65535, or else from the smallest to the largest value.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return (values / 257.0).round().astype(np.uint8)
@@ -85,9 +85,9 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def central_square(image: Image.Image, side: int = LARGE) -> Image.Image:
-    """The paper's section 2: the shorter side becomes ``side``, and of the longer one the middle is kept.
+    """Returns the middle of a photo as a square (the paper's section 2): its shorter side becomes ``side``.
 
-    Pillow's bilinear averages over all the pixels that become one (antialiased).
+    Pillow's bilinear filter averages over all pixels that become one (antialiasing).
     """
     short = min(image.size)
     left, top = (image.width - short) / 2, (image.height - short) / 2
@@ -99,8 +99,8 @@ def _folder(image: Image.Image, side: int) -> torch.Tensor:
 
 
 def _bvlc(image: Image.Image, side: int) -> torch.Tensor:
-    # Caffe's convert_imageset calls cv::resize, whose bilinear takes the four nearest pixels however far it shrinks,
-    # as torch's (and torchvision's resize with antialias=False) does, and Pillow's, which averages, does not.
+    # Caffe's convert_imageset calls cv::resize. Its bilinear filter takes the four nearest pixels however far it
+    # shrinks, as PyTorch's does, and as Pillow's, which averages, does not.
     return _centre(_bilinear(_to_tensor(image), LARGE).round(), side)
 
 
@@ -118,7 +118,7 @@ def _centre(image: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    """RGB as float32 of 0..255, (3, height, width)."""
+    """Converts RGB to float32 from 0 to 255, (3, height, width)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
 
@@ -129,7 +129,7 @@ def _bilinear(image: torch.Tensor, side: int) -> torch.Tensor:
 def _torchvision(image: Image.Image, side: int) -> torch.Tensor:
     from torchvision.transforms import functional  # slow to import
 
-    # A photo of 60,000 x 1 pixels would become 15,360,000 x 256, which fits in no memory: only its middle does.
+    # A photo of 60,000 x 1 pixels would become 15,360,000 x 256, which does not fit in memory. Its middle does.
     longest = 16 * min(image.size)
     if max(image.size) > longest:
         image = functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
@@ -143,22 +143,23 @@ RESIZE = {
     "centre square, then 256x256 (bilinear, antialiased), then the central 227x227": _folder,
     "shorter side to 256 (bilinear, antialiased), then the central 224x224": _torchvision,
 }
-"""Rules by their description: an RGB image and a side -> (3, side, side), RGB, 0..255.
+"""Rules by their description: from an RGB image and a side to (3, side, side), RGB, from 0 to 255.
 
-The side is the network's, or 256 for the square that ten crops are cut from. Training on a folder has the third.
+The side is that of the network's input, or 256 for the square from which ten crops are cut. Training on a folder uses
+the third rule.
 """
 _BVLC, _CIFAR, FOLDER, _TORCHVISION = RESIZE
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What some weights take: numbers from 0 to 255, less a mean.
+    """How some weights take a photo: numbers from 0 to 255, minus a mean, over a standard deviation.
 
     Args:
-        mean: the means of the three colours.
+        mean: of each colour, in ``order``.
         resize: a rule among :data:`RESIZE`.
-        std: what each colour is divided by after that.
-        order: of the colours: ``"BGR"`` as Caffe has them, blue first, or ``"RGB"``.
+        std: the divisor of each colour.
+        order: of the colours: ``"BGR"``, blue first, as in Caffe, or ``"RGB"``.
         size: pixels of a side.
 
     Example:
@@ -173,15 +174,15 @@ class Preprocess:
     size: int = SIZE
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """(3, size, size) float32 from a photo in any mode."""
+        """Converts a photo in any mode to (3, size, size) float32."""
         return self._normalise(RESIZE[self.resize](to_rgb(image), self.size))
 
     def ten_crops(self, image: Image.Image) -> torch.Tensor:
-        """(10, 3, size, size): four corners and the centre of the photo at 256 x 256, and their mirror images."""
+        """Returns (10, 3, size, size): four corners and the centre at 256 x 256, and their mirror images."""
         large, size = self._normalise(RESIZE[self.resize](to_rgb(image), LARGE)), self.size
         last = LARGE - size
-        places = ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2))
-        crops = torch.stack([large[:, top : top + size, left : left + size] for top, left in places])
+        corners = ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2))
+        crops = torch.stack([large[:, top : top + size, left : left + size] for top, left in corners])
         return torch.cat([crops, crops.flip(3)])
 
     def _normalise(self, rgb: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import kernels
 from kernels import runtime
 from kernels.ops.space_to_depth import fold_once
 from model.alexnet import AlexNet
-from model.cuda_graph import Captured
+from model.cuda_graph import GraphedForward
 
 needs_gpu = pytest.mark.skipif(runtime.INTERPRETED, reason="a CUDA graph takes a GPU")
 
@@ -91,7 +91,7 @@ def test_buffers_around_a_graph(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
     for name in ("Stream", "current_stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
-    run = Captured(net, (4, 3, 5, 5))
+    run = GraphedForward(net, (4, 3, 5, 5))
     assert run.input.is_contiguous(memory_format=torch.channels_last) and not run.input.any()
     run.graph.replay = lambda: run.output.copy_(net(run.input))
     x = torch.randn(3, 3, 5, 5)
@@ -120,6 +120,6 @@ def test_a_graph_computes_what_the_network_does(count, device):
 @needs_gpu
 @pytest.mark.parametrize("shape", [(0, 3, 227, 227), (5, 3, 227, 227), (1, 3, 224, 224), (3, 227, 227)], ids=str)
 def test_other_shapes_are_refused(shape, device):
-    run = Captured(AlexNet(num_classes=2).to(device).eval(), (4, 3, 227, 227))
+    run = GraphedForward(AlexNet(num_classes=2).to(device).eval(), (4, 3, 227, 227))
     with pytest.raises(kernels.ArgumentError, match="as captured"):
         run(torch.zeros(shape, device=device))
