@@ -26,6 +26,7 @@ def check_chosen(task: Task, assembly: Assembly) -> None:
             assert set(assembly.copies) == {16}, where
 
 
+@pytest.mark.full
 def test_every_layer_compiles_well_for_an_h100():
     tasks = [Task(layer, "sm_90") for layer in WORKLOADS]
     tasks += [Task(layer, "sm_90", batch=1) for layer in ("conv1", "conv3", "fc6")]
@@ -35,6 +36,7 @@ def test_every_layer_compiles_well_for_an_h100():
             check_chosen(task, assembly)
 
 
+@pytest.mark.full
 def test_other_architectures_and_dtypes_compile_well():
     others = [architecture for architecture in tiles.ARCHITECTURES if architecture != "sm_90"]
     tasks = [Task(layer, architecture) for architecture in others for layer in ("conv2", "pool2", "fc7")]
@@ -44,6 +46,7 @@ def test_other_architectures_and_dtypes_compile_well():
             check_chosen(task, assembly)
 
 
+@pytest.mark.full
 def test_backward_passes_compile_well_for_an_h100():
     tasks = [
         Task(layer, "sm_90", backward=True) for layer in ("conv1", "conv2", "conv5", "pool1", "pool5", "fc7", "prob")
@@ -56,6 +59,7 @@ def test_backward_passes_compile_well_for_an_h100():
     assert names >= {*PRODUCTS[1:], "_bias_relu_gradient_kernel", "_lrn_max_pool2d_gradient_kernel"}
 
 
+@pytest.mark.full
 def test_a_single_output_of_shares_compiles():
     """The compiler is told a number of 1 as a constant, which has no methods."""
     code = """
@@ -72,6 +76,7 @@ assembly.compile_launch(launches[0], {}, True, "sm_90")
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.full
 def test_conv1_is_folded_and_its_loads_pipelined():
     ((_, (fold_input, fold_weight, conv)),) = assemble([Task("conv1", "sm_90")])
     assert fold_input.kernel == fold_weight.kernel == "_space_to_depth_kernel"
@@ -103,6 +108,7 @@ for task in [Task(layer, "sm_90", batch=batch) for batch in (1, 128) for layer i
 """
 
 
+@pytest.mark.full
 def test_launches_are_what_triton_takes_on_a_gpu():
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     result = subprocess.run([sys.executable, "-c", LAUNCH], capture_output=True, text=True, env=environment)
@@ -110,6 +116,7 @@ def test_launches_are_what_triton_takes_on_a_gpu():
     assert {line.split()[0] for line in result.stdout.splitlines()} == set(WORKLOADS)
 
 
+@pytest.mark.full
 def test_normalisation_and_pooling_load_16_bytes_and_stay_in_registers():
     tasks = [
         Task(layer, "sm_90", dtype) for layer in ("norm1", "pool1", "pool2", "pool5") for dtype in ("fp16", "bf16")
@@ -167,6 +174,7 @@ def test_command_prints_a_table():
     assert sum("*" in row for row in rows) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("option", "text"), [("--ptx", ".visible .entry _max_pool2d_kernel"), ("--sass", "EXIT")])
 def test_command_prints_code(option, text):
     result = run("--layer", "pool5", option)

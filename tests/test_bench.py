@@ -242,8 +242,8 @@ def test_deviation_sees_every_element_and_no_other_difference(name, shapes):
 
 
 BACKWARD = [
-    ("conv1", {"input": (3, 23, 19)}),
-    ("conv2", {"input": (96, 5, 3)}),
+    pytest.param("conv1", {"input": (3, 23, 19)}, marks=pytest.mark.full),
+    pytest.param("conv2", {"input": (96, 5, 3)}, marks=pytest.mark.full),
     ("relu1", {"input": (96, 5, 3)}),
     ("norm2", {"input": (256, 3, 2)}),
     ("pool1", {"input": (96, 7, 5)}),
@@ -283,6 +283,7 @@ def small_network() -> tuple:
     return tuple(layers)
 
 
+@pytest.mark.full
 def test_a_step_gives_every_parameters_gradient_and_changes_none():
     work = Work("alexnet", small_network(), "step")
     operands = work.random_operands(check.CHUNK + 3, torch.float32, torch.device("cpu"))

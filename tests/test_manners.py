@@ -50,7 +50,7 @@ def test_in_a_thread(tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-@pytest.mark.parametrize("line", ["trace softmax", "weights list"])
+@pytest.mark.parametrize("line", [pytest.param("trace softmax", marks=pytest.mark.full), "weights list"])
 def test_full_disk(line, unbuffered):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered, "TRITON_INTERPRET": "1"}
     with open("/dev/full", "w") as full:

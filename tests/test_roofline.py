@@ -154,6 +154,7 @@ def test_share_and_ratio():
     assert (only_ours.best, only_ours.ratio) == (None, None)
 
 
+@pytest.mark.full
 def test_plots(table, tmp_path):
     paths = roofline.plot_all(measurements.load(table), tmp_path, "gpu")
     assert [path.name for path in paths] == ["gpu-roofline-fp16.png", "gpu-speed-fp16.png"]

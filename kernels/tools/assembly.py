@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import mangle_type
 
 from kernels import tiles
 from kernels.errors import AlexNetError
@@ -31,8 +32,6 @@ from kernels.tools.workloads import DTYPES, OPERATORS, WORKLOADS, names_of, torc
 
 # PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
-    import torch
-
     from kernels.runtime import Launch
 
 TARGETS = {
@@ -40,15 +39,6 @@ TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-_TYPES = {
-    "torch.float16": "*fp16",
-    "torch.bfloat16": "*bf16",
-    "torch.float32": "*fp32",
-    "torch.int64": "*i64",
-    "torch.int32": "*i32",
-    "torch.int8": "*i8",
-    "torch.uint8": "*u8",
 }
 
 
@@ -146,7 +136,7 @@ def compile_launch(launch: Launch, config: Config, chosen: bool, architecture: s
         if kernel.params[position].is_constexpr or (isinstance(value, int) and value == 1):
             signature[name], constants[name] = "constexpr", value
             continue
-        signature[name] = _type(value)
+        signature[name] = mangle_type(value)
         # What Triton's launcher tells the compiler about an argument. PyTorch aligns its memory to 16 bytes.
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
@@ -154,14 +144,6 @@ def compile_launch(launch: Launch, config: Config, chosen: bool, architecture: s
     compiled = triton.compile(source, target=TARGETS[architecture], options=given)  # the rest: warps and stages
     numbers = (_numbers_amd if architecture.startswith("gfx") else _numbers_nvidia)(compiled.asm)
     return Assembly(kernel.__name__, config, chosen, shared=compiled.metadata.shared, **numbers)
-
-
-def _type(value: torch.Tensor | int | float) -> str:
-    if isinstance(value, float):
-        return "fp32"
-    if not isinstance(value, int):
-        return _TYPES[str(value.dtype)]
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 def _numbers_nvidia(asm: dict) -> dict:

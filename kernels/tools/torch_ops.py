@@ -1,10 +1,10 @@
-"""The operators in plain PyTorch, under the kernels' names and with their arguments.
+"""The operators in plain PyTorch, with the kernels' names and arguments.
 
-What the kernels are timed beside, and what a training run on the kernels is compared with. Nothing here is on the
-network's path unless it is asked for by name.
+The kernels are timed beside them, and training on the kernels is compared with training on them. The network uses them
+only if it is told to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -22,45 +22,21 @@ __all__ = [
 ]
 
 
-def _relu(y: torch.Tensor, relu: bool) -> torch.Tensor:
-    return functional.relu(y, inplace=True) if relu else y
+def _with_relu(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def operator(*arguments, relu: bool = False, **options) -> torch.Tensor:
+        y = product(*arguments, **options)
+        return functional.relu(y, inplace=True) if relu else y
 
-
-def conv2d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    relu: bool = False,
-) -> torch.Tensor:
-    """As :func:`kernels.conv2d`."""
-    return _relu(functional.conv2d(input, weight, bias, stride, padding, dilation, groups), relu)
-
-
-def linear(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, relu: bool = False
-) -> torch.Tensor:
-    """As :func:`kernels.linear`."""
-    return _relu(functional.linear(input, weight, bias), relu)
+    return operator
 
 
 def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """As :func:`kernels.bias_relu`."""
-    return _relu(input + bias, True)
+    return functional.relu(input + bias, inplace=True)
 
 
 def lrn_max_pool2d(
-    input: torch.Tensor,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    kernel_size: int | tuple[int, ...] | list[int],
-    stride: int | tuple[int, ...] | list[int],
+    input: torch.Tensor, size: int, alpha: float, beta: float, k: float, kernel_size, stride
 ) -> torch.Tensor:
     """As :func:`kernels.lrn_max_pool2d`."""
     normalise = _banded_local_response_norm if input.device.type == "cpu" else local_response_norm
@@ -68,13 +44,13 @@ def lrn_max_pool2d(
 
 
 def _banded_local_response_norm(input: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:
-    """Local response normalisation of images for a CPU.
+    """Local response normalisation of images, faster on a CPU.
 
-    There PyTorch's, by three-dimensional average pooling, takes as long as all of AlexNet's convolutions together.
-    Here the sums over channels are a convolution with ones around a matrix's diagonal.
+    There PyTorch's own, by three-dimensional average pooling, takes as long as all of AlexNet's convolutions together.
+    Here the sums over channels are a convolution with a band of ones around a matrix's diagonal.
     """
     channels = torch.arange(input.shape[-3])
-    ahead = channels - channels[:, None]  # of an input before the output whose window it may be in
+    ahead = channels - channels[:, None]  # how far an input is ahead of the output whose window it may be in
     band = (ahead >= -(size // 2)) & (ahead <= (size - 1) // 2)
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
     with torch.autocast("cpu", enabled=False):
@@ -84,10 +60,12 @@ def _banded_local_response_norm(input: torch.Tensor, size: int, alpha: float, be
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:
-    """As :func:`kernels.dropout`, but for which elements are dropped: PyTorch's own generator chooses them."""
+    """As :func:`kernels.dropout`, except that PyTorch's own generator chooses which elements are dropped."""
     return functional.dropout(input, p, training)
 
 
+conv2d = _with_relu(functional.conv2d)
+linear = _with_relu(functional.linear)
 local_response_norm = functional.local_response_norm
 max_pool2d = functional.max_pool2d
 softmax = functional.softmax

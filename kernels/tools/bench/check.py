@@ -12,14 +12,17 @@ from torch.nn import functional
 
 import kernels
 from kernels.tools import torch_ops
-from kernels.tools.bench.device import Gpu, Interpreter, Times
-from kernels.tools.bench.works import Started, Work
+from kernels.tools.bench.device import Device, Times
+from kernels.tools.bench.works import Function, Started, Tensors, Work
 from kernels.tools.workloads import torch_dtype
 
 BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|out - ref| / max|ref|
 STEP_BOUNDS = {"fp16": 0.1, "bf16": 0.25, "fp32": 2e-3, "tf32": 0.1}  # for a training step: see _step_deviation
 CHUNK = 64  # images compared at once, because float64 takes memory
 MISSING = "has no such operator"  # PyTorch has no kernels for some dtypes on some devices: not a fault
+
+Deviate = Callable[[Tensors, torch.Tensor | None], float]
+"""The error of outputs, given them and the output of the forward pass, if they are gradients."""
 
 
 # Right?
@@ -42,9 +45,7 @@ class Gap:
         return self.gap / self.scale if self.scale else math.inf
 
 
-def deviation(
-    work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], forward: torch.Tensor | None = None
-) -> float:
+def deviation(work: Work, operands: Tensors, outputs: Tensors, forward: torch.Tensor | None = None) -> float:
     """max|output - reference| / max|reference| against float64, over every element of every output.
 
     Infinite for NaN or another shape. ``forward`` is the provider's own output if ``outputs`` are gradients.
@@ -66,7 +67,7 @@ def _chunks(images: torch.Tensor) -> list[slice]:
     return [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
 
 
-def _forward_deviation(work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], _: None) -> float:
+def _forward_deviation(work: Work, operands: Tensors, outputs: Tensors, _: None) -> float:
     (output,), (input, *parameters) = outputs, operands
     parameters = [parameter.double() for parameter in parameters]
     gap = Gap()
@@ -75,7 +76,7 @@ def _forward_deviation(work: Work, operands: list[torch.Tensor], outputs: list[t
     return gap.share if len(output) == len(input) else math.inf
 
 
-def _dropout_deviation(work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], _: None) -> float:
+def _dropout_deviation(work: Work, operands: Tensors, outputs: Tensors, _: None) -> float:
     """The operator chooses which elements it drops, but not how many: within 6 standard deviations."""
     (output,), (input,) = outputs, operands
     if output.shape != input.shape:
@@ -88,9 +89,7 @@ def _dropout_deviation(work: Work, operands: list[torch.Tensor], outputs: list[t
     return gap.share if abs(int(output.count_nonzero()) - kept) <= 6.0 * math.sqrt(kept * p) else math.inf
 
 
-def _backward_deviation(
-    work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], forward: torch.Tensor
-) -> float:
+def _backward_deviation(work: Work, operands: Tensors, outputs: Tensors, forward: torch.Tensor) -> float:
     """Takes the masks of ReLU and dropout from the provider's own output.
 
     A sum that rounds to the other side of zero would switch a whole gradient on or off, and both would be right.
@@ -100,7 +99,7 @@ def _backward_deviation(
     parameters = [parameter.double().requires_grad_() for parameter in parameters]
     masked = layer.operator == "bias_relu" or layer.arguments.get("relu", False)
     arguments = {name: value for name, value in layer.arguments.items() if name != "relu"}
-    unmasked: dict[str, Callable[..., torch.Tensor]] = {"bias_relu": torch.add, "dropout": lambda x: x}
+    unmasked: dict[str, Function] = {"bias_relu": torch.add, "dropout": lambda x: x}
     exact = unmasked.get(layer.operator, functools.partial(getattr(torch_ops, layer.operator), **arguments))
     gaps = [Gap() for _ in outputs]
     sums = [torch.zeros_like(parameter) for parameter in parameters]  # of their gradients
@@ -122,7 +121,7 @@ def _backward_deviation(
     return max(gap.share for gap in gaps)
 
 
-def _step_deviation(work: Work, operands: list[torch.Tensor], outputs: list[torch.Tensor], _: None) -> float:
+def _step_deviation(work: Work, operands: Tensors, outputs: Tensors, _: None) -> float:
     """The largest ||gradient - reference|| / ||reference|| of a parameter.
 
     Norms, and wide bounds: over eight layers a rounding moves some gradients to another pixel of a window, or past
@@ -134,9 +133,8 @@ def _step_deviation(work: Work, operands: list[torch.Tensor], outputs: list[torc
     sums = [torch.zeros_like(parameter) for parameter in parameters]  # of their gradients
     for chunk in _chunks(input):
         with torch.enable_grad():
-            loss = functional.cross_entropy(
-                work.theirs(input[chunk].double(), *parameters), target[chunk], reduction="sum"
-            )
+            y = work.theirs(input[chunk].double(), *parameters)
+            loss = functional.cross_entropy(y, target[chunk], reduction="sum")
         for total, part in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
             total += part
     shares = [((got.double() - want).norm() / want.norm()).item() for got, want in zip(outputs, sums, strict=True)]
@@ -161,12 +159,7 @@ class Result(NamedTuple):
 
 
 def check_and_time(
-    device: Gpu | Interpreter,
-    variant: str,
-    start: Callable[[], Started],
-    deviate: Callable[[list[torch.Tensor], torch.Tensor | None], float],
-    bound: float,
-    trains: bool = False,
+    device: Device, variant: str, start: Callable[[], Started], deviate: Deviate, bound: float, trains: bool = False
 ) -> Result:
     """Runs, compares, and times if the result is right. A failure becomes a result, too, so that the rest goes on.
 
@@ -174,7 +167,7 @@ def check_and_time(
         device: where.
         variant: who computes, for the report.
         start: prepares the work.
-        deviate: the error of the outputs, given them and the forward pass's output.
+        deviate: the error of its outputs.
         bound: the largest allowed error.
         trains: whether it is a training step, which folds filters each time.
     """
@@ -198,13 +191,7 @@ def failure(error: Exception) -> str:
 
 
 def time_work(
-    device: Gpu | Interpreter,
-    variant: str,
-    work: Work,
-    dtype: str,
-    forward: Callable[..., torch.Tensor],
-    loss: Callable[..., torch.Tensor],
-    operands: list[torch.Tensor],
+    device: Device, variant: str, work: Work, dtype: str, forward: Function, loss: Function, operands: Tensors
 ) -> Result:
     """Checks and times work on one provider's functions. ``operands`` are in the memory order that it takes."""
     start = lambda: work.start(forward, loss, operands)
@@ -213,7 +200,7 @@ def time_work(
     return check_and_time(device, variant, start, deviate, (STEP_BOUNDS if step else BOUNDS)[dtype], trains=step)
 
 
-def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def compiled(function: Function) -> Function:
     """The function compiled by Inductor at its most thorough, for one shape."""
     from torch._inductor import select_algorithm
 
@@ -224,7 +211,7 @@ def compiled(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tenso
 
 
 def time_provider(
-    device: Gpu | Interpreter, provider: str, work: Work, dtype: str, operands: list[torch.Tensor], layout: str
+    device: Device, provider: str, work: Work, dtype: str, operands: Tensors, layout: str
 ) -> list[Result]:
     """A provider's results. PyTorch has two if the tensors have two memory orders; ``layout`` is the compiler's."""
     if provider == "triton":
@@ -252,7 +239,7 @@ class Roof(NamedTuple):
     result: Result
 
 
-def roof_copy(device: Gpu | Interpreter) -> Roof:
+def roof_copy(device: Device) -> Roof:
     """Times a large copy of random numbers. It reads and writes each byte."""
     source = torch.empty(device.copy_size, device=device.device).normal_()
     target = torch.empty_like(source)
@@ -261,12 +248,12 @@ def roof_copy(device: Gpu | Interpreter) -> Roof:
     return Roof("roof_copy", "fp32", 0, 2 * source.nbytes, result)
 
 
-def roof_matmul(device: Gpu | Interpreter, dtype: str) -> Roof:
+def roof_matmul(device: Device, dtype: str) -> Roof:
     """Times a large matrix product of random numbers. Its first rows are compared with float64."""
     n = device.matmul_size
     a, b = (torch.empty(n, n, dtype=torch_dtype(dtype), device=device.device).normal_() for _ in range(2))
 
-    def deviate(outputs: list[torch.Tensor], _: torch.Tensor | None) -> float:
+    def deviate(outputs: Tensors, _: torch.Tensor | None) -> float:
         gap = Gap()
         gap.add(outputs[0][:CHUNK], a[:CHUNK].double() @ b.double())
         return gap.share if outputs[0].isfinite().all() else math.inf

@@ -14,7 +14,7 @@ import triton
 from kernels import runtime
 from kernels.errors import AlexNetError
 from kernels.ops.space_to_depth import fold_once
-from kernels.tools.bench.works import Started
+from kernels.tools.bench.works import Started, Tensors
 
 Run = Callable[[], object]
 Times = tuple[float, float, float]  # 20th, 50th and 80th percentile, in ms
@@ -34,7 +34,7 @@ class Gpu:
         memory = torch.cuda.get_device_properties(self.device).total_memory
         self.copy_size = min(2**30, memory // 32)  # floats in the roof's copy: far more than a cache holds
 
-    def prepare(self, start: Callable[[], Started], trains: bool) -> tuple[Run, list[torch.Tensor], Started]:
+    def prepare(self, start: Callable[[], Started], trains: bool) -> tuple[Run, Tensors, Started]:
         """Returns what to time, captured in a graph; the outputs of one replay of it; and what ``start`` returned."""
         # Filters are folded when a network is loaded, not at each pass. In training they are folded at each step.
         with contextlib.nullcontext() if trains else fold_once() as folded:
@@ -78,7 +78,7 @@ class Interpreter:
     copy_size = 2**24
     matmul_size = 512
 
-    def prepare(self, start: Callable[[], Started], trains: bool) -> tuple[Run, list[torch.Tensor], Started]:
+    def prepare(self, start: Callable[[], Started], trains: bool) -> tuple[Run, Tensors, Started]:
         """As :meth:`Gpu.prepare`, without a graph."""
         started = start()
         return started.run, list(started.run()), started
@@ -96,7 +96,10 @@ class Interpreter:
         """Nothing to free."""
 
 
-def here() -> Gpu | Interpreter:
+Device = Gpu | Interpreter
+
+
+def here() -> Device:
     """Where the kernels run here, as :mod:`kernels.runtime` decided."""
     return Interpreter() if runtime.INTERPRETED else Gpu()
 

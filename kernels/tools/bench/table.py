@@ -18,7 +18,7 @@ from tqdm import tqdm
 from kernels.errors import AlexNetError
 from kernels.tools.bench import check
 from kernels.tools.bench.check import Result
-from kernels.tools.bench.device import Gpu, Interpreter
+from kernels.tools.bench.device import Device
 from kernels.tools.bench.works import Work
 from kernels.tools.columns import align
 from kernels.tools.measurements import COLUMNS, PROVIDERS, Comparison, Row, roofs, share
@@ -79,7 +79,7 @@ HEADER = _line("layer", "pass", "batch", "dtype", "ours ms", "best ms", "best is
 class Bench:
     """One run. What it measures goes to the screen line by line, and to the table if there is one."""
 
-    def __init__(self, device: Gpu | Interpreter, table: Table | None) -> None:
+    def __init__(self, device: Device, table: Table | None) -> None:
         self.device = device
         self.table = table
         self.rows: list[Row] = []

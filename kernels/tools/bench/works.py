@@ -12,6 +12,9 @@ from kernels.tools import torch_ops
 from kernels.tools.cost import Cost
 from kernels.tools.workloads import ALEXNET, POOL, WORKLOADS, Workload
 
+Function = Callable[..., torch.Tensor]
+Tensors = list[torch.Tensor]
+
 
 class Started(NamedTuple):
     """Work that can be run again and again."""
@@ -38,7 +41,7 @@ class Work(NamedTuple):
         costs = [layer.cost(batch, itemsize, backward=backward) for backward in passes for layer in self.layers]
         return Cost(costs[-1].output, *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
 
-    def random_operands(self, batch: int, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    def random_operands(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:
         """The first layer's input, every layer's parameters; then the output's gradient, or a step's classes."""
         input, *parameters = self.layers[0].random_operands(batch, dtype, device)
         for layer in self.layers[1:]:
@@ -55,16 +58,16 @@ class Work(NamedTuple):
         return [input, *parameters, gradient]
 
     @property
-    def ours(self) -> Callable[..., torch.Tensor]:
+    def ours(self) -> Function:
         """A function of the input and the parameters: the layers on our kernels."""
         return self._chain(lambda layer: layer.run)
 
     @property
-    def theirs(self) -> Callable[..., torch.Tensor]:
+    def theirs(self) -> Function:
         """The same in PyTorch, in the operands' own dtype and memory order."""
         return self._chain(lambda layer: functools.partial(getattr(torch_ops, layer.operator), **layer.arguments))
 
-    def _chain(self, take: Callable[[Workload], Callable[..., torch.Tensor]]) -> Callable[..., torch.Tensor]:
+    def _chain(self, take: Callable[[Workload], Function]) -> Function:
         calls = [(take(layer), len(layer.parameters), layer.operator == "linear") for layer in self.layers]
 
         def forward(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
@@ -75,9 +78,7 @@ class Work(NamedTuple):
 
         return forward
 
-    def start(
-        self, forward: Callable[..., torch.Tensor], loss: Callable[..., torch.Tensor], operands: list[torch.Tensor]
-    ) -> Started:
+    def start(self, forward: Function, loss: Function, operands: Tensors) -> Started:
         """Prepares the work on one provider's functions ``forward`` and ``loss``."""
         if self.pass_ == "forward":
             return Started(lambda: (forward(*operands),), None)
