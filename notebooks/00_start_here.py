@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, softmax
-from kernels.ops.softmax import _softmax_kernel
+from kernels.ops.softmax import _softmax_kernel, online_softmax
 from kernels.tools import cost
 from kernels.tools.trace import trace
 
@@ -284,6 +284,13 @@ stepping.strip(found, "x", "acc", columns=5, height=1.2)
 
 # %%
 source.show(_softmax_kernel, "offs_m =")
+
+# %% [markdown]
+# `online_softmax` takes one block into both running results. If the maximum grows, it tells by how much to rescale the
+# sum so far.
+
+# %%
+source.show(online_softmax)
 
 # %%
 logits = torch.randn(3, 10, device=device)
