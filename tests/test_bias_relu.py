@@ -7,7 +7,9 @@ import kernels
 from kernels.ops.epilogue import epilogue_gradient
 from kernels.tools.workloads import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, exact, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_gradients, assert_refused, cases, exact, name, randn
+
+DTYPE = pytest.mark.parametrize("dtype", cases(DTYPES, "float32"))
 
 CASES = {  # input, bias
     "0d": ((), ()),
@@ -39,13 +41,13 @@ def check(guarded, x, b):
     assert actual.stride() == torch.empty_like(x).stride()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_shapes(case, dtype, guarded):
     check(guarded, *(randn(*shape, dtype=dtype) for shape in case))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("case", [case for case in CASES if case != "227"])
 def test_small_tiles(case, dtype, guarded, small_tiles):
     x, b = (randn(*shape, dtype=dtype) for shape in CASES[case])
@@ -65,7 +67,7 @@ def test_bias_layouts(layout, guarded):
     check(guarded, randn(2, 5, 3, 4), LAYOUTS[layout](randn(1, 5, 1, 1)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("layer", [x for x in ALEXNET if x.parameters], ids=lambda layer: layer.name)
 def test_alexnet(layer, dtype, guarded):
     x = randn(*layer.cost().output, dtype=dtype)
@@ -76,7 +78,7 @@ def test_alexnet(layer, dtype, guarded):
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 def test_nan_and_infinity(dtype, guarded):
     nan, inf = float("nan"), float("inf")
     x = torch.tensor([nan, inf, -inf, inf, 1.0, -1.0, 1.0, -0.0], dtype=dtype)
@@ -88,14 +90,14 @@ def test_overflow_in_float16_is_infinity(guarded):
     check(guarded, torch.tensor([6e4, 1.0]).half(), torch.tensor([6e4, 1.0]).half())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gradients(case, dtype, guarded):
     tensors = [randn(*shape, dtype=dtype) for shape in case]
     assert_gradients(kernels.bias_relu, reference.bias_relu, tensors, guarded)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("case", [case for case in CASES if case != "227"])
 def test_gradients_of_small_tiles(case, dtype, guarded, small_tiles):
     x, b = (randn(*shape, dtype=dtype) for shape in CASES[case])
@@ -131,7 +133,7 @@ def check_epilogue(guarded, grad, y, bias):
     assert_close(total, expected.sum(0) if bias else torch.empty(0).double(), grad.dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("shape", MATRICES, ids=str)
@@ -139,7 +141,7 @@ def test_epilogue(shape, bias, relu, dtype, guarded):
     check_epilogue(guarded, randn(*shape, dtype=dtype), randn(*shape, dtype=dtype).relu() if relu else None, bias)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (31, 1), (7, 31), (66, 33), (0, 7), (7, 0)], ids=str)
 def test_epilogue_of_small_tiles(shape, relu, dtype, guarded, small_tiles):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 import kernels
 from kernels.tools.workloads import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, name, randn
+from tests.reference import DTYPES, LAYOUTS, assert_close, assert_refused, cases, name, randn
 
+DTYPE = pytest.mark.parametrize("dtype", cases(DTYPES, "float32"))
 LAYERS = [layer for layer in ALEXNET if layer.operator == "conv2d"]
 
 CASES = {
@@ -72,7 +73,7 @@ def check(guarded, x, w, b, arguments, relu=False):
         assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_shapes(case, dtype, guarded):
     x, w, b, arguments = tensors(case, dtype)
@@ -81,8 +82,8 @@ def test_shapes(case, dtype, guarded):
     check(guarded, x, LAYOUTS["channels_last"](w), b, arguments)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("dtype", cases([torch.float32, torch.bfloat16], "float32"))
+@pytest.mark.parametrize("case", cases(CASES, "31-not-square", "channels-32", "everything-uneven", "no-channels"))
 def test_small_tiles(case, dtype, guarded, small_tiles):
     x, w, b, arguments = tensors(case, dtype)
     if x.dim() == 4 and x.shape[-2] < 100:
@@ -92,16 +93,19 @@ def test_small_tiles(case, dtype, guarded, small_tiles):
     check(guarded, x, LAYOUTS["channels_last"](w), b, arguments, relu=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+EPILOGUES = ("everything-uneven", "image-only-groups", "same-even-filter", "no-channels")
+
+
+@DTYPE
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
-@pytest.mark.parametrize("case", ["everything-uneven", "image-only-groups", "same-even-filter", "no-channels"])
+@pytest.mark.parametrize("case", cases(EPILOGUES, "everything-uneven", "no-channels"))
 def test_epilogue(case, relu, bias, dtype, guarded):
     x, w, b, arguments = tensors(CASES[case], dtype, bias)
     check(guarded, x, w, b, arguments, relu)
 
 
-@pytest.mark.parametrize("case", ["everything-uneven", "depthwise", "1x1-filter"])
+@pytest.mark.parametrize("case", cases(["everything-uneven", "depthwise", "1x1-filter"], "everything-uneven"))
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
 @pytest.mark.parametrize("input_layout", LAYOUTS)
 def test_layouts(input_layout, weight_layout, case, guarded):
@@ -109,8 +113,8 @@ def test_layouts(input_layout, weight_layout, case, guarded):
     check(guarded, LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w), torch.stack([b, b], 1)[:, 0], arguments)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+@DTYPE
+@pytest.mark.parametrize("layer", cases({layer.name: layer for layer in LAYERS}, "conv1", "conv2"))
 def test_alexnet(layer, dtype, guarded):
     geometry = {name: value for name, value in layer.arguments.items() if name != "relu"}
     case = {"input": (1, *layer.input), "weight": layer.parameters[0], **geometry}
@@ -118,7 +122,7 @@ def test_alexnet(layer, dtype, guarded):
     check(guarded, LAYOUTS["channels_last"](x), LAYOUTS["channels_last"](w), b, arguments, relu=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
 def test_nan_and_infinity_spread_as_in_pytorch(relu, dtype, guarded):
     x, w, b, _ = tensors({"input": (1, 4, 9, 9), "weight": (4, 2, 3, 3)}, dtype)

@@ -10,7 +10,7 @@ from kernels import runtime, tiles
 from kernels.ops.conv2d_backward import conv2d_input_gradient, conv2d_weight_gradient
 from kernels.ops.space_to_depth import folds
 from tests import reference
-from tests.reference import LAYOUTS, assert_close, assert_gradients, name, randn
+from tests.reference import LAYOUTS, assert_close, assert_gradients, cases, name, randn
 from tests.test_conv2d import CASES as FORWARD_CASES
 from tests.test_conv2d import LAYERS, tensors
 
@@ -25,7 +25,7 @@ CASES = {
         "dilation": (6, 4),
         "padding": (3, 2),
     },
-    "pixels-nobody-saw": {"input": (2, 2, 10, 11), "weight": (3, 2, 2, 2), "stride": 3, "dilation": 3},
+    "pixels-under-no-tap": {"input": (2, 2, 10, 11), "weight": (3, 2, 2, 2), "stride": 3, "dilation": 3},
     "two-pixels-odd-width": {"input": (1, 48, 3, 7), "weight": (16, 48, 2, 5), "padding": (1, 2)},
     "two-pixels-groups": {"input": (1, 40, 5, 6), "weight": (32, 20, 2, 3), "padding": (0, 2), "groups": 2},
     "one-column": {"input": (2, 3, 9, 1), "weight": (4, 3, 3, 3), "padding": 1},
@@ -51,24 +51,39 @@ def check(guarded, given, arguments, relu=False):
 AWKWARD = ("31-not-square", "channels-48", "everything-uneven", "same-even-filter", "two-pixels-groups", "image-only")
 
 
-@pytest.mark.parametrize(
-    ("case", "dtype"),
-    [(case, torch.float32) for case in CASES] + list(itertools.product(AWKWARD, (torch.float16, torch.bfloat16))),
-    ids=name,
+SHAPES = {case: (case, torch.float32) for case in CASES} | {
+    f"{case}-{name(dtype)}": (case, dtype) for case in AWKWARD for dtype in (torch.float16, torch.bfloat16)
+}
+QUICK = (
+    *AWKWARD,
+    "everything-uneven-float16",
+    "stride-4",
+    "pixels-under-no-tap",
+    "one-column",
+    "no-channels",
+    "empty-batch",
 )
-def test_shapes(case, dtype, guarded):
+
+
+@pytest.mark.parametrize("shape", cases(SHAPES, *QUICK))
+def test_shapes(shape, guarded):
+    case, dtype = shape
     x, w, b, arguments = tensors(CASES[case], dtype)
     if x.dim() == 4:
         x = LAYOUTS["channels_last"](x)
     check(guarded, [x, LAYOUTS["channels_last"](w), b], arguments, relu=True)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("groups-2-of-48", "227-by-9", "channels-32")])
+TILED = [case for case in CASES if case not in ("groups-2-of-48", "227-by-9", "channels-32")]
+
+
+@pytest.mark.parametrize("case", cases(TILED, "31-not-square", "everything-uneven", "stride-shares-a-factor"))
 def test_small_tiles(case, guarded, small_tiles):
     x, w, b, arguments = tensors(CASES[case], torch.float32)
     check(guarded, [x, w, b], arguments)
 
 
+@pytest.mark.full
 def test_small_tiles_in_bfloat16(guarded, small_tiles):
     x, w, b, arguments = tensors(CASES["two-pixels-groups"], torch.bfloat16)
     check(guarded, [x, w, b], arguments, relu=True)
@@ -89,7 +104,7 @@ def test_a_stride_far_past_the_input(guarded):
     assert_gradients(ours, lambda x, w: reference.conv2d(x, w, **arguments), [x, w], guarded)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name)
+@pytest.mark.parametrize("dtype", cases([torch.float32, torch.float16], "float32"))
 @pytest.mark.parametrize("case", FOLDED.values(), ids=FOLDED)
 def test_folded(case, dtype, guarded):
     x, w, b, arguments = tensors(case, dtype)
@@ -130,12 +145,12 @@ def test_gradients_are_in_channels_last_memory(case, guarded):
         assert gradient.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    ("layer", "dtype"),
-    [(layer, torch.float32) for layer in LAYERS] + [(LAYERS[0], torch.float16), (LAYERS[1], torch.bfloat16)],
-    ids=lambda value: getattr(value, "name", None) or name(value),
-)
-def test_alexnet(layer, dtype, guarded):
+OTHER_DTYPES = {"conv1-float16": (LAYERS[0], torch.float16), "conv2-bfloat16": (LAYERS[1], torch.bfloat16)}
+
+
+@pytest.mark.parametrize("layer", cases({x.name: (x, torch.float32) for x in LAYERS} | OTHER_DTYPES, "conv5"))
+def test_alexnet(layer, guarded):
+    layer, dtype = layer
     geometry = {name: value for name, value in layer.arguments.items() if name != "relu"}
     case = {"input": (1, *layer.input), "weight": layer.parameters[0], **geometry}
     x, w, b, arguments = tensors(case, dtype)
@@ -185,7 +200,7 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("wanted", [c for n in (1, 2, 3) for c in itertools.combinations(KERNELS, n)], ids="-".join)
-def test_nothing_is_computed_that_nobody_wants(wanted, device):
+def test_only_needed_gradients_are_computed(wanted, device):
     x, w, b, arguments = tensors(CASES["groups-2"], torch.float32)
     given = {"input": x, "weight": w, "bias": b}
     given = {key: tensor.to(device).requires_grad_(key in wanted) for key, tensor in given.items()}
@@ -197,7 +212,7 @@ def test_nothing_is_computed_that_nobody_wants(wanted, device):
 
 
 @pytest.mark.parametrize("wanted", KERNELS)
-def test_nothing_is_kept_that_nobody_wants(wanted, device):
+def test_only_needed_tensors_are_kept(wanted, device):
     x, w, b, arguments = tensors(CASES["groups-2"], torch.float32)
     given = {"input": x, "weight": w, "bias": b}
     given = {key: tensor.to(device).requires_grad_(key == wanted) for key, tensor in given.items()}
@@ -228,7 +243,7 @@ def test_a_gradient_of_a_gradient_is_refused(device):
 
 @pytest.mark.filterwarnings("ignore:.*double precision.*")
 @pytest.mark.unguarded  # guards would be kept for about a hundred passes
-@pytest.mark.parametrize("case", ["uneven", "folded"])
+@pytest.mark.parametrize("case", cases(["uneven", "folded"], "uneven"))
 def test_gradcheck(case, device):
     """Against finite differences of the forward pass: a convolution is linear in each argument."""
     shapes = {
@@ -243,7 +258,7 @@ def test_gradcheck(case, device):
 
 
 @pytest.mark.unguarded  # a guarded tensor is a view, and its fake counterpart is not
-@pytest.mark.parametrize("case", ["uneven", "folded"])
+@pytest.mark.parametrize("case", cases(["uneven", "folded"], "uneven"))
 def test_registered_as_pytorch_wants(case, device):
     shapes = {
         "uneven": ((2, 4, 5, 6), (6, 2, 3, 3), ([2, 1], [1, 1, 0, 2], [1, 2], 2)),

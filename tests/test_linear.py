@@ -8,8 +8,9 @@ import kernels
 from kernels import runtime, tiles
 from kernels.tools.workloads import ALEXNET
 from tests import reference
-from tests.reference import DTYPES, assert_close, assert_gradients, assert_refused, name, randn
+from tests.reference import DTYPES, assert_close, assert_gradients, assert_refused, cases, name, randn
 
+DTYPE = pytest.mark.parametrize("dtype", cases(DTYPES, "float32"))
 LAYERS = [layer for layer in ALEXNET if layer.operator == "linear"]
 
 CASES = {  # input, weight, bias
@@ -46,20 +47,20 @@ def tensors(case, dtype):
     return [None if shape is None else randn(*shape, dtype=dtype) for shape in case]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_shapes(case, relu, dtype, guarded):
     check(guarded, *tensors(case, dtype), relu)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("dtype", cases([torch.float32, torch.bfloat16], "float32"))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_small_tiles(case, dtype, guarded, small_tiles):
     check(guarded, *tensors(case, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 def test_many_small_tiles(dtype, guarded, small_tiles):
     """More rows and columns of tiles than one group of GROUP_M rows."""
     check(guarded, *tensors(((90, 50), (75, 50), (75,)), dtype), relu=True)
@@ -81,8 +82,8 @@ def test_layouts(input_layout, weight_layout, guarded):
     check(guarded, LAYOUTS[input_layout](x), LAYOUTS[weight_layout](w), LAYOUTS["sliced"](b[:, None])[:, 0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+@DTYPE
+@pytest.mark.parametrize("layer", cases({layer.name: layer for layer in LAYERS}, "fc8"))
 def test_alexnet(layer, dtype, guarded):
     if layer.name == "fc6" and dtype is torch.bfloat16 and runtime.INTERPRETED:
         pytest.skip("ten seconds in the interpreter; fc7 and fc8 run")
@@ -91,7 +92,7 @@ def test_alexnet(layer, dtype, guarded):
 
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 def test_nan_and_infinity_spread_as_in_pytorch(dtype, relu, guarded):
     x, w, b = tensors(CASES["7x31x5"], dtype)
     x[1, 2], x[3, 4], x[5, 0] = float("nan"), float("inf"), float("-inf")
@@ -116,20 +117,20 @@ def check_gradients(guarded, x, w, b, relu=False):
     assert_gradients(ours, theirs, [x, w, b], guarded)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "no-relu"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gradients(case, relu, dtype, guarded):
     check_gradients(guarded, *tensors(case, dtype), relu)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("dtype", cases([torch.float32, torch.bfloat16], "float32"))
 @pytest.mark.parametrize("case", ["7x31x5", "3x227x31", "17x33x64", "one-bias-for-all", "vector", "vector-weight"])
 def test_gradients_of_small_tiles(case, dtype, guarded, small_tiles):
     check_gradients(guarded, *tensors(CASES[case], dtype), relu=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("dtype", cases([torch.float32, torch.bfloat16], "float32"))
 def test_gradients_of_many_small_tiles(dtype, guarded, small_tiles):
     """More rows and columns of tiles than one group of GROUP_M rows, in each of the three products."""
     check_gradients(guarded, *tensors(((50, 40), (45, 40), (45,)), dtype), relu=True)
@@ -152,8 +153,8 @@ def test_gradient_of_a_sum(guarded):
     assert_gradients(ours, lambda x, w, b: reference.linear(x, w, b).sum(), [x, w, b], guarded)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("batch", [1, 7])
+@DTYPE
+@pytest.mark.parametrize("batch", cases([1, 7], "7"))
 def test_gradients_in_alexnet(batch, dtype, guarded):
     """Only the last layer: the others take ten seconds in the interpreter."""
     layer = LAYERS[-1]

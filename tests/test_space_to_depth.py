@@ -8,7 +8,9 @@ import kernels
 from kernels import runtime
 from kernels.ops.space_to_depth import folds, launch_space_to_depth
 from tests import reference
-from tests.reference import DTYPES, assert_close, name, randn
+from tests.reference import DTYPES, assert_close, cases, randn
+
+DTYPE = pytest.mark.parametrize("dtype", cases(DTYPES, "float32"))
 
 LAYOUTS = {
     "NCHW": lambda x: x,
@@ -26,7 +28,7 @@ def expected(x, block, top, left, height, width):
     return folded.transpose(1, 2).flatten(1, 2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@DTYPE
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("shape", "arguments"),
