@@ -1,9 +1,9 @@
-"""AlexNet in plain PyTorch and float64: the truth that the network on the kernels is compared with."""
+"""AlexNet in plain PyTorch and float64, with which the network on the kernels is compared."""
 
 import torch
 from torch.nn import functional as F
 
-LRN = {  # alpha as torch has it, divided by the window's 5 channels
+LRN = {  # PyTorch divides alpha by the window's 5 channels
     "bvlc": {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0},
     "tensorflow": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 1.0},
     "paper": {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0},
@@ -11,7 +11,7 @@ LRN = {  # alpha as torch has it, divided by the window's 5 channels
 
 
 def reference_alexnet(layers: dict, x: torch.Tensor, lrn: str = "bvlc") -> torch.Tensor:
-    """Logits, (N, classes), in float64 for images (N, 3, 227, 227)."""
+    """Returns logits (N, classes) in float64 for images (N, 3, 227, 227)."""
     w = {name: (weight.double().contiguous(), bias.double()) for name, (weight, bias) in layers.items()}
     x = F.relu(F.conv2d(x.double(), *w["conv1"], stride=4))
     x = F.max_pool2d(F.local_response_norm(x, **LRN[lrn]), 3, 2)
@@ -29,7 +29,7 @@ def reference_alexnet(layers: dict, x: torch.Tensor, lrn: str = "bvlc") -> torch
 def reference_gradients(
     layers: dict, x: torch.Tensor, target: torch.Tensor, lrn: str = "bvlc"
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits, cross-entropy and its gradients by the names of the network's parameters, in float64."""
+    """Returns logits, cross-entropy and its gradients by the names of the network's parameters, in float64."""
     leaves = {name: tuple(t.detach().double().requires_grad_() for t in layer) for name, layer in layers.items()}
     names = [f"{name}.{part}" for name in leaves for part in ("weight", "bias")]
     logits = reference_alexnet(leaves, x, lrn)
@@ -39,5 +39,5 @@ def reference_gradients(
 
 
 def relative_error(output: torch.Tensor, reference: torch.Tensor) -> float:
-    """max|out - ref| / max|ref|; NaN where either holds one."""
+    """Returns max|out - ref| / max|ref|, or NaN if either holds one."""
     return ((output.double() - reference).abs().max() / reference.abs().max()).item()

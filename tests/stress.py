@@ -1,15 +1,14 @@
-"""``python -m tests.stress``: a folder as bad as folders get, and whatever else goes wrong while it is read.
+"""``python -m tests.stress``: infer and evaluate read a very bad folder, and much goes wrong meanwhile.
 
-10,000 photos of all modes, sizes and formats; a hundredth of them corrupt; one of 20,000 x 20,000 pixels; names with
-newlines, quotes, escapes, and bytes that are no UTF-8. ``model.infer`` and ``model.evaluate`` run over it as a user
-runs them, in processes of their own, while files vanish, disks are full, readers go away, and Ctrl-C is pressed. Of
-every run it checks that no photo is lost or counted twice, that each bad one is named on a line of its own, and the
-exit status; and that memory does not grow from photo to photo. ``tests/stress.txt`` has its last result, and
-``tests/test_stress.py`` does the same with 60 photos.
+The folder has 10,000 photos of all modes, sizes and formats. One in a hundred is corrupt, one has 20,000 x 20,000
+pixels. Names contain newlines, quotes, escapes, and bytes that are not UTF-8. The commands run in processes of their
+own, while files vanish, disks are full, readers end, and Ctrl-C is pressed. Each case checks that no photo is lost or
+counted twice, that each bad photo has a line of its own, and the exit status. Memory must not grow with the photos.
+``tests/stress.txt`` has the last result. ``tests/test_stress.py`` does the same with 60 photos.
 
-On a CPU, where interpreted kernels would take hours, ``model.infer`` runs with a network that only tells bright photos
-from dark ones; ``model.evaluate`` runs the real one, by PyTorch's operators. Seven minutes on two cores; with a GPU
-nothing is replaced.
+On a CPU, interpreted kernels would take hours. So there infer runs a network that tells bright photos from dark ones,
+and evaluate runs the real network on PyTorch's operators. It takes seven minutes on two cores. With a GPU nothing is
+replaced.
 """
 
 import contextlib
@@ -43,7 +42,7 @@ from tests import results
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).with_suffix(".txt")
 GPU = torch.cuda.is_available()
-GROWTH = 40  # MiB that a third of the photos may add: their names, and noise
+GROWTH = 40  # MiB that a third of the photos may add, for their names and as noise
 
 # The photos
 
@@ -72,7 +71,7 @@ CORRUPT = ("cut short", "empty", "text", "random bytes", "header that lies")
 
 
 class Folder(NamedTuple):
-    """Photos in sub-folders by class, in the order in which they are to come out."""
+    """Photos in sub-folders by class, in the order in which they must come out."""
 
     path: Path
     bright: dict[Path, bool]  # the good photos
@@ -80,7 +79,7 @@ class Folder(NamedTuple):
 
 
 def make_folder(path: Path, photos: int) -> Folder:
-    """``photos`` photos and a decompression bomb; the same ones every time."""
+    """Makes ``photos`` photos and a decompression bomb, the same ones every time."""
     random = np.random.default_rng(0)
     bright, bad = {}, []
     corrupt = max(photos // 100, len(CORRUPT))
@@ -88,7 +87,7 @@ def make_folder(path: Path, photos: int) -> Folder:
         (path / name).mkdir(parents=True)
     for index in range(photos):
         name = NAMES[index % len(NAMES)].format(index)
-        if (index + 1) * corrupt // photos > index * corrupt // photos:  # spread evenly, over the classes too
+        if (index + 1) * corrupt // photos > index * corrupt // photos:  # spread evenly, also over the classes
             bad.append(path / CLASSES[len(bad) % len(CLASSES)] / f"{name}.png")
             bad[-1].write_bytes(corrupt_photo(CORRUPT[len(bad) % len(CORRUPT)], random))
             continue
@@ -102,7 +101,7 @@ def make_folder(path: Path, photos: int) -> Folder:
 
 
 def make_photo(mode: str, bright: bool, random: np.random.Generator) -> Image.Image:
-    """Clouds, bright or dark; 20 to 400 pixels a side, small ones more often."""
+    """Returns clouds, bright or dark, with sides of 20 to 400 pixels, mostly small."""
     width, height = (20.0 * 20.0 ** random.random(2)).astype(int)
     low = 190 if bright else 0
     clouds = Image.fromarray(random.integers(low, low + 66, (5, 5), np.uint8)).resize((width, height))
@@ -115,7 +114,7 @@ def make_photo(mode: str, bright: bool, random: np.random.Generator) -> Image.Im
 
 
 def corrupt_photo(how: str, random: np.random.Generator) -> bytes:
-    """A file that is no photo, or not a whole one."""
+    """Returns a file that is not a photo, or not a whole one."""
     photo = Image.fromarray(random.integers(256, size=(64, 64, 3), dtype=np.uint8))
     if how == "cut short":
         whole = encoded(photo, random.choice(["PNG", "JPEG"]))
@@ -133,7 +132,7 @@ def encoded(photo: Image.Image, format: str) -> bytes:
 
 
 def black_png(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel, made in little memory."""
+    """Returns a PNG of one bit per pixel. Making it takes little memory."""
     deflate = zlib.compressobj(1)
     row = bytes(1 + (width + 7) // 8)
     pixels = b"".join([*(deflate.compress(row) for _ in range(height)), deflate.flush()])
@@ -163,12 +162,12 @@ EVALUATE = ("-m", "model.evaluate", "--operators", "torch")
 
 
 class Process:
-    """Python with these arguments, in a session of its own as in a terminal of its own; its memory is watched.
+    """Python with these arguments, in a session of its own, as in a terminal of its own. Its memory is watched.
 
     Args:
-        stdout, stderr: file descriptors, or None: files, whose text :meth:`wait` returns.
-        file_bytes: how large the files may become that it writes: a disk that is full, from then on.
-        unbuffered: as containers often have it, where a write that is cut short stays short.
+        stdout, stderr: file descriptors, or None for files whose text :meth:`wait` returns.
+        file_bytes: the largest size of a file that it may write, as if the disk were full then.
+        unbuffered: sets PYTHONUNBUFFERED, as containers often do. Python then drops the rest of an interrupted write.
     """
 
     def __init__(
@@ -182,7 +181,7 @@ class Process:
         self.files = [open(os.memfd_create(name), "w+b", buffering=0) for name in ("stdout", "stderr")]  # noqa: SIM115
 
         def prepare() -> None:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # who runs in the background ignores it, and all it starts
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # background processes ignore it, and so do their children
             if file_bytes is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
@@ -201,13 +200,13 @@ class Process:
             start_new_session=True,
             preexec_fn=prepare,
         )
-        self.peaks: dict[int, int] = {}  # of resident memory, MiB, by process
-        self.resident: dict[int, list[int]] = {}  # all that was seen of it
+        self.peaks: dict[int, int] = {}  # of resident memory in MiB, by process
+        self.resident: dict[int, list[int]] = {}  # all samples of it
         self.watch = threading.Thread(target=self._watch, daemon=True)
         self.watch.start()
 
     def _watch(self) -> None:
-        while self.popen.returncode is None:  # the peaks stand there until the end
+        while self.popen.returncode is None:  # the peaks can be read until the end
             for pid in (self.popen.pid, *self.workers()):
                 status = proc_status(pid)
                 if "VmRSS" in status:
@@ -217,19 +216,19 @@ class Process:
             time.sleep(0.2)
 
     def workers(self) -> list[int]:
-        """The processes that decode for it."""
+        """Returns the processes that decode for it."""
         pids = map(int, filter(str.isdigit, os.listdir("/proc")))
         return [pid for pid in pids if proc_status(pid).get("PPid") == str(self.popen.pid)]
 
     def wait_for_workers(self) -> None:
-        """Until they are at work: they leave Ctrl-C to their parent."""
+        """Waits until they are at work, which shows in that they ignore Ctrl-C."""
         ignores = lambda pid: int(proc_status(pid).get("SigIgn", "0"), 16) >> (signal.SIGINT - 1) & 1
         while not (len(self.workers()) == 2 and all(map(ignores, self.workers()))):
             assert self.popen.poll() is None, f"ended before its workers were at work: {self.wait()}"
             time.sleep(0.01)
 
     def interrupt(self) -> None:
-        """Ctrl-C, which reaches all processes of a terminal."""
+        """Presses Ctrl-C, which reaches all processes of a terminal."""
         os.killpg(self.popen.pid, signal.SIGINT)
 
     def wait(self) -> "Outcome":
@@ -247,7 +246,7 @@ class Process:
 
 
 def proc_status(pid: int) -> dict[str, str]:
-    """Linux's /proc/PID/status; nothing of a process that has ended."""
+    """Returns Linux's /proc/PID/status, or nothing if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -256,7 +255,7 @@ def proc_status(pid: int) -> dict[str, str]:
 
 
 def grown(resident: list[int]) -> int:
-    """From the second third of the time to the last; between batches, since in one it goes up and down by 100 MiB."""
+    """Returns the growth from the second third to the last. A low percentile, since a batch takes 100 MiB more."""
     if len(resident) < 3:
         return 0
     _, second, last = (np.percentile(part, 25) for part in np.array_split(resident, 3))
@@ -264,7 +263,7 @@ def grown(resident: list[int]) -> int:
 
 
 class Outcome(NamedTuple):
-    """What a process came to."""
+    """How a process ended."""
 
     status: int
     output: str
@@ -277,7 +276,7 @@ class Outcome(NamedTuple):
 
 @contextlib.contextmanager
 def narrow_pipe() -> Iterator[tuple[int, io.TextIOWrapper]]:
-    """The two ends of a pipe that holds little, so that who writes waits for who reads."""
+    """The two ends of a pipe that holds little, so that the writer waits for the reader."""
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     with open(reading, encoding="utf-8") as file:
@@ -290,7 +289,7 @@ def narrow_pipe() -> Iterator[tuple[int, io.TextIOWrapper]]:
 
 @contextlib.contextmanager
 def vanished(photos: list[Path]) -> Iterator[None]:
-    """These photos are elsewhere until the end of the block."""
+    """Moves these photos away until the end of the block."""
     with tempfile.TemporaryDirectory(dir=photos[0].parents[2]) as folder:
         aside = [Path(folder, str(index)) for index in range(len(photos))]
         for photo, place in zip(photos, aside, strict=True):
@@ -306,13 +305,13 @@ def vanished(photos: list[Path]) -> Iterator[None]:
 
 
 def shown(path: Path) -> str:
-    """A name on one line, whatever is in it."""
+    """Returns a name as the commands print it, on one line."""
     text = str(path).replace("\n", "\\n").replace("\t", "\\t").replace("\x1b", "\\x1b")
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def check_named(name: str, errors: list[str], bad: list[Path], some: bool = False) -> None:
-    """Every line on stderr is about another of the bad photos, and every one has its line, or ``some`` have."""
+    """Checks that stderr has one line per bad photo, or, with ``some``, at most one."""
     lines = [f"{name}: error: {shown(path)}: " for path in bad]
     named = [next((line for line in lines if error.startswith(line)), error) for error in errors]
     assert sorted(named) == sorted(lines) or (some and len(set(named)) == len(named) and set(named) <= set(lines)), (
@@ -321,14 +320,14 @@ def check_named(name: str, errors: list[str], bad: list[Path], some: bool = Fals
 
 
 def check_count(errors: list[str], bad: int, photos: int) -> list[str]:
-    """model.infer's last line counts the bad ones; returns the lines before."""
+    """Checks that infer's last line counts the bad photos, and returns the lines before it."""
     *named, last = errors
     assert last == f"alexnet infer: error: {bad:,} of {photos:,} photos cannot be read", last
     return named
 
 
 def check_records(output: str, bright: dict[Path, bool], some: bool = False) -> int:
-    """One whole JSON line for each photo, or for the first ``some``, in order, with what is in that photo."""
+    """Checks for one JSON line per photo, in order, about that photo. With ``some``, the last may be missing."""
     assert output.endswith("\n"), f"the last record is cut short: ...{output[-80:]!r}"
     records = [json.loads(line) for line in output.splitlines()]
     images = [Path(record["image"]) for record in records]
@@ -341,7 +340,7 @@ def check_records(output: str, bright: dict[Path, bool], some: bool = False) -> 
 
 
 def check_prediction(image: Path, label: str, bright: dict[Path, bool]) -> None:
-    """The record is about that photo and no other."""
+    """Checks that the record is about that photo and no other."""
     assert GPU or label == CLASSES[not bright[image]], f"{image!r}: another photo's record"
 
 
@@ -368,7 +367,7 @@ def infer_table(folder: Folder) -> tuple[str, Outcome]:
 def infer_vanishing(folder: Folder) -> tuple[str, Outcome]:
     gone = list(folder.bright)[-3:]
     left = {photo: bright for photo, bright in folder.bright.items() if photo not in gone}
-    batch = "4" if len(folder.bright) < 100 else "32"  # far from the last ones when the first come out
+    batch = "4" if len(folder.bright) < 100 else "32"  # the last photos are not read yet when the first come out
     with narrow_pipe() as (stdout, pipe):
         process = Process(*INFER, folder.path, "--json", "--batch", batch, stdout=stdout)
         os.close(stdout)
@@ -480,7 +479,7 @@ def evaluate_plot(folder: Folder) -> tuple[str, Outcome]:
 
 
 def full(name: str, arguments: tuple[str, ...], folder: Folder) -> tuple[str, Outcome]:
-    """No room for the output: one line says so."""
+    """If there is no room for the output, one line says so."""
     with open("/dev/full", "w") as stdout:
         done = Process(*arguments, folder.path, stdout=stdout.fileno()).wait()
     *named, last = done.errors
@@ -491,8 +490,8 @@ def full(name: str, arguments: tuple[str, ...], folder: Folder) -> tuple[str, Ou
 
 
 def plot(name: str, arguments: tuple[str, ...], target: Path, bad: list[Path] | tuple = ()) -> tuple[str, Outcome]:
-    """No room for the drawing: one line says so, and no part of it stays."""
-    import matplotlib.font_manager  # noqa: F401 - its cache of fonts, made the first time, has room
+    """If there is no room for the plot, one line says so, and no part of it is left."""
+    import matplotlib.font_manager  # noqa: F401 - makes its cache of fonts while there is room
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.png")
@@ -506,7 +505,7 @@ def plot(name: str, arguments: tuple[str, ...], target: Path, bad: list[Path] | 
 
 
 class Case(NamedTuple):
-    """What is done, and whether over all photos; over few where the end is what matters, and takes long to come."""
+    """What is done, and whether to all photos. Few are enough if only the end of the run matters."""
 
     what: str
     run: Callable[[Folder], tuple[str, Outcome]]
@@ -531,7 +530,7 @@ CASES = (
 
 
 def run(argv: list[str] | None) -> int:
-    parser = Parser(prog="python -m tests.stress", description="Reads a bad folder in bad weather.")
+    parser = Parser(prog="python -m tests.stress", description="Runs infer and evaluate on a very bad folder.")
     parser.add_argument(
         "--photos", type=int, default=10_000, metavar="N", help="in the large folder, at least 60 (10,000)"
     )

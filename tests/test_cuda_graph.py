@@ -1,4 +1,4 @@
-"""The forward pass as a CUDA graph, and the filters that are folded once for it."""
+"""The forward pass as a CUDA graph, for which filters are folded only once."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Folders of images as batches: what is found, in which order, cut and coloured how; and the same in any processes."""
+"""Folders of photos as batches: which photos, in which order, with which crops and colours, in any processes."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_all_commands_see_the_same_photos(tmp_path):
 
 
 def test_order_is_the_same_for_any_ranks_and_start():
-    """Every epoch another permutation, cut into batches; ranks share each batch; a later start is the rest."""
+    """Each epoch is another permutation, cut into batches. Ranks share each batch. A later start gives the rest."""
     whole = list(Order(10, 4, 7, 0, 6))
     assert [len(batch) for batch in whole] == [4] * 6
     for epoch in range(3):
@@ -80,7 +80,7 @@ def test_batches_are_the_same_from_any_processes(folder, monkeypatch, room, augm
 
 
 def test_crops(folder):
-    """A 227 x 227 window of the 256 x 256 square, mirrored or not; another in each epoch."""
+    """A 227 x 227 window of the 256 x 256 square, mirrored or not, and another one in each epoch."""
     crops = Crops(folder.images, 0, np.zeros((3, 3)))
     square = np.asarray(Image.open(folder.images[5][0]).resize((256, 256), Image.Resampling.BILINEAR, (4, 0, 44, 40)))
     windows = np.lib.stride_tricks.sliding_window_view(square, (227, 227), (0, 1))  # (30, 30, 3, 227, 227)
@@ -102,15 +102,17 @@ def varied(photo, draws):
 
 
 def test_vary_size():
-    """Of a photo whose red rises to the right and whose green rises downwards, by how much they rise a pixel."""
+    """Red rises to the right and green downwards, so how much they rise per pixel tells the size."""
     rise = np.linspace(0, 255, 300)[:, None].repeat(300, 1)
     photo = Image.fromarray(np.stack([rise.T, rise, np.full_like(rise, 128)], 2).round().astype(np.uint8))
     sizes = []
     for large in varied(photo, 80):
         assert large.shape == (256, 256, 3)
         if large[..., 2].std() == 0.0:  # no texture
-            strips = large[..., :2].reshape(8, 32, 8, 32, 2).mean((1, 3))  # even of unsharp masking, which overshoots
-            across = np.median(np.abs(np.diff(strips[..., 0].mean(0)))) / 32  # down, too, where there are mirror images
+            strips = (
+                large[..., :2].reshape(8, 32, 8, 32, 2).mean((1, 3))
+            )  # averages away unsharp masking, which overshoots
+            across = np.median(np.abs(np.diff(strips[..., 0].mean(0)))) / 32  # falling in mirror images
             down = np.median(np.abs(np.diff(strips[..., 1].mean(1)))) / 32
             sizes.append([1 / across, 1 / down])
     across, down = np.array(sizes).T
@@ -121,14 +123,14 @@ def test_vary_size():
 
 
 def fine(image):
-    """Standard deviation of what varies by more than 32 waves across the image."""
+    """Returns the standard deviation of what varies with more than 32 waves across the image."""
     waves = np.fft.fftfreq(256, 1 / 256)
     spectrum = np.fft.fft2(image.mean(2)) * (np.hypot(waves[:, None], waves) > 32.0)
     return np.fft.ifft2(spectrum).real.std()
 
 
 def test_vary_detail():
-    """A large photo becomes blurred at times, a small one never seen sharp becomes sharper at times."""
+    """A large photo sometimes becomes blurred, a small one sometimes sharper."""
     random = np.random.default_rng(0)
     large, small = (Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)) for side in (500, 32))
     before = [fine(np.asarray(central_square(photo)).astype(float)) for photo in (large, small)]
@@ -162,7 +164,7 @@ def test_central_crop_is_what_evaluation_sees(folder, std, order):
 
 
 def test_colour_shift(folder):
-    """Adds the same to every pixel of a channel, with the covariance that the paper's formula has."""
+    """The same shift for every pixel of a channel, with the covariance of the paper's formula."""
     mean, colour = colour_statistics(folder)
     pixels = np.concatenate(
         [

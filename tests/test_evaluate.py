@@ -1,4 +1,4 @@
-"""``alexnet evaluate``: its numbers against those counted by hand, and what cannot be done."""
+"""``alexnet evaluate``: its numbers against numbers counted by hand, and its refusals."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PHOTOS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Photos of scikit-image, in classes of the bundled weights; the wrong ones, mostly."""
+    """Photos of scikit-image, in classes of the bundled weights. Most are in a wrong class."""
     path = tmp_path_factory.mktemp("photos")
     for name, files in PHOTOS.items():
         (path / name).mkdir()
@@ -41,22 +41,24 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def probabilities(folder):
-    """By folder: softmax for each photo, of the central crop and averaged over ten."""
+    """A function that returns each photo's class and softmax, of the central crop or averaged over ten."""
     loaded = weights.load()
     net = AlexNet.from_weights(loaded).use(torch_ops)
-    found = {"centre": [], "ten": []}
-    with torch.inference_mode():
-        for target, name in enumerate(loaded.classes):
-            for path in sorted((folder / name).glob("*")):
-                photo = open_image(path)
-                found["centre"].append((target, net(loaded.preprocess(photo)[None]).softmax(1)[0]))
-                found["ten"].append((target, net(loaded.preprocess.ten_crops(photo)).softmax(1).mean(0)))
-    return found
+    photos = [
+        (target, path) for target, name in enumerate(loaded.classes) for path in sorted((folder / name).glob("*"))
+    ]
+
+    def truth(crops):
+        inputs = lambda photo: loaded.preprocess.ten_crops(photo) if crops == "ten" else loaded.preprocess(photo)[None]
+        with torch.inference_mode():
+            return [(target, net(inputs(open_image(path))).softmax(1).mean(0)) for target, path in photos]
+
+    return truth
 
 
 @pytest.fixture
 def here(capsys):
-    """Runs the command in this process: (exit status, stdout, stderr)."""
+    """A function that runs the command in this process and returns (exit status, stdout, stderr)."""
 
     def run(*arguments):
         status = evaluate.main([str(a) for a in (*arguments, "--operators", "torch", "--device", "cpu")])
@@ -66,14 +68,14 @@ def here(capsys):
     return run
 
 
-@pytest.mark.parametrize("crops", ["centre", "ten"])
+@pytest.mark.parametrize("crops", ["centre", pytest.param("ten", marks=pytest.mark.full)])
 def test_numbers(here, folder, probabilities, tmp_path, crops):
     plot = tmp_path / "confusion.png"
     options = ["--ten-crop"] if crops == "ten" else []
     status, out, err = here(folder, "--json", "--batch", 4, "--workers", 1, "--plot", plot, *options)
     assert status == 0, err
     record = json.loads(out)
-    truth = probabilities[crops]
+    truth = probabilities(crops)
     ranked = [(target, p.argsort(descending=True).tolist()) for target, p in truth]
     assert record["images"] == 6 and record["skipped"] == 0
     assert record["top1"] == pytest.approx(sum(target == best[0] for target, best in ranked) / 6)
@@ -91,7 +93,7 @@ def test_numbers(here, folder, probabilities, tmp_path, crops):
 
 
 def test_table_and_unreadable_images(here, folder, tmp_path):
-    """A folder val/ is what is evaluated; a broken image is named and skipped, and the status says so."""
+    """If there is a folder val/, it is evaluated. A broken image is named and skipped, and the exit status is 2."""
     shutil.copytree(folder, tmp_path / "val")
     (tmp_path / "val/ship/broken.png").write_bytes(b"no image")
     status, out, err = here(tmp_path, "--batch", 1, "--workers", 0)
@@ -138,8 +140,9 @@ def test_no_memory(here, folder, monkeypatch):
     assert err.startswith("alexnet evaluate: error: --batch 4096 does not fit in the memory of ")
 
 
+@pytest.mark.full
 def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
-    """Finite, but not what they make of a photo: NaN is no JSON, and no class is the likeliest."""
+    """The weights are finite, but the probabilities are NaN: JSON has no NaN, and no class is the likeliest."""
     loaded = weights.load()
     huge = {name: (weight * 1e20, bias) for name, (weight, bias) in loaded.layers.items()}
     monkeypatch.setattr(weights, "load", lambda _: replace(loaded, layers=huge))
@@ -149,8 +152,9 @@ def test_weights_that_overflow(here, folder, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_classes_do_not_command_the_terminal(here, folder, tmp_path, monkeypatch):
-    """They are the names of folders, and of what the weights were trained on."""
+    """Their names come from folders and from the file of weights."""
     loaded = weights.load()
     classes = tuple("a\x1b[2J\nb" if name == "cat" else name for name in loaded.classes)
     monkeypatch.setattr(weights, "load", lambda _: replace(loaded, classes=classes))
@@ -160,15 +164,16 @@ def test_classes_do_not_command_the_terminal(here, folder, tmp_path, monkeypatch
     assert out.splitlines()[0].startswith(r"a\x1b[2J\nb  ")
 
 
+@pytest.mark.full
 def test_a_folders_name_is_no_formula(here, folder, tmp_path):
-    """Matplotlib takes what stands between two $ for TeX."""
+    """Matplotlib takes text between two $ for TeX."""
     os.symlink(folder, tmp_path / "$x_{$")
     status, _, err = here(tmp_path / "$x_{$", "--workers", 0, "--plot", tmp_path / "a.png")
     assert status == 0 and err == f"drawn in {tmp_path}/a.png\n"
 
 
 def counted(rank, size, port, results):
-    """In a process of its own: what ``rank`` of ``size`` counts of numbers that stand for images."""
+    """Measures, in a process of its own, the accuracy of rank ``rank`` of ``size`` on numbers that stand for images."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     ranks = Ranks(torch.device("cpu"))
@@ -188,7 +193,7 @@ def counted(rank, size, port, results):
 
 
 class Numbers(Photos):
-    """Seven images, the fourth of which cannot be read."""
+    """Seven images. The fourth one cannot be read."""
 
     def __init__(self):
         super().__init__([("", index % 3) for index in range(7)], None)
@@ -198,8 +203,9 @@ class Numbers(Photos):
         return (None, 0, "broken") if index == 3 else (number, index % 3, None)
 
 
+@pytest.mark.full
 def test_many_processes_count_as_one():
-    """Seven images over one process, two, and three."""
+    """Seven images over one, two and three processes."""
     results, found = PROCESSES.Queue(), []
     for size in (1, 2, 3):
         port = 20000 + (os.getpid() + 17 * size) % 20000

@@ -36,7 +36,7 @@ DATA = Path(skimage.__file__).parent / "data"
 
 
 def infer(folder, *arguments):
-    """(exit status, lines of stdout, lines of stderr)"""
+    """Returns (exit status, lines of stdout, lines of stderr)."""
     done = subprocess.run(
         [sys.executable, "-m", "model.infer", *map(str, arguments)],
         cwd=folder,
@@ -57,7 +57,7 @@ def infer(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def expected():
-    """Probabilities in float64 of the bundled weights, by photo."""
+    """A function from a photo to the probabilities of the bundled weights, in float64."""
     loaded = weights.load()
 
     def probabilities(path):
@@ -93,8 +93,9 @@ def test_default_photo_with_layers_and_plot(tmp_path, expected):
         assert len(plot.convert("RGB").getcolors(1 << 24)) > 1000, "an empty picture"
 
 
+@pytest.mark.full
 def test_folder_with_a_broken_file(tmp_path, expected):
-    """Two batches, decoded by other processes; the broken files are named and the rest comes out in order."""
+    """Other processes decode two batches. Broken files are named, and the others come out in order."""
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     shutil.copy(DATA / "rocket.jpg", folder / "b.JPG")
@@ -144,15 +145,22 @@ BAD = {
     "plot not png": (["a.png", "--plot", "out.svg"], "--plot must name a .png file, got 'out.svg'"),
     "plot nowhere": (["a.png", "--plot", "no/out.png"], "no/out.png: cannot be written: No such file"),
     "plot a folder": (["a.png", "--plot", "folder.png"], "folder.png: cannot be written: is a folder"),
-    # These need PyTorch, and seconds:
     "truncated photo": (["cut.png", "--plot", "out.png"], "cut.png: cannot be read as an image: "),
+}
+SLOW_BAD = {  # these import PyTorch, as the truncated photo does
     "weights": (["a.png", "--weights", "other"], "other: no such file, and no weights of that name (cifar10, "),
     "top above the classes": (["a.png", "--top", "11"], "--top must be at most the 10 classes of cifar10, got 11"),
     "no GPU": (["a.png", "--device", "cuda", "--plot", "out.png"], "--device cuda: no GPU here that PyTorch can use"),
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(pytest.param(*case, id=name) for name, case in BAD.items()),
+        *(pytest.param(*case, id=name, marks=pytest.mark.full) for name, case in SLOW_BAD.items()),
+    ],
+)
 def test_one_line_for_bad_input(tmp_path, arguments, message):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -177,8 +185,9 @@ def test_weights_that_do_not_fit(tmp_path):
     assert err[0].startswith("alexnet infer: error: a.safetensors: must hold conv1, ")
 
 
+@pytest.mark.full
 def test_weights_that_overflow(monkeypatch, capsys):
-    """Finite, but not what they make of a photo: NaN is no JSON, and no class is the likeliest."""
+    """The weights are finite, but the probabilities are NaN: JSON has no NaN, and no class is the likeliest."""
     loaded = weights.load()
     huge = {name: (weight * 1e20, bias) for name, (weight, bias) in loaded.layers.items()}
     monkeypatch.setattr(weights, "load", lambda _: replace(loaded, layers=huge))
@@ -203,7 +212,7 @@ def test_no_memory_for_a_graph(monkeypatch, capsys):
 
 
 def test_labels_do_not_command_the_terminal():
-    """They come from whoever wrote the file of weights."""
+    """Labels come from the file of weights, whose author may not be trusted."""
     predictions = [Prediction(0, "a\x1b[2J\ncat", 0.5), Prediction(1, "dog", 0.25)]
     lines = photo_table(Path("a.png"), predictions).splitlines()
     assert lines[1].split()[:3] == ["1", r"a\x1b[2J\ncat", "50.0%"]
@@ -211,14 +220,14 @@ def test_labels_do_not_command_the_terminal():
 
 
 def test_labels_are_no_formulas(tmp_path):
-    """Matplotlib takes what stands between two $ for TeX."""
+    """Matplotlib takes text between two $ for TeX."""
     predictions = [Prediction(0, "$x_{$", 0.5)]
     draw(tmp_path / "a.png", DATA / "chelsea.png", predictions, torch.ones(96, 55, 55), "of $x_{$")
     assert (tmp_path / "a.png").stat().st_size
 
 
-def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
-    """What is in the cache is named; what is not is offered; neither is downloaded."""
+def test_hint_about_imagenet(tmp_path, monkeypatch):
+    """Weights in the cache are named. If there are none, a download is offered. Nothing is downloaded."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     loaded = weights.load()
     offer = "\n10 classes only; for ImageNet's 1000: --weights bvlc, which downloads 244 MB"
@@ -235,14 +244,14 @@ def test_what_is_said_of_imagenet(tmp_path, monkeypatch):
 
 
 def test_stdout_may_be_no_file():
-    """A notebook's own is none, nor is one that a test redirects."""
+    """In a notebook it is not a file, and neither is a redirected one."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert command.run("alexnet infer", lambda _: print("a cat") or 0, None) == 0
     assert out.getvalue() == "a cat\n"
 
 
 def test_folder_that_cannot_be_read(tmp_path, monkeypatch, capsys):
-    """It is named, and what is beside it comes out."""
+    """The folder is named, and the one beside it is read."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").touch()

@@ -13,7 +13,7 @@ SHOW = "import kernels; print(kernels.__file__)"
 
 @pytest.fixture
 def theirs(tmp_path):
-    """Another package's folder, found before ours as site-packages is."""
+    """The folder of another package, which Python finds before ours, like one in site-packages."""
     package = tmp_path / "site" / "kernels"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("def get_kernel(name): ...\n")
@@ -33,6 +33,7 @@ def test_ours_is_ours_inside(theirs):
     assert python(theirs, ROOT, "-c", SHOW).stdout == f"{ROOT / 'kernels' / '__init__.py'}\n"
 
 
+@pytest.mark.full
 def test_model_brings_ours(theirs, tmp_path):
     found = python(theirs, tmp_path, "-c", f"import model.layers\n{SHOW}")
     assert (found.stdout, found.stderr) == (f"{ROOT / 'kernels' / '__init__.py'}\n", "")
@@ -40,6 +41,7 @@ def test_model_brings_ours(theirs, tmp_path):
     assert helped.returncode == 0 and helped.stdout.startswith("usage: alexnet infer")
 
 
+@pytest.mark.full
 def test_notebooks_bring_ours(theirs):
     found = python(theirs, ROOT / "notebooks", "-c", f"from lesson import style\n{SHOW}")
     assert (found.stdout, found.stderr) == (f"{ROOT / 'kernels' / '__init__.py'}\n", "")

@@ -1,4 +1,4 @@
-"""Photos in every mode and state of repair, and the rules from a photo to the network's input."""
+"""Photos in every mode, whole and broken, and the rules from a photo to the network's input."""
 
 import dataclasses
 import io
@@ -72,7 +72,7 @@ def test_upright_as_exif_says(tmp_path):
     image = Image.new("RGB", (40, 20), "black")
     image.paste("white", (0, 0, 8, 20))  # at the left
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: the left comes to the top
+    exif[0x0112] = 6  # turn clockwise, so that the left comes to the top
     turned = reopened(image, tmp_path / "a.png", exif=exif)
     assert turned.size == (20, 40)
     assert turned.getpixel((10, 2)) == (255, 255, 255) and turned.getpixel((10, 37)) == (0, 0, 0)
@@ -97,7 +97,7 @@ def test_not_a_photo(tmp_path, monkeypatch):
         path.write_bytes(buffer.getvalue()[: buffer.tell() // 2])
         refused("(cannot be read as an image: .|not an image)")
         path.write_bytes(buffer.getvalue())
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # 3,600 are over it, but under the double
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # 3,600 are over it, but under twice as many
         refused("cannot be read as an image: Image size .3600 pixels. exceeds limit")
         monkeypatch.undo()
         assert open_image(path).size == (60, 60)
@@ -111,14 +111,14 @@ def test_not_a_photo(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rule", RESIZE)
 def test_long_and_thin(rule):
-    """What lies far from the middle is not enlarged with it: that would take gigabytes."""
+    """Only the middle is enlarged. The whole photo would take gigabytes."""
     for size in ((60_000, 1), (1, 60_000)):
         photo = Image.new("RGB", size, "black")
         middle = (size[0] // 2 - 1, 0) if size[1] == 1 else (0, size[1] // 2 - 1)
         photo.paste("white", (*middle, middle[0] + (size[0] > 1) + 1, middle[1] + (size[1] > 1) + 1))
         x = Preprocess((0.0, 0.0, 0.0), rule)(photo)
         assert x.shape == (3, 227, 227) and x.max() <= 255.0
-        assert x[:, 113, 113].min() > 200.0 or "256x256 (bilinear), then" in rule  # which shrinks the whole of it
+        assert x[:, 113, 113].min() > 200.0 or "256x256 (bilinear), then" in rule  # this rule shrinks the whole photo
 
 
 def test_colours_and_mean():
@@ -132,7 +132,7 @@ def test_colours_and_mean():
 
 
 def bilinear(array, side):
-    """OpenCV's: pixel i of the output lies at (i + 1/2) * size / side - 1/2, between two pixels or at an edge."""
+    """Resizes as OpenCV: output pixel i lies at (i + 1/2) * size / side - 1/2, between two pixels or at an edge."""
 
     def along(array, size):
         place = np.clip((np.arange(side) + 0.5) * size / side - 0.5, 0, size - 1)
@@ -159,7 +159,7 @@ def test_cifar_resizing():
 
 
 def test_folder_resizing():
-    """Shorter side to 256, central square: the same pixels whichever comes first, since 512 / 256 is whole."""
+    """Shorter side to 256, and central square. Either may come first, since 512 / 256 is an integer."""
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 700, 3), np.uint8))
     square = photo.resize((350, 256), Image.Resampling.BILINEAR).crop((47, 0, 303, 256))
     expected = np.asarray(square, float)[14:241, 14:241, ::-1] - TRAINED.mean

@@ -21,7 +21,7 @@ DATA = Path(skimage.__file__).parent / "data"
 
 @pytest.fixture(scope="module")
 def theirs():
-    """torchvision's network, its filters scaled so that each layer keeps its input's variance and logits differ."""
+    """torchvision's network, with filters scaled so that each layer keeps its input's variance and logits differ."""
     torch.manual_seed(0)
     net = torchvision.models.alexnet().eval()
     with torch.no_grad():
@@ -40,7 +40,7 @@ def path(theirs, tmp_path_factory):
 
 
 def transformed(photo):
-    """The input that torchvision's weights are published with."""
+    """Preprocesses a photo as torchvision's weights say."""
     return torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()(photo)
 
 
@@ -56,6 +56,7 @@ def test_preprocessing(photo):
     torch.testing.assert_close(crops[9], expected.flip(2), rtol=0, atol=2e-6)
 
 
+@pytest.mark.full
 def test_logits(theirs, path):
     loaded = weights.load(path)
     assert loaded.lrn is None and loaded.preprocess == TORCHVISION
@@ -101,7 +102,7 @@ def test_arguments():
 
 
 def test_infer(theirs, path, capsys):
-    """Probabilities are torchvision's."""
+    """The probabilities are torchvision's."""
     with torch.inference_mode():
         expected = theirs(transformed(open_image(DATA / "chelsea.png"))[None])[0].softmax(0)
     arguments = [DATA / "chelsea.png", "--weights", path, "--json", "--layers", "--top", 3]
@@ -114,9 +115,10 @@ def test_infer(theirs, path, capsys):
         assert prediction["probability"] == pytest.approx(expected[prediction["index"]].item(), abs=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("crops", [[], ["--ten-crop"]], ids=["centre", "ten crops"])
 def test_evaluate(theirs, path, crops, tmp_path, capsys):
-    """Plain PyTorch's operators, which are fast: the images are ours, and the network."""
+    """Runs our network on plain PyTorch's operators, which are fast."""
     with torch.inference_mode():
         best = theirs(transformed(open_image(DATA / "chelsea.png"))[None])[0].argmax().item()
     label = weights.load(path).classes[best]

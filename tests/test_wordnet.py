@@ -1,4 +1,4 @@
-"""Folders named by WordNet IDs, and what evaluation makes of them."""
+"""Folders named by WordNet IDs, and the classes that they are matched with."""
 
 import sys
 import types
@@ -23,11 +23,11 @@ def test_other_names():
         assert wordnet.indices(folders) is None
     assert match(("class 7", "class 3"), CLASSES, "a") == [7, 3]
     with pytest.raises(AlexNetError, match="a has no class 'n01440764': a folder must have a class's name"):
-        match(("n01440764",), ("tench",), "a")  # whose classes are not ImageNet's
+        match(("n01440764",), ("tench",), "a")  # classes that are not ImageNet's
 
 
 def test_classes_that_are_ids_themselves(monkeypatch):
-    """As of a network that model.train trained on 1000 such folders, ImageNet's or others: no list is asked."""
+    """A network that was trained on 1000 such folders has IDs for classes. No list is needed."""
     data = types.ModuleType("timm.data")
     data.ImageNetInfo = lambda subset: types.SimpleNamespace(label_names=lambda: IDS)
     own = (*(f"n{number:08}" for number in range(500)), *IDS[:500])
@@ -39,7 +39,7 @@ def test_classes_that_are_ids_themselves(monkeypatch):
 
 
 def test_some_folders(monkeypatch):
-    """timm knows the others; here a stand-in for it, and then none."""
+    """timm knows the others. Here a stand-in for timm is installed, then none."""
     data = types.ModuleType("timm.data")
     data.ImageNetInfo = lambda subset: types.SimpleNamespace(label_names=lambda: IDS)
     monkeypatch.setitem(sys.modules, "timm", types.ModuleType("timm"))
