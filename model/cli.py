@@ -15,7 +15,7 @@ COMMANDS = {
     "evaluate": ("model.evaluate", "top-1 and top-5 accuracy on a folder of photos"),
     "train": ("model.train", "train on a folder of photos"),
     "compress": ("model.compress", "make weights about 30 times smaller (Deep Compression)"),
-    "weights": ("model.weights.__main__", "list, download, verify and convert weights"),
+    "weights": ("model.weights_cli", "list, download, verify and convert weights"),
     "two-gpus": ("model.two_gpus", "the paper's network on two GPUs; start it with torchrun"),
     "bench": ("kernels.tools.bench.cli", "time the kernels beside PyTorch's"),
     "tune": ("kernels.tools.tune", "find the fastest configs for this GPU"),

@@ -237,10 +237,10 @@ def test_hint_about_imagenet(tmp_path, monkeypatch):
     cache.mkdir(parents=True)
     (cache / "bvlc_alexnet.caffemodel").write_bytes(b"half of it")
     assert imagenet_hint(loaded) == offer
-    (cache / "alexnet-owt-7be5be79.pth").touch()
-    assert (
-        imagenet_hint(loaded) == "\n10 classes only; for ImageNet's 1000: --weights torchvision, which is in the cache"
-    )
+    with open(cache / "alexnet-owt-7be5be79.pth", "wb") as file:
+        file.truncate(weights.NAMED["torchvision"].sources[0].bytes)
+    cached = "\n10 classes only; for ImageNet's 1000: --weights torchvision, which is in the cache"
+    assert imagenet_hint(loaded) == cached
 
 
 def test_stdout_may_be_no_file():

@@ -99,7 +99,7 @@ def run(argv: list[str] | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """Runs the command and returns the exit status."""
     return command.run("alexnet weights", run, argv)
 
 
