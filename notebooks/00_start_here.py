@@ -135,7 +135,7 @@ print(half.tolist())
 # %%
 launch = lambda: scale_kernel[(programs,)](ten, half, 0.5, n, BLOCK=BLOCK)
 found = trace(launch, "scale_kernel", program=(2,))
-stepping.listing(found)
+print(found.listing())
 
 assert found.values("offs")[0].tolist() == [8, 9, 10, 11]
 assert found.values("mask")[0].tolist() == [True, True, False, False]

@@ -195,7 +195,7 @@ with tiles.use("bias_relu", {"BLOCK_M": 16}):
     found = trace(lambda: bias_relu(small, small_bias), "_bias_relu_kernel", program=(1,))
 assert found.grid == (2, 1, 1) and found.values("mask")[0].sum() == 8
 assert found.accesses("bias_ptr")[0].offsets[:4].tolist() == [1, 2, 0, 1]
-stepping.listing(found)
+print(found.listing())
 
 # %%
 for names in (("x", "bias"), ("mask", "y")):

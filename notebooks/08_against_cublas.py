@@ -10,7 +10,7 @@
 # - read the comparison: where we win, where we lose, and why.
 
 # %%
-from lesson import machine, passes, rivals, source, stepping, style
+from lesson import machine, passes, rivals, source, style
 from lesson.check import nb08
 
 import numpy as np
@@ -266,7 +266,7 @@ assert sorted(number.flat) == list(range(ROWS * COLUMNS))  # every tile has one 
 out = torch.empty(ROWS, COLUMNS, dtype=torch.int32, device=device)
 launch = lambda: order_kernel[(ROWS * COLUMNS,)](out, ROWS, COLUMNS, GROUP_M=8)
 found = trace(launch, "order_kernel", program=(80,))
-stepping.listing(found)
+print(found.listing())
 assert (found.values("pid_m")[0], found.values("pid_n")[0]) == (80 % 8, 80 // 8)
 
 # %% [markdown]

@@ -18,7 +18,7 @@ from kernels import runtime, softmax
 from kernels.ops.softmax import _softmax_kernel
 from kernels.tools import cost
 from kernels.tools.measurements import COLUMNS, Roofs
-from kernels.tools.trace import Access, trace
+from kernels.tools.trace import Access, short, trace
 
 interpreted = pytest.mark.skipif(not runtime.INTERPRETED, reason="only interpreted kernels can be traced")
 
@@ -138,16 +138,16 @@ class TestSource:
 
 @interpreted
 class TestStepping:
-    def test_listing(self, window, capsys):
-        stepping.listing(window)
-        lines = capsys.readouterr().out.splitlines()
+    def test_listing(self, window):
+        lines = window.listing().splitlines()
         assert lines[0] == "_window_kernel, program (0, 0, 0) of (1, 1, 1)"
         assert [int(line[:3]) for line in lines[1:] if line[:3].strip()] == list(range(len(window.steps)))
         start = next(number for number, line in enumerate(lines) if line.startswith("  2  "))
+        _, first = inspect.getsourcelines(_window_kernel.fn)
         assert lines[start : start + 5] == [
-            "  2  for row in range(2):",
+            f"  2  line {first + 4}: for row in range(2):",
             "       row = 0",
-            "  3  x = tl.load(x_ptr + (row + 1) * W + offs + 2, mask=mask, other=0.0)",
+            f"  3  line {first + 5}: x = tl.load(x_ptr + (row + 1) * W + offs + 2, mask=mask, other=0.0)",
             "       loads elements 8 ... 10 of x_ptr, 3 of 4 lanes",
             "       x = [4], 0 ... 10",
         ]
@@ -214,7 +214,7 @@ def test_tile_draws_every_kind():
     ],
 )
 def test_short(value, text):
-    assert style.short(value) == text
+    assert short(value) == text
 
 
 TABLE = """{columns}

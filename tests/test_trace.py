@@ -235,10 +235,10 @@ class TestCommand:
         assert trace_cli.main(["softmax"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "_softmax_kernel, program (0, 0, 0) of (1, 1, 1)"
-        assert "          loads elements 0 ... 999 of x_ptr, 98% of the lanes" in lines
-        assert "          mask = [1 x 1024] 98% true" in lines
-        assert "          n0 = 0" in lines
-        assert lines[-1] == "          stores elements 0 ... 999 of y_ptr, 98% of the lanes"
+        assert "       loads elements 0 ... 999 of x_ptr, 1,000 of 1,024 lanes" in lines
+        assert "       mask = [1 x 1024], 98% true" in lines
+        assert "       n0 = 0" in lines
+        assert lines[-1] == "       stores elements 0 ... 999 of y_ptr, 1,000 of 1,024 lanes"
 
     def test_layer_and_program(self, capsys):
         assert trace_cli.main(["max_pool2d", "--layer", "pool5", "--program", "1", "--architecture", "sm_80"]) == 0

@@ -32,6 +32,11 @@ class Access(NamedTuple):
     offsets: np.ndarray  # of the tile's shape, in elements from the argument's first
     mask: np.ndarray  # bool, of the tile's shape
 
+    def __str__(self) -> str:
+        taken = self.offsets[self.mask]
+        elements = f"elements {taken.min():,} ... {taken.max():,}" if taken.size else "nothing"
+        return f"{self.kind}s {elements} of {self.argument}, {self.mask.sum():,} of {self.mask.size:,} lanes"
+
 
 class Step(NamedTuple):
     """A line of the kernel that has run."""
@@ -40,6 +45,13 @@ class Step(NamedTuple):
     source: str
     values: dict[str, np.ndarray]  # what the line has set, by name; of pointers the offsets in elements
     accesses: tuple[Access, ...]
+
+    def facts(self) -> list[str]:
+        """What the line loads or stores, and the variables that it sets: a line of text for each."""
+        few = lambda value: value.size <= 16 and value.dtype.kind in "ib"
+        full = lambda value: " ".join(np.array2string(value.astype(int), separator=" ").split())
+        values = {name: full(value) if few(value) else short(value) for name, value in self.values.items()}
+        return [*map(str, self.accesses), *(f"{name} = {text}" for name, text in values.items())]
 
 
 class Trace(NamedTuple):
@@ -58,6 +70,29 @@ class Trace(NamedTuple):
     def accesses(self, argument: str) -> list[Access]:
         """Every load from an argument, or store to it, in order."""
         return [access for step in self.steps for access in step.accesses if access.argument == argument]
+
+    def listing(self) -> str:
+        """Every step as text: the line, what it loads or stores, and the variables that it sets."""
+        lines = [f"{self.kernel}, program {self.program} of {self.grid}"]
+        for number, step in enumerate(self.steps):
+            lines.append(f"{number:3}  line {step.line}: {step.source}")
+            lines += [f"       {fact}" for fact in step.facts()]
+        return "\n".join(lines)
+
+
+def short(value: np.ndarray, digits: int = 4) -> str:
+    """A value in a few words: its shape, its smallest and its largest number."""
+    value = np.asarray(value)
+    if not value.shape:
+        return f"{value.item():.{digits}g}" if value.dtype.kind == "f" else str(value.item())
+    shape = " x ".join(map(str, value.shape))
+    if value.dtype.kind == "b":
+        return f"[{shape}], {value.mean():.0%} true"
+    finite = value[np.isfinite(value)]
+    if not finite.size:
+        return f"[{shape}], nothing finite"
+    low, high = finite.min(), finite.max()
+    return f"[{shape}], {low:.{digits}g} ... {high:.{digits}g}" if low != high else f"[{shape}], all {low:.{digits}g}"
 
 
 class TraceError(AlexNetError, ValueError):

@@ -1,45 +1,10 @@
 """The command ``alexnet trace conv2d --layer conv1 --program 3 0``: prints one program of a kernel, step by step."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-import numpy as np
-
 from kernels import tiles
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser, interrupts_exit
 from kernels.tools.workloads import OPERATORS, WORKLOADS, names_of
-
-# PyTorch takes seconds to import: inside functions, so that --help does not import it.
-if TYPE_CHECKING:
-    from kernels.tools.trace import Trace
-
-
-def _show(value: np.ndarray) -> str:
-    """A value in a few words."""
-    if not value.shape:
-        return f"{value.item():g}" if value.dtype.kind == "f" else str(value.item())
-    shape = " x ".join(map(str, value.shape))
-    if value.dtype.kind == "b":
-        return f"[{shape}] {value.mean():.0%} true"
-    finite = value[np.isfinite(value)] if value.dtype.kind == "f" else value
-    if not finite.size:
-        return f"[{shape}] nothing finite"
-    return f"[{shape}] {finite.min():g} ... {finite.max():g}"
-
-
-def _print(found: Trace) -> None:
-    print(f"{found.kernel}, program {found.program} of {found.grid}")
-    for number, step in enumerate(found.steps):
-        print(f"{number:4}  line {step.line}: {step.source}")
-        for access in step.accesses:
-            taken = access.offsets[access.mask]
-            where = f"elements {taken.min()} ... {taken.max()}" if taken.size else "nothing"
-            print(f"          {access.kind}s {where} of {access.argument}, {access.mask.mean():.0%} of the lanes")
-        for name, value in step.values.items():
-            print(f"          {name} = {_show(value)}")
 
 
 def run(argv: list[str] | None) -> int:
@@ -57,7 +22,7 @@ def run(argv: list[str] | None) -> int:
     layer = WORKLOADS[names_of(args.operator, args.layer)[0]]
     if len(args.program) > 3:
         raise AlexNetError(f"--program: takes up to three ids, got {len(args.program)}")
-    with interrupts_exit():
+    with interrupts_exit():  # PyTorch takes seconds to import: here, so that --help does not import it
         import torch
 
         from kernels import runtime
@@ -70,7 +35,7 @@ def run(argv: list[str] | None) -> int:
     names = [launch.kernel.__name__ for launch in launches]
     kernel = next(name for name in names if name.startswith(f"_{args.operator}"))
     with tiles.target(args.architecture):
-        _print(trace(lambda: layer.run(*operands), kernel, args.program))
+        print(trace(lambda: layer.run(*operands), kernel, args.program).listing())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Shows one program of a kernel, a :class:`kernels.tools.trace.Trace`, step by step: as text, figures or a slider."""
+"""Shows one program of a kernel, a :class:`kernels.tools.trace.Trace`, step by step: as figures or a slider."""
 
 import functools
 import io
@@ -16,34 +16,6 @@ from matplotlib.font_manager import FontProperties
 from kernels.tools.trace import Step, Trace
 
 CONTEXT = 4  # lines of source before and after the one that has run
-
-
-def listing(found: Trace) -> None:
-    """Prints each step: the line, what it loads or stores, and the variables that it sets."""
-    print(f"{found.kernel}, program {found.program} of {found.grid}")
-    for number, step in enumerate(found.steps):
-        print(f"{number:3}  {step.source}")
-        for line in _accesses(step):
-            print(f"       {line}")
-        for name, value in step.values.items():
-            print(f"       {name} = {_value(value)}")
-
-
-def _value(value: np.ndarray) -> str:
-    """Returns a small value in full, and a large one in short."""
-    if value.size <= 16 and value.dtype.kind in "ib":
-        return " ".join(np.array2string(value.astype(int), separator=" ").split())
-    return style.short(value)
-
-
-def _accesses(step: Step) -> list[str]:
-    lines = []
-    for access in step.accesses:
-        taken = access.offsets[access.mask]
-        elements = f"elements {taken.min():,} ... {taken.max():,}" if taken.size else "nothing"
-        lanes = f"{access.mask.sum():,} of {access.mask.size:,} lanes"
-        lines.append(f"{access.kind}s {elements} of {access.argument}, {lanes}")
-    return lines
 
 
 def strip(found: Trace, *names: str, columns: int = 4, height: float = 1.9) -> None:
@@ -139,8 +111,7 @@ def _source(axes: Axes, found: Trace, kernel: Callable, step: Step, number: int)
     here = step.line - first
     start = max(0, min(here - CONTEXT, len(lines) - 2 * CONTEXT - 1))
     shown = list(range(start, min(len(lines), start + 2 * CONTEXT + 1)))
-    facts = _accesses(step) + [f"{name} = {_value(value)}" for name, value in step.values.items()]
-    facts = facts[:4]
+    facts = step.facts()[:4]
     height = 1 / (2 * CONTEXT + 1 + len(facts) + 0.5)
     mono = FontProperties(family="monospace", size=7.5)
     for row, index in enumerate(shown):

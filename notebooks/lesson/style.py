@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from kernels.tools.trace import short
+
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, YELLOW = (
     "#0072B2",
     "#E69F00",
@@ -61,21 +63,6 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = 3.0, **arguments)
 def outline(left: float, bottom: float, width: float, height: float, colour: str = VERMILION) -> Rectangle:
     """Returns a frame. Add it to axes with ``add_patch``."""
     return Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=2.2, clip_on=False)
-
-
-def short(value: np.ndarray, digits: int = 4) -> str:
-    """Describes a value in a few words: its shape, its smallest and its largest number."""
-    value = np.asarray(value)
-    if not value.shape:
-        return f"{value.item():.{digits}g}" if value.dtype.kind == "f" else str(value.item())
-    shape = " x ".join(map(str, value.shape))
-    if value.dtype.kind == "b":
-        return f"[{shape}], {value.mean():.0%} true"
-    finite = value[np.isfinite(value)]
-    if not finite.size:
-        return f"[{shape}], nothing finite"
-    low, high = finite.min(), finite.max()
-    return f"[{shape}], {low:.{digits}g} ... {high:.{digits}g}" if low != high else f"[{shape}], all {low:.{digits}g}"
 
 
 def tile(
