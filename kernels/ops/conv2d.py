@@ -30,7 +30,7 @@ from kernels import runtime, tiles
 from kernels.arguments import ArgumentError, boolean, check, check_tensor, integer, pair
 from kernels.ops import conv2d_backward
 from kernels.ops.cost import Cost, Shape, product_gradient
-from kernels.ops.geometry import Geometry, output_size
+from kernels.ops.geometry import convolution_constants, output_size
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds
 from kernels.ops.split_k import launch_add_partials
 from kernels.tiles import products
@@ -124,8 +124,8 @@ def launch_conv2d(
     else:
         x = input.contiguous(memory_format=torch.channels_last)
         w = weight.contiguous(memory_format=torch.channels_last)
-    geometry = Geometry.of(x.shape, w.shape, output.shape, stride, padding, dilation, groups)
-    M, K = len(x) * geometry.P * geometry.Q, geometry.K
+    sizes = convolution_constants(x.shape, w.shape, output.shape, stride, padding, dilation, groups)
+    M, K = len(x) * sizes["P"] * sizes["Q"], sizes["K"]
     config = tiles.lookup("conv2d", x, M, K, w[0].numel())
     splits = config["SPLIT_K"]
     y = output if splits == 1 else torch.empty((splits, *output.shape), dtype=torch.float32, device=x.device)
@@ -134,7 +134,7 @@ def launch_conv2d(
         lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(K, META["BLOCK_N"]), groups, splits),
         x, w,
         w if bias is None else bias.contiguous(),  # without a bias the kernel does not read it
-        y, M, **geometry._asdict(),
+        y, M, **sizes,
         PADDED=any(padding), HAS_BIAS=bias is not None, RELU=relu,
         PRECISION=runtime.dot_precision(x.dtype), INDEX=runtime.index_type(x, w, y), **config,
     )  # fmt: skip

@@ -33,7 +33,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.ops.epilogue import epilogue_gradient
-from kernels.ops.geometry import Geometry
+from kernels.ops.geometry import convolution_constants
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds, launch_depth_to_space
 from kernels.ops.split_k import launch_add_partials
 from kernels.tiles import products
@@ -224,17 +224,17 @@ def launch_conv2d_input_gradient(
     # A stride beyond the number of places where the filter fits would give the same output, with more phases.
     places = (H + padding[0] + padding[1] - dilation[0] * (R - 1), W + padding[2] + padding[3] - dilation[1] * (S - 1))
     stride = [min(step, count) for step, count in zip(stride, places, strict=True)]
-    geometry = Geometry.of(size, w.shape, dz.shape, stride, padding, dilation, groups)
+    sizes = convolution_constants(size, w.shape, dz.shape, stride, padding, dilation, groups)
     STEP_H, STEP_W = (step // math.gcd(step, d) for step, d in zip(stride, dilation, strict=True))
     phases = stride[0] * stride[1]
     pixels = 2 if C <= 64 and S >= 3 and stride[1] == dilation[1] == 1 else 1
     M = len(dz) * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1] * pixels)
-    terms = geometry.K * triton.cdiv(R, STEP_H) * (triton.cdiv(S, STEP_W) + pixels - 1)
+    terms = sizes["K"] * triton.cdiv(R, STEP_H) * (triton.cdiv(S, STEP_W) + pixels - 1)
     config = tiles.lookup("conv2d_input_gradient", dz, M * phases * groups, C * pixels, terms)
     runtime.launch(
         _conv2d_input_gradient_kernel,
         lambda META: (triton.cdiv(M, META["BLOCK_M"]) * triton.cdiv(C * pixels, META["BLOCK_N"]), groups, phases),
-        dz, w, output, M, **geometry._asdict(),
+        dz, w, output, M, **sizes,
         STEP_H=STEP_H, STEP_W=STEP_W, PIXELS=pixels,
         PRECISION=runtime.dot_precision(dz.dtype), INDEX=runtime.index_type(dz, w, output), **config,
     )  # fmt: skip
@@ -258,15 +258,15 @@ def launch_conv2d_weight_gradient(
     output = _gradient_output(grad, input, size)
     dz = grad.contiguous(memory_format=torch.channels_last)
     x = input.contiguous(memory_format=torch.channels_last)
-    geometry = Geometry.of(x.shape, size, dz.shape, stride, padding, dilation, groups)
-    K, taps, pixels = geometry.K, math.prod(size[1:]), len(dz) * geometry.P * geometry.Q
+    sizes = convolution_constants(x.shape, size, dz.shape, stride, padding, dilation, groups)
+    K, taps, pixels = sizes["K"], math.prod(size[1:]), len(dz) * sizes["P"] * sizes["Q"]
     config = tiles.lookup("conv2d_weight_gradient", dz, K, groups * taps, pixels)
     splits = config["SPLIT_K"]
     dw = output if splits == 1 else torch.empty((splits, *size), dtype=torch.float32, device=dz.device)
     runtime.launch(
         _conv2d_weight_gradient_kernel,
         lambda META: (triton.cdiv(K, META["BLOCK_M"]) * triton.cdiv(taps, META["BLOCK_N"]), groups, splits),
-        dz, x, dw, pixels, **geometry._asdict(),
+        dz, x, dw, pixels, **sizes,
         PADDED=any(padding),
         PRECISION=runtime.dot_precision(dz.dtype), INDEX=runtime.index_type(dz, x, dw), **config,
     )  # fmt: skip

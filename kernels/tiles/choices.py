@@ -28,7 +28,7 @@ class Choices:
     """The configs of one operator.
 
     Attributes:
-        default: a good config for (architecture, problem), for a GPU that nobody has tuned for.
+        default: a good config for (architecture, problem), for a GPU without a tuned table.
         tried: the configs that the tuner tries for (architecture, problem).
         interpreter: the config in the interpreter. Large tiles are best: its cost is per operation and per program,
             hardly per element.
