@@ -1,7 +1,7 @@
 """Classifies photos: what ``alexnet infer`` prints, for Python."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import kernels
 from kernels.errors import AlexNetError
+from model.alexnet import AlexNet
 from model.device import synchronize
 from model.photos.loading import Photos, load
 from model.weights import Weights
@@ -36,22 +37,21 @@ class Batch(NamedTuple):
 
 def classify(
     photos: Sequence[Path],
-    forward: Callable[[torch.Tensor], torch.Tensor],
+    net: AlexNet,
     loaded: Weights,
     *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
     batch: int = 8,
     top: int = 5,
+    graph: bool = False,
     show: bool = False,
 ) -> Iterator[Batch]:
     """Classifies photos batch by batch, so that any number of them fits. Two other processes decode them.
 
     Args:
-        forward: inputs (N, 3, size, size) to logits (N, classes): a network on ``device`` with the weights ``loaded``
-            in ``dtype``, or its ``net.capture(batch)``.
+        net: has the weights ``loaded``, and computes where its parameters are, in their dtype.
         batch: photos in one forward pass.
         top: how many classes to list for a photo.
+        graph: whether to launch the network as a CUDA graph, which runs no hooks.
         show: whether to draw a progress bar on stderr.
 
     Raises:
@@ -60,10 +60,11 @@ def classify(
     Example::
 
         loaded = weights.load("cifar10")
-        net = AlexNet.from_weights(loaded)
-        for batch in classify([Path("cat.jpg")], net, loaded, device=torch.device("cpu")):
+        for batch in classify([Path("cat.jpg")], AlexNet.from_weights(loaded), loaded):
             print(batch.predictions)
     """
+    device, dtype = net.fc8.weight.device, net.fc8.weight.dtype
+    forward = net.capture(batch) if graph else net
     images = [(photo, index) for index, photo in enumerate(photos)]
     batches = load(Photos(images, loaded.preprocess), batch, 2, device)
     for x, indices, errors in tqdm(batches, unit="batch", leave=False, disable=None if show else True):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.columns import align
-from kernels.tools.command import Parser, exit_process, interrupts_exit, one_line
+from kernels.tools.command import Parser, count, exit_process, interrupts_exit, one_line, png
 from kernels.tools.files import check_writable, write_figure
 from model.device import batch_fits, choose_device, device_name
 
@@ -34,19 +34,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("data", metavar="DATA_DIR", type=Path, help="a folder with a sub-folder per class, or with such a folder val/")
     add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), bvlc ... or a file: best.safetensors")
     add("--ten-crop", action="store_true", help="averages over four corners, the centre, and their mirror images")
-    add("--batch", type=int, default=32, metavar="N", help="images in one forward pass (32)")
+    add("--batch", type=count, default=32, metavar="N", help="images in one forward pass (32)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
     add("--operators", choices=("triton", "torch"), default="triton", help="our kernels, or plain PyTorch (triton)")
     add("--workers", type=int, default=2, metavar="N", help="processes that decode images (2)")
-    add("--plot", metavar="OUT.png", type=Path, help="draws the confusion matrix")
+    add("--plot", metavar="OUT.png", type=png, help="draws the confusion matrix")
     add("--json", action="store_true", help="prints one JSON object, and nothing else on stdout")
     args = parser.parse_args(argv)
-    for name, least in (("batch", 1), ("workers", 0)):
-        if getattr(args, name) < least:
-            raise AlexNetError(f"--{name} must be at least {least}, got {getattr(args, name)}")
-    if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise AlexNetError(f"--plot must name a .png file, got {str(args.plot)!r}")
+    if args.workers < 0:
+        raise AlexNetError(f"--workers must be at least 0, got {args.workers}")
     return args
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.columns import align
-from kernels.tools.command import Parser, interrupts_exit, one_line
+from kernels.tools.command import Parser, count, interrupts_exit, one_line, png
 from kernels.tools.files import check_writable, write_figure
 from model import checkout
 from model.device import batch_fits, choose_device, device_name
@@ -40,21 +40,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME|PATH",
         help="cifar10 (bundled, the default), bvlc, deep-compression, torchvision (downloaded), or a file of weights",
     )
-    add("--top", type=int, metavar="K", help="how many classes to list for a photo (5)")
+    add("--top", type=count, metavar="K", help="how many classes to list for a photo (5)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
-    add("--batch", type=int, default=8, metavar="N", help="photos in one forward pass (8)")
+    add("--batch", type=count, default=8, metavar="N", help="photos in one forward pass (8)")
     add("--json", action="store_true", help="prints one JSON object per photo and line, and nothing else on stdout")
     add("--layers", action="store_true", help="each layer's output shape, parameters, time and GFLOP/s")
-    add("--plot", metavar="OUT.png", type=Path, help="draws the photo, its top classes and conv1's feature maps")
-    args = parser.parse_args(argv)
-    if args.top is not None and args.top < 1:
-        raise AlexNetError(f"--top must be at least 1, got {args.top}")
-    if args.batch < 1:
-        raise AlexNetError(f"--batch must be at least 1, got {args.batch}")
-    if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise AlexNetError(f"--plot must name a .png file, got {str(args.plot)!r}")
-    return args
+    add("--plot", metavar="OUT.png", type=png, help="draws the photo, its top classes and conv1's feature maps")
+    return parser.parse_args(argv)
 
 
 def complain(message: object) -> None:
@@ -90,7 +83,6 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
         from tqdm import tqdm
 
         from kernels import runtime
-        from kernels.tools.workloads import torch_dtype
         from model.classify import classify
         from model.layer_times import layer_table
 
@@ -98,15 +90,13 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
     if not args.images:
         print(f"no photo given: taking scikit-image's chelsea, a cat ({photos[0]})", file=sys.stderr)
     where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
-    options = {"device": device, "dtype": torch_dtype(args.dtype), "batch": args.batch, "top": args.top}
+    several = len(photos) > args.batch
+    graph = several and runtime.mode() == "compiled" and not (args.layers or args.plot)  # which use hooks
     read, seconds, table = 0, 0.0, ""
     with batch_fits(args.batch, device):
-        times = time_layers(args, net, device, len(photos)) if args.layers else None
+        times = time_layers(args, net, len(photos)) if args.layers else None
         maps = keep_output(net.conv1) if args.plot else []
-        # A graph runs no hooks, so layers that are timed or drawn run without one.
-        graph = runtime.mode() == "compiled" and len(photos) > args.batch and not (args.layers or args.plot)
-        forward = net.capture(args.batch) if graph else net
-        for batch in classify(photos, forward, loaded, show=len(photos) > args.batch, **options):
+        for batch in classify(photos, net, loaded, batch=args.batch, top=args.top, graph=graph, show=several):
             with tqdm.external_write_mode(sys.stderr):
                 for problem in batch.unreadable:
                     complain(problem)
@@ -116,7 +106,8 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
             layers = {"layers": times.records(len(batch.photos))} if times else {}
             table = table or (layer_table(layers["layers"], len(batch.photos)) + "\n\n" if times else "")
             with command.output():
-                tqdm.write(json_lines(batch, where, layers) if args.json else photo_tables(batch))
+                tables = map(photo_table, batch.photos, batch.predictions)
+                tqdm.write("\n".join(json_lines(batch, where, layers) if args.json else tables))
     if not read:
         return 0
     summary = summarise(where, args.dtype, read, seconds)
@@ -142,24 +133,20 @@ def load_network(args: argparse.Namespace, device: "torch.device") -> "tuple[Wei
     return loaded, AlexNet.from_weights(loaded).to(device, torch_dtype(args.dtype))
 
 
-def time_layers(args: argparse.Namespace, net: "AlexNet", device: "torch.device", photos: int) -> "LayerTimes":
-    """Has the network's layers timed from now on. Compiles the kernels first, which is not a layer's time."""
+def time_layers(args: argparse.Namespace, net: "AlexNet", photos: int) -> "LayerTimes":
+    """Times the network's layers from now on. Compiles the kernels first, which is not a layer's time."""
     import torch
 
     from kernels import runtime
     from kernels.tools.measurements import roofs_for
-    from kernels.tools.workloads import torch_dtype
     from model.layer_times import LayerTimes
 
-    roofs = None
-    if runtime.mode() == "compiled":
-        if checkout.MEASUREMENTS:
-            roofs = roofs_for(device_name(device), args.dtype, checkout.MEASUREMENTS)
-        shape = (min(photos, args.batch), 3, net.size, net.size)
-        x = torch.zeros(shape, dtype=torch_dtype(args.dtype), device=device)
-        with torch.inference_mode():
-            net(x.contiguous(memory_format=torch.channels_last))
-    return LayerTimes(net, device, roofs)
+    if runtime.mode() != "compiled":
+        return LayerTimes(net, None)
+    with torch.inference_mode():
+        net(net.conv1.weight.new_zeros(min(photos, args.batch), 3, net.size, net.size))
+    folder, device = checkout.MEASUREMENTS, net.conv1.weight.device
+    return LayerTimes(net, roofs_for(device_name(device), args.dtype, folder) if folder else None)
 
 
 def keep_output(layer: "torch.nn.Module") -> "list[torch.Tensor]":
@@ -169,18 +156,12 @@ def keep_output(layer: "torch.nn.Module") -> "list[torch.Tensor]":
     return outputs
 
 
-def json_lines(batch: "Batch", where: dict, layers: dict) -> str:
-    """Returns one JSON object per photo and line."""
-    records = (
-        {"image": str(path), **where, "predictions": [asdict(p) for p in predictions], **layers}
+def json_lines(batch: "Batch", where: dict, layers: dict) -> list[str]:
+    """Returns one JSON object per photo."""
+    return [
+        json.dumps({"image": str(path), **where, "predictions": [asdict(p) for p in predictions], **layers})
         for path, predictions in zip(batch.photos, batch.predictions, strict=True)
-    )
-    return "\n".join(map(json.dumps, records))
-
-
-def photo_tables(batch: "Batch") -> str:
-    """Returns each photo's likeliest classes for the terminal."""
-    return "\n".join(map(photo_table, batch.photos, batch.predictions))
+    ]
 
 
 def photo_table(path: Path, predictions: "list[Prediction]") -> str:

@@ -3,8 +3,6 @@
 import functools
 import time
 
-import torch
-
 from kernels.tools.columns import align
 from kernels.tools.measurements import Roofs
 from model.alexnet import AlexNet
@@ -15,13 +13,12 @@ class LayerTimes:
     """Forward hooks that time each layer. They wait for the GPU before and after it.
 
     Args:
-        net: the network, whose every forward pass is timed from now on.
-        device: where it computes.
-        roofs: of the device, if they have been measured.
+        net: the network, whose forward passes are timed from now on.
+        roofs: of its device, if they have been measured.
     """
 
-    def __init__(self, net: AlexNet, device: torch.device, roofs: Roofs | None):
-        self.net, self.device, self.roofs = net, device, roofs
+    def __init__(self, net: AlexNet, roofs: Roofs | None):
+        self.net, self.device, self.roofs = net, net.fc8.weight.device, roofs
         self.started = 0.0
         self.ms: dict[str, float] = {}  # of the newest forward pass
         for name, layer in net.named_children():

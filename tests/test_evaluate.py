@@ -111,8 +111,8 @@ BAD = {
     "another class": (["other"], "cifar10 has no class 'lamp': a folder must have a class's name, such as 'airplane'"),
     "weights": (["good", "--weights", "nothing"], "nothing: no such file, and no weights of that name"),
     "all broken": (["broken"], "broken/cat/0.png: not an image"),
-    "batch": (["good", "--batch", "0"], "--batch must be at least 1, got 0"),
-    "plot": (["good", "--plot", "a.svg"], "--plot must name a .png file, got 'a.svg'"),
+    "batch": (["good", "--batch", "0"], "argument --batch: must be a whole number, at least 1, got '0'"),
+    "plot": (["good", "--plot", "a.svg"], "argument --plot: must name a .png file, got 'a.svg'"),
     "plot nowhere": (["good", "--plot", "no/a.png"], "no/a.png: cannot be written: No such file"),
 }
 

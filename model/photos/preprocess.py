@@ -179,10 +179,10 @@ class Preprocess:
 
     def ten_crops(self, image: Image.Image) -> torch.Tensor:
         """Returns (10, 3, size, size): four corners and the centre at 256 x 256, and their mirror images."""
-        large, size = self._normalise(RESIZE[self.resize](to_rgb(image), LARGE)), self.size
-        last = LARGE - size
-        corners = ((0, 0), (0, last), (last, 0), (last, last), (last // 2, last // 2))
-        crops = torch.stack([large[:, top : top + size, left : left + size] for top, left in corners])
+        from torchvision.transforms import functional  # slow to import
+
+        large = self._normalise(RESIZE[self.resize](to_rgb(image), LARGE))
+        crops = torch.stack(functional.five_crop(large, [self.size, self.size]))
         return torch.cat([crops, crops.flip(3)])
 
     def _normalise(self, rgb: torch.Tensor) -> torch.Tensor:
