@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from lesson import style
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from torchvision.utils import make_grid
 
-GAP = 2  # pixels between the pieces of a mosaic
+GAP = 2  # pixels between the pieces of a mosaic, and around them
 
 
 def filters(weight: np.ndarray, columns: int, *, title: str = "", axes: Axes | None = None) -> None:
@@ -21,7 +23,7 @@ def filters(weight: np.ndarray, columns: int, *, title: str = "", axes: Axes | N
         axes: where to draw.
     """
     low, high = weight.min((1, 2, 3), keepdims=True), weight.max((1, 2, 3), keepdims=True)
-    pieces = ((weight - low) / np.maximum(high - low, 1e-12)).transpose(0, 2, 3, 1)
+    pieces = (weight - low) / np.maximum(high - low, 1e-12)
     axes = axes or style.figure(height=4.2)[1]
     axes.imshow(_mosaic(pieces, columns, 1.0))
     axes.set_axis_off()
@@ -39,21 +41,14 @@ def maps(values: np.ndarray, columns: int, *, title: str = "", axes: Axes | None
     """
     greatest = np.maximum(values.max((1, 2), keepdims=True), 1e-12)
     axes = axes or style.figure(height=4.2)[1]
-    axes.imshow(_mosaic(values / greatest, columns, np.nan), vmin=0, vmax=1, cmap=style.SEQUENTIAL)
+    axes.imshow(_mosaic((values / greatest)[:, None], columns, np.nan)[..., 0], vmin=0, vmax=1, cmap=style.SEQUENTIAL)
     axes.set_axis_off()
     axes.set_title(title)
 
 
 def _mosaic(pieces: np.ndarray, columns: int, between: float) -> np.ndarray:
-    """Puts pieces, (number, height, width, ...), into one image, row by row."""
-    number, height, width = pieces.shape[:3]
-    rows = -(-number // columns)
-    shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, *pieces.shape[3:])
-    image = np.full(shape, between)
-    for index, piece in enumerate(pieces):
-        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
-        image[top : top + height, left : left + width] = piece
-    return image
+    """Puts pieces, (number, colours, height, width), into one image, (height, width, 3), row by row."""
+    return make_grid(torch.from_numpy(pieces), columns, GAP, pad_value=between).permute(1, 2, 0).numpy()
 
 
 def fields(photo: np.ndarray, patches: Sequence[tuple[str, int]], *, title: str = "", axes: Axes | None = None) -> None:
