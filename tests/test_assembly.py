@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, for GPUs that are not here."""
+"""``alexnet assembly``: what the compiler makes of the kernels, for GPUs that are not here."""
 
 import os
 import re
@@ -16,7 +16,7 @@ PRODUCTS = ("_conv2d_kernel", "_conv2d_input_gradient_kernel", "_conv2d_weight_g
 
 
 def check_chosen(task: Task, assembly: Assembly) -> None:
-    """No spills; a 16-bit product runs on the tensor cores, its operands copied 16 bytes at a time on NVIDIA."""
+    """No spills. A 16-bit product uses the tensor cores, and on NVIDIA its operands are copied 16 bytes at a time."""
     where = f"{task}: {assembly.kernel} {assembly.config}"
     assert assembly.spills == 0, where
     assert assembly.shared <= SHARED_MEMORY[task.architecture], where
@@ -61,7 +61,7 @@ def test_backward_passes_compile_well_for_an_h100():
 
 @pytest.mark.full
 def test_a_single_output_of_shares_compiles():
-    """The compiler is told a number of 1 as a constant, which has no methods."""
+    """The compiler sees a number that is 1 as a constant, which has no methods."""
     code = """
 import torch
 from kernels.tools import assembly
@@ -80,11 +80,11 @@ assembly.compile_launch(launches[0], {}, True, "sm_90")
 def test_conv1_is_folded_and_its_loads_pipelined():
     ((_, (fold_input, fold_weight, conv)),) = assemble([Task("conv1", "sm_90")])
     assert fold_input.kernel == fold_weight.kernel == "_space_to_depth_kernel"
-    assert conv.registers < 128  # unfolded it took all 255, spilled, and copied nothing asynchronously
+    assert conv.registers < 128  # without folding: all 255, with spills, and no asynchronous copies
     assert conv.copies[16] >= 24
 
 
-# Triton's own launcher, on a driver that only says that an H100 is there: binding arguments, keys, and compiling.
+# Triton's own launcher, with a driver that claims an H100: it binds arguments, makes keys, and compiles.
 LAUNCH = """
 import torch
 from triton.backends.compiler import GPUTarget
@@ -124,7 +124,7 @@ def test_normalisation_and_pooling_load_16_bytes_and_stay_in_registers():
     for task, (assembly,) in assemble(tasks):
         loads = set(re.findall(r"\bLDG\.\S+", assembly.text["sass"]))
         assert any(".128" in load for load in loads), task
-        assert not any(".U16" in load for load in loads), task  # of neighbouring channels, at least two at once
+        assert not any(".U16" in load for load in loads), task  # at least two neighbouring channels at once
         assert assembly.shared == 0 and not re.search(r"\bSHFL", assembly.text["sass"]), task
 
 

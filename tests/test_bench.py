@@ -1,4 +1,4 @@
-"""``alexnet bench``: what it checks, what it writes, what it refuses. Nothing here looks at how fast."""
+"""``alexnet bench``: what it checks, what it writes, what it refuses. No test looks at a speed."""
 
 import csv
 import errno
@@ -25,7 +25,7 @@ COLUMNS = "date,commit,gpu,torch,triton,operator,layer,pass,dtype,batch,provider
 
 
 def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
-    """The command as a user types it, in an empty folder."""
+    """Runs the command as users type it, in an empty folder."""
     return subprocess.run(
         [sys.executable, "-m", "model.cli", "bench", *map(str, arguments)],
         cwd=folder,
@@ -37,7 +37,7 @@ def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess:
 
 
 class FakeGpu(device.Interpreter):
-    """The interpreter, passed off as a GPU to everything but the clock: a timing is 1 ms, 2 ms, 3 ms, ..."""
+    """The interpreter, which claims to be a GPU. Its timings are 1 ms, 2 ms, 3 ms, ..."""
 
     interpreted = False
     name = "Fake GPU 80GB"
@@ -54,7 +54,7 @@ class FakeGpu(device.Interpreter):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A GPU that is none, and a compiler that does nothing."""
+    """A fake GPU, and a compiler that does nothing."""
     gpu = FakeGpu()
     monkeypatch.setattr(device, "here", lambda: gpu)
     monkeypatch.setattr(check, "compiled", lambda function: function)
@@ -63,7 +63,7 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def interpreter(monkeypatch):
-    """The interpreter, whether or not there is a GPU, with small roofs."""
+    """The interpreter, also on a machine with a GPU, with small roofs."""
     cpu = device.Interpreter()
     cpu.copy_size, cpu.matmul_size = 1024, 64
     monkeypatch.setattr(device, "here", lambda: cpu)
@@ -179,7 +179,7 @@ def test_refuses_another_table(interpreter, tmp_path, capsys):
 
 
 def spoil(index: tuple, value: float):
-    """A planted bug: one element of softmax's output is ``value``."""
+    """Returns a wrong softmax: one element of its output is ``value``."""
 
     def wrong(x, dim):
         output = torch.softmax(x, dim)
@@ -326,7 +326,7 @@ def test_deviation_of_dropout_counts_what_is_kept(kept):
 
 @needs_interpreter
 def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
-    """Every line but those of CUDA itself: roofs, three providers, two layouts, the table, the ratio, the plots."""
+    """All but CUDA itself: roofs, three providers, two layouts, the table, the ratio, the plots."""
     arguments = ["max_pool2d", "softmax", "--batch", "2", "1", "--dtype", "fp32", "tf32", "--plot"]
     assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
     out, _ = capsys.readouterr()
@@ -356,7 +356,7 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
         "fake-gpu-80gb-roofline-fp32.png",
         "fake-gpu-80gb-roofline-tf32.png",
     ]
-    # Again: rows are appended under one header, and the later ones count.
+    # A second run appends its rows under the same header, and they count.
     assert cli.main([*arguments[:2], "--batch", "2", "--dtype", "fp32", "--out", str(tmp_path)]) == 0
     lines = (tmp_path / "fake-gpu-80gb.csv").read_text().splitlines()
     assert lines.count(COLUMNS) == 1
@@ -432,7 +432,7 @@ def test_the_network_matches_float64():
 
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16"])
 def test_one_precision_under_all_of_its_names(dtype):
-    """PyTorch raises where its older and newer names disagree, and its compiler reads both."""
+    """PyTorch raises if its older and newer names disagree, and its compiler reads both."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.fp32_precision
     tf32 = dtype == "tf32"

@@ -1,4 +1,4 @@
-"""kernels.tools.files and kernels.tools.columns: files that are whole, tables whose columns are straight."""
+"""kernels.tools.files and kernels.tools.columns: files that are never half written, tables with straight columns."""
 
 import os
 import re
@@ -16,7 +16,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "table.json"
     write_bytes(path, b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))  # as a disk with room for four more bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))  # like a disk with room for four more bytes
     try:
         with pytest.raises(AlexNetError, match=r"table\.json: cannot be written: File too large"):
             write_bytes(path, b"longer")

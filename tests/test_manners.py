@@ -1,4 +1,4 @@
-"""All commands alike: help on stdout and status 0; one line on stderr and status 2 for what none of them knows."""
+"""All commands: help on stdout and status 0; one line on stderr and status 2 for an unknown option."""
 
 import importlib
 import os
@@ -34,7 +34,7 @@ def test_help_needs_no_pytorch(name, tmp_path):
 
 
 def test_the_decoy_is_found(tmp_path):
-    """That is, the test above can fail."""
+    """So the test above can fail."""
     (tmp_path / "torch.py").write_text("raise SystemExit('imported torch')")
     command = [sys.executable, "-c", "import model.alexnet"]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
@@ -42,7 +42,7 @@ def test_the_decoy_is_found(tmp_path):
 
 
 def test_in_a_thread(tmp_path):
-    """Where Python does not let anybody change what Ctrl-C does."""
+    """In a thread, Python does not let a command change what Ctrl-C does."""
     arguments = ["--bandwidth", "1", "--rate", "1", "--out", str(tmp_path)]
     with ThreadPoolExecutor() as pool:
         assert pool.submit(roofline.main, arguments).result() == 0
@@ -68,7 +68,7 @@ def test_full_disk(line, unbuffered):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_closed_streams(name):
-    """What is for stderr does not go to stdout instead, and nothing is done of which nobody would hear."""
+    """Messages for stderr do not go to stdout, and a command whose output nobody can see does nothing."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(arguments):
@@ -94,13 +94,13 @@ if "worker" in sys.argv:
 shared = DupFd(1)
 with socket.socket(socket.AF_UNIX) as caller:
     caller.connect(shared._id[0])
-os.close(shared.detach())  # the one after it has been served, so the one before it is done with
+os.close(shared.detach())  # served after the first one, which is then finished
 """
 
 
 @pytest.mark.parametrize("who", ["worker", "other"])
 def test_a_worker_whose_reader_hangs_up(who):
-    """Ctrl-C may end the reader at the moment when a worker hands it a tensor."""
+    """Ctrl-C may end the reader while a worker passes it a tensor."""
     done = subprocess.run([sys.executable, "-c", HANGS_UP, who], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and ("Traceback" in done.stderr) == (who == "other"), done.stderr
     assert who == "other" or not done.stderr

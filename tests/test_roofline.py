@@ -1,4 +1,4 @@
-"""The measured table, the roofline's numbers, its plots, and the README's part that is made from them."""
+"""The measured tables, the roofline's numbers and plots, and the README's part that shows them."""
 
 import csv
 import re
@@ -15,7 +15,7 @@ TEXT = f"# Title\n\nAbove.\n\n{readme.BEGIN}\nold\n{readme.END}\n\nBelow.\n"
 
 
 def row(operator, layer, provider, p50, *, flops, bytes, date="2026-01-01T00:00:00+00:00", dtype="fp16", batch=4):
-    """A hand-made row; times in ms."""
+    """A row with given times, in ms."""
     version = "abc1234", GPU, "2.11.0", "3.6.0"
     return Row(
         date,
@@ -67,7 +67,7 @@ def table(tmp_path):
 
 
 def drawn(path) -> np.ndarray:
-    """A plot that is one: 900 pixels wide, not blank, in several colours."""
+    """Reads a plot, and checks that it is 900 pixels wide and has several colours."""
     image = (matplotlib.image.imread(path)[..., :3] * 255).astype(int)
     assert image.shape[1] == 900
     colours = np.unique(image.reshape(-1, 3), axis=0)
@@ -77,7 +77,7 @@ def drawn(path) -> np.ndarray:
 
 def has_colour(image: np.ndarray, colour: str) -> bool:
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return bool((abs(image - rgb).max(axis=-1) <= 40).any())  # thin lines are blended with the page
+    return bool((abs(image - rgb).max(axis=-1) <= 40).any())  # not exactly: thin lines mix with the white
 
 
 def test_load_gives_back_what_was_written(table):
@@ -223,7 +223,7 @@ def test_readme_without_measurements(tmp_path, capsys):
     (tmp_path / "README.md").write_text(TEXT)
     empty = tmp_path / "measurements"
     empty.mkdir()
-    write(tmp_path / "interpreter.csv", TABLE)  # the interpreter's rows never count
+    write(tmp_path / "interpreter.csv", TABLE)  # the interpreter's rows do not count
     for folder in (empty, tmp_path):
         assert readme.main([str(tmp_path / "README.md"), "--measurements", str(folder)]) == 0
         text = (tmp_path / "README.md").read_text()

@@ -63,14 +63,14 @@ def y():
 
 @pytest.fixture
 def sums(x, y):
-    """Launches the kernel on 11 elements: three programs of four lanes."""
+    """A launch of the kernel on 11 elements: three programs of four lanes."""
     return lambda: _sums_kernel[(3,)](x, y, 11, BLOCK=4)
 
 
-LAST = {  # program 2: elements 8 to 11, of which 11 is masked
+LAST = {  # program 2: elements 8 to 11; 11 is masked
     "offs": [8, 9, 10, 11],
     "mask": [True, True, True, False],
-    "first": [80, 90, 100, -1],  # what the two loads give
+    "first": [80, 90, 100, -1],  # what the two loads return
     "second": [90, 100, 110, -1],
 }
 
@@ -108,7 +108,7 @@ def test_head(sums, x, y):
 
 
 def test_values_are_kept(sums):
-    """Each value is a copy: what an accumulator was does not change when it grows."""
+    """Each value is a copy, so an earlier value of an accumulator does not change when it grows."""
     values = trace.trace(sums, "_sums_kernel", (0,)).values("acc")
     assert [value.tolist() for value in values] == [[0] * 4, [0, 20, 40, 60], [20, 60, 100, 140]]
 
@@ -124,7 +124,7 @@ def test_accesses(sums):
 
 
 def test_one_program_runs(sums, x, y):
-    """The one that was asked for, of the first launch; and a launch outside a trace runs all."""
+    """Only the given program of the first launch runs. Outside of a trace all programs run."""
     trace.trace(sums, "_sums_kernel", (1,))
     expected = torch.full((11,), -5.0)
     expected[4:8] = 2 * (x[4:8] + x[5:9])
@@ -134,7 +134,7 @@ def test_one_program_runs(sums, x, y):
 
 
 def test_others_run_whole(sums, x, y):
-    """Other kernels, and further launches of the same."""
+    """Other kernels run whole, and so do later launches of the same kernel."""
     other = torch.zeros(11)
 
     def call():
@@ -149,7 +149,7 @@ def test_others_run_whole(sums, x, y):
 
 
 def test_grid(x, y):
-    """Of any number of dimensions, and as a function."""
+    """A grid may have three dimensions, and may be a function."""
     for grid in ((1, 1, 2), lambda META: (1, 1, META["BLOCK"] // 2)):
         found = trace.trace(lambda grid=grid: _fill_kernel[grid](y, 1.0, 4, BLOCK=4), "_fill_kernel", (0, 0, 1))
         assert found.grid == (1, 1, 2)
@@ -157,7 +157,7 @@ def test_grid(x, y):
 
 
 def test_conv2d_at_the_padding():
-    """Which pixels each of the nine taps loads, and which lanes the padding switches off."""
+    """Each of the nine taps loads the right pixels, and the padding switches off the right lanes."""
     size, channels, rows = 5, 16, 32
     x = torch.randn(1, channels, size, size)
     w = torch.randn(16, channels, 3, 3)
@@ -174,7 +174,7 @@ def test_conv2d_at_the_padding():
         assert (load.mask == inside[:, None]).all()
         expected = ((h * size + w_) * channels)[:, None] + np.arange(channels)
         assert (load.offsets[load.mask] == expected[load.mask]).all()
-    # Along an axis, 13 of the 15 pairs of a pixel and a tap lie inside.
+    # On each axis, 13 of the 15 pairs of a pixel and a tap are inside.
     assert sum(load.mask[:, 0].sum() for load in loads) == 13 * 13
     (store,) = found.accesses("y_ptr")
     assert store.mask.sum() == size * size * 16
@@ -183,7 +183,7 @@ def test_conv2d_at_the_padding():
 
 
 def test_watching_and_multiplications(sums, x, y):
-    """Of all programs, one inside another, and with a trace inside."""
+    """All programs are watched. One may be inside another, and a trace may be inside."""
     seen = []
     with trace.watching(lambda *found: seen.append(found)), trace.multiplications() as found:
         sums()
