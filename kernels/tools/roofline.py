@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser, count
-from kernels.tools.files import write_bytes
+from kernels.tools.files import write_figure
 from kernels.tools.measurements import PROVIDERS, ROOFS, Roofs, Row, TableError, compare, load, main_batch, roofs
 from kernels.tools.workloads import ALEXNET, DTYPES, torch_dtype
 
@@ -37,14 +36,6 @@ def _figure() -> tuple[Figure, Axes]:
     axes.grid(which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    png = io.BytesIO()
-    # Without matplotlib's version in the file, so that the same table gives the same bytes.
-    figure.savefig(png, format="png", dpi="figure", metadata={"Software": None})
-    write_bytes(path, png.getvalue())
-    return path
 
 
 def draw(axes: Axes, limits: Roofs, points: Mapping[str, tuple[float, Mapping[str, float]]]) -> None:
@@ -140,7 +131,8 @@ def plot_roofline(rows: Iterable[Row], path: Path, *, dtype: str, batch: int, pa
     latest = max(row.date for row in rows)[:10]
     axes.set_title(f"{rows[0].gpu}, {dtype}, batch {batch}, {pass_}; measured {latest}", loc="left")
     draw(axes, limits, points)
-    return _save(figure, path)
+    write_figure(path, figure)
+    return path
 
 
 def plot_model(path: Path, limits: Roofs, *, dtype: str, batch: int) -> Path:
@@ -153,7 +145,8 @@ def plot_model(path: Path, limits: Roofs, *, dtype: str, batch: int) -> Path:
     figure, axes = _figure()
     axes.set_title(f"NOT MEASURED: the model's floors under assumed roofs, {dtype}, batch {batch}, forward", loc="left")
     draw(axes, limits, points)
-    return _save(figure, path)
+    write_figure(path, figure)
+    return path
 
 
 def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Path | None:
@@ -201,7 +194,8 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     what = "AlexNet" if layer == "alexnet" else layer
     date = max(row.date for row in chosen)[:10]
     axes.set_title(f"{what}, {chosen[0].gpu}, {dtype}, forward; measured {date}", loc="left")
-    return _save(figure, path)
+    write_figure(path, figure)
+    return path
 
 
 def plot_all(rows: Iterable[Row], folder: Path, stem: str) -> list[Path]:
