@@ -6,10 +6,18 @@ import resource
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from kernels.errors import AlexNetError
 from kernels.tools.columns import align
-from kernels.tools.files import check_writable, write_bytes
+from kernels.tools.files import check_writable, write_bytes, write_figure
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_figure(tmp_path / name, Figure(figsize=(1, 1)))
+    first, second = ((tmp_path / name).read_bytes() for name in ("a", "b"))
+    assert first == second and first.startswith(b"\x89PNG") and b"atplotlib" not in first
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

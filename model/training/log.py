@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kernels.errors import AlexNetError
-from kernels.tools.files import write_bytes
+from kernels.tools.files import write_bytes, write_figure
 
 
 class Row(NamedTuple):
@@ -87,14 +87,12 @@ def draw_curves(rows: list[Row], per_epoch: int, path: Path) -> None:
     """Loss and accuracy over the epochs: each step thin, the mean of an epoch thick, validation with dots."""
     if not rows:  # a finished run was resumed, but its log is gone
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
     import numpy as np
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     epochs = np.array([row.step for row in rows]) / per_epoch
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, name, scale in zip(axes, ("loss", "accuracy"), (1.0, 100.0), strict=True):
         values = np.array([getattr(row, name) for row in rows]) * scale
         width = min(per_epoch, len(values))
@@ -111,7 +109,4 @@ def draw_curves(rows: list[Row], per_epoch: int, path: Path) -> None:
     axes[0].set_ylim(0, 1.1 * np.nanpercentile([row.loss for row in rows], 99))  # the first steps may be far up
     axes[1].set_ylim(0, 100)
     axes[0].legend(frameon=False)
-    png = io.BytesIO()
-    figure.savefig(png, dpi=110)
-    plt.close(figure)
-    write_bytes(path, png.getvalue())
+    write_figure(path, figure)
