@@ -52,17 +52,15 @@ def run(argv: list[str] | None) -> int:
     args = parse(argv)
     with interrupts_exit():
         device = choose_device(args.device)
-
-        import kernels
-        from kernels.tools import torch_ops
         from kernels.tools.workloads import torch_dtype
+        from model.layers import OPERATORS
         from model.photos.loading import Photos
         from model.training import accuracy
         from model.training.distributed import Ranks
 
     ranks = Ranks(device)
     folder, loaded, net, targets = ranks.agree(lambda: prepare(args, ranks.first))
-    operators, dtype = torch_ops if args.operators == "torch" else kernels, torch_dtype(args.dtype)
+    operators, dtype = OPERATORS[args.operators], torch_dtype(args.dtype)
     net.use(operators).to(device, dtype)
     images = [(path, targets[index]) for path, index in folder.images]
     preprocess = loaded.preprocess

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 import kernels
-from kernels.tools import cost
+from kernels.tools import cost, torch_ops
+
+OPERATORS: dict[str, ModuleType] = {"triton": kernels, "torch": torch_ops}
+"""Modules of operators, by the names that the commands have for them."""
 
 
 class Layer(nn.Module):

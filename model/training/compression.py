@@ -23,12 +23,12 @@ from kernels.errors import AlexNetError
 from kernels.tools.files import check_writable, write_bytes
 from model import alexnet, weights
 from model.device import choose_device
+from model.layers import OPERATORS
 from model.photos.folders import Folder, read_splits
 from model.photos.loading import Photos
 from model.training.accuracy import measure_accuracy
 from model.training.config import TrainingConfig
 from model.training.distributed import Ranks
-from model.training.start import OPERATORS
 from model.training.trainer import Trainer
 from model.weights import Weights, deep_compression
 from model.weights.common import describe

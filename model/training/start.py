@@ -7,11 +7,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-import kernels
 from kernels.errors import AlexNetError
-from kernels.tools import torch_ops
 from model import weights
 from model.alexnet import LRN, AlexNet
+from model.layers import OPERATORS
 from model.photos.augmentation import colour_statistics
 from model.photos.folders import Folder, read_splits
 from model.photos.preprocess import FOLDER, SIZE, Preprocess
@@ -20,8 +19,6 @@ from model.training.config import TrainingConfig
 from model.training.distributed import Ranks
 from model.weights import LAYER_NAMES, Weights
 from model.weights.common import check_meta
-
-OPERATORS = {"triton": kernels, "torch": torch_ops}
 
 
 @dataclass
