@@ -50,7 +50,7 @@ def device_name(device: "torch.device") -> str:
 
 @contextlib.contextmanager
 def batch_fits(batch: int, device: "torch.device", name: Callable[[str], str] = str) -> Iterator[None]:
-    """Inside, a lack of memory is an AlexNetError about ``--batch``; ``name`` adds to its message who says it."""
+    """Inside, a lack of memory raises an AlexNetError about ``--batch``. ``name`` completes its message."""
     import torch
 
     try:

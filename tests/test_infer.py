@@ -18,12 +18,12 @@ from PIL import Image
 
 from kernels import runtime
 from kernels.errors import AlexNetError
-from kernels.tools import command
+from kernels.tools import command, torch_ops
 from kernels.tools.measurements import roofs_for
 from model import weights
 from model.alexnet import AlexNet
 from model.checkout import MEASUREMENTS
-from model.classify import Prediction
+from model.classify import Prediction, classify
 from model.infer import draw, imagenet_hint, main, photo_table
 from model.photos.folders import find_photos, read_folder
 from model.photos.preprocess import open_image
@@ -91,6 +91,23 @@ def test_default_photo_with_layers_and_plot(tmp_path, expected):
     with Image.open(tmp_path / "out.png") as plot:
         assert plot.format == "PNG" and min(plot.size) > 500
         assert len(plot.convert("RGB").getcolors(1 << 24)) > 1000, "an empty picture"
+
+
+def test_from_python(tmp_path, expected):
+    """A photo that cannot be read has a message, and comes before the others of its batch."""
+    loaded = weights.load()
+    photos = [DATA / "chelsea.png", tmp_path / "no.png", DATA / "rocket.jpg"]
+    first, second = classify(photos, AlexNet.from_weights(loaded).use(torch_ops), loaded, batch=2, top=3)
+    assert (first.photos, second.photos) == (photos[:1], photos[2:])
+    assert (first.unreadable, second.unreadable) == ([f"{tmp_path}/no.png: no such file"], [])
+    for batch in (first, second):
+        truth = expected(batch.photos[0])
+        best = sorted(truth, key=truth.get, reverse=True)[:3]
+        assert [prediction.label for prediction in batch.predictions[0]] == best
+        assert [loaded.classes[prediction.index] for prediction in batch.predictions[0]] == best
+        assert [prediction.probability for prediction in batch.predictions[0]] == pytest.approx(
+            [truth[label] for label in best], abs=1e-5
+        )
 
 
 @pytest.mark.full
