@@ -5,6 +5,7 @@ cannot be done, such as one of many photos that cannot be read.
 """
 
 import argparse
+import functools
 import json
 import math
 import sys
@@ -20,6 +21,8 @@ from kernels.tools.files import check_writable, write_figure
 from model import checkout
 from model.device import batch_fits, choose_device, device_name
 
+complain = functools.partial(command.complain, "alexnet infer")
+
 # PyTorch takes seconds to import, so functions import it, after the arguments have been checked.
 if TYPE_CHECKING:
     import torch
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="alexnet infer", description="Classifies photos with AlexNet on the Triton kernels.")
     add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE", help="photos, or folders of them (a cat from scikit-image)")
+    add("images", nargs="*", metavar="IMAGE", help="photos or folders of them; without any, a cat from scikit-image")
     add(
         "--weights",
         metavar="NAME|PATH",
@@ -48,11 +51,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--layers", action="store_true", help="each layer's output shape, parameters, time and GFLOP/s")
     add("--plot", metavar="OUT.png", type=png, help="draws the photo, its top classes and conv1's feature maps")
     return parser.parse_args(argv)
-
-
-def complain(message: object) -> None:
-    """Prints one line on stderr."""
-    command.complain("alexnet infer", message)
 
 
 def run(argv: list[str] | None) -> int:
@@ -95,7 +93,9 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
     read, seconds, table = 0, 0.0, ""
     with batch_fits(args.batch, device):
         times = time_layers(args, net, len(photos)) if args.layers else None
-        maps = keep_output(net.conv1) if args.plot else []
+        maps: list[torch.Tensor] = []
+        if args.plot:
+            net.conv1.register_forward_hook(lambda _, __, output: maps.append(output))
         for batch in classify(photos, net, loaded, batch=args.batch, top=args.top, graph=graph, show=several):
             with tqdm.external_write_mode(sys.stderr):
                 for problem in batch.unreadable:
@@ -147,13 +147,6 @@ def time_layers(args: argparse.Namespace, net: "AlexNet", photos: int) -> "Layer
         net(net.conv1.weight.new_zeros(min(photos, args.batch), 3, net.size, net.size))
     folder, device = checkout.MEASUREMENTS, net.conv1.weight.device
     return LayerTimes(net, roofs_for(device_name(device), args.dtype, folder) if folder else None)
-
-
-def keep_output(layer: "torch.nn.Module") -> "list[torch.Tensor]":
-    """Returns a list to which every forward pass will append the layer's output."""
-    outputs: list[torch.Tensor] = []
-    layer.register_forward_hook(lambda _, __, output: outputs.append(output))
-    return outputs
 
 
 def json_lines(batch: "Batch", where: dict, layers: dict) -> list[str]:
