@@ -29,7 +29,7 @@ class LayerTimes:
         synchronize(self.device)
         self.started = time.perf_counter()
 
-    def _stop(self, name: str, *_) -> None:
+    def _stop(self, name: str, *_: object) -> None:
         synchronize(self.device)
         self.ms[name] = (time.perf_counter() - self.started) * 1e3
 

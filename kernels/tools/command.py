@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from kernels.errors import AlexNetError
 
@@ -21,7 +21,7 @@ from kernels.errors import AlexNetError
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error instead of two."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise AlexNetError(message)
 
 

@@ -5,6 +5,7 @@ only if it is told to.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -23,7 +24,7 @@ __all__ = [
 
 
 def _with_relu(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def operator(*arguments, relu: bool = False, **options) -> torch.Tensor:
+    def operator(*arguments: Any, relu: bool = False, **options: Any) -> torch.Tensor:
         y = product(*arguments, **options)
         return functional.relu(y, inplace=True) if relu else y
 
@@ -36,7 +37,13 @@ def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def lrn_max_pool2d(
-    input: torch.Tensor, size: int, alpha: float, beta: float, k: float, kernel_size, stride
+    input: torch.Tensor,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    kernel_size: int | tuple[int, ...] | list[int],
+    stride: int | tuple[int, ...] | list[int],
 ) -> torch.Tensor:
     """As :func:`kernels.lrn_max_pool2d`."""
     normalise = _banded_local_response_norm if input.device.type == "cpu" else local_response_norm

@@ -13,7 +13,7 @@ import linecache
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ def _before(methods: Mapping[str, Callable[..., None]]) -> Iterator[None]:
     def watch(name: str) -> Callable:
         original = getattr(builder, name)
 
-        def method(*args, **kwargs):
+        def method(*args: Any, **kwargs: Any) -> Any:
             methods[name](*args)
             return original(*args, **kwargs)
 
@@ -155,10 +155,10 @@ def _before(methods: Mapping[str, Callable[..., None]]) -> Iterator[None]:
 def watching(note: Callable[[str, np.ndarray, np.ndarray], None]) -> Iterator[None]:
     """Reports every load and store of every program inside: ``note("load", addresses, mask)``."""
 
-    def load(pointers, mask, *_) -> None:
+    def load(pointers: Any, mask: Any, *_: Any) -> None:
         note("load", pointers.data, mask.data)
 
-    def store(pointers, _, mask, *__) -> None:
+    def store(pointers: Any, _: Any, mask: Any, *__: Any) -> None:
         note("store", pointers.data, mask.data)
 
     with _before({"create_masked_load": load, "create_masked_store": store}):
@@ -170,7 +170,7 @@ def multiplications() -> Iterator[list[int]]:
     """Records each multiplication or division of floating-point tiles inside: how many elements it has."""
     found: list[int] = []
 
-    def note(tile, *_) -> None:
+    def note(tile: Any, *_: Any) -> None:
         if tile.data.size > 1:
             found.append(tile.data.size)
 
@@ -199,7 +199,7 @@ class _Recorder:
         finally:
             interpreter.GridExecutor.__call__ = run
 
-    def launch(self, run: Callable, executor, args: tuple, kwargs: dict) -> object:
+    def launch(self, run: Callable, executor: Any, args: tuple, kwargs: dict) -> object:
         """A launch. If it is the one to trace, only one program runs."""
         self.launched.append(executor.fn.__name__)
         if executor.fn.__name__ != self.kernel or self.trace is not None:

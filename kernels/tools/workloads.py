@@ -72,7 +72,7 @@ class Workload(NamedTuple):
         return list(operands[1:] if self.first else operands)
 
 
-def _conv(name: str, input: cost.Shape, weight: cost.Shape, **geometry) -> Workload:
+def _conv(name: str, input: cost.Shape, weight: cost.Shape, **geometry: object) -> Workload:
     return Workload(name, "conv2d", input, (weight, weight[:1]), {**geometry, "relu": True})
 
 

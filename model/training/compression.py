@@ -145,7 +145,7 @@ def retrain(pruned: Weights, masks: Mapping[str, torch.Tensor], config: Training
     held = [(trainer.net.get_parameter(f"{layer}.weight"), mask.to(trainer.device)) for layer, mask in masks.items()]
 
     @torch.no_grad()
-    def hold(*_) -> None:
+    def hold(*_: object) -> None:
         for weight, mask in held:
             weight.mul_(mask)
 

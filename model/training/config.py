@@ -54,7 +54,7 @@ class TrainingConfig:
     save_every: int = setting(1000, "steps between checkpoints; each epoch ends with one too", least=1)
     strict: bool = setting(False, "stop at a photo that cannot be read, instead of taking the next one")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for choice in fields(self):
             value, least = getattr(self, choice.name), choice.metadata.get("least")
             if get_origin(choice.type) is Literal and value not in get_args(choice.type):

@@ -13,7 +13,7 @@ def collect_signals() -> Iterator[list[int]]:
     main = threading.current_thread() is threading.main_thread()
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
 
-    def note(number: int, _) -> None:
+    def note(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, usual[signal.Signals(number)])
 

@@ -178,8 +178,8 @@ def _download(source: Source) -> Path:
         raise WeightsError(f"{host} did not send it: {_cause(error)}") from error
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written: {error.strerror or error}") from error
-    except ValueError as error:  # pooch's, for another checksum
-        raise WeightsError(f"what {host} sent is another file: {error}") from error
+    except ValueError as error:  # pooch's, which is too long for one line
+        raise WeightsError(f"{host} sent another file: its checksum is not the published one") from error
     return target
 
 

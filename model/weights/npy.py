@@ -96,10 +96,10 @@ class _Unpickler(pickle.Unpickler):
 class _DType:
     """Stands for ``numpy.dtype`` while unpickling."""
 
-    def __init__(self, code: str | bytes, *_):
+    def __init__(self, code: str | bytes, *_: object) -> None:
         self.code, self.order = _text(code), "="
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple) -> None:
         self.order = _text(state[1])
 
     def resolve(self) -> np.dtype:
@@ -113,10 +113,10 @@ class _Array:
 
     value: object = None
 
-    def __init__(self, *_):
+    def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, raw = state
         if dtype.resolve().kind == "O":
             self.value = raw[0] if shape == () else raw

@@ -50,7 +50,7 @@ class Gpu:
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=stream):
                 outputs = list(started.run())
 
-        def replay(_=folded) -> None:  # keeps the folded filters alive, which the graph reads
+        def replay(_: object = folded) -> None:  # keeps the folded filters alive, which the graph reads
             graph.replay()
 
         for output in outputs:
