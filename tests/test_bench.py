@@ -333,7 +333,7 @@ def test_the_whole_run_as_on_a_gpu(fake, tmp_path, capsys):
     assert out.startswith("Fake GPU 80GB, torch ")
     rows = measurements.load(tmp_path / "fake-gpu-80gb.csv")
     assert len(rows) == 3 + 2 * 2 * 2 * 3  # roofs; dtypes, batches, layers, providers
-    # pool5 comes first: roofs 1 and 2, ours 3, torch in NCHW 4 and in NHWC 5, of which the faster counts, compile 6.
+    # pool5 comes first: roofs 1 and 2, ours 3, torch in NCHW 4 and in NHWC 5 (the faster one counts), compile 6.
     first = [row for row in rows if (row.layer, row.batch, row.dtype) == ("pool5", 2, "fp32")]
     assert [(row.provider, row.p50_ms) for row in first] == [("triton", 3.0), ("torch", 4.0), ("compile", 6.0)]
     line = next(line for line in out.splitlines() if line.startswith("pool5"))

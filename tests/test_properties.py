@@ -97,7 +97,7 @@ def compare(ours, theirs, tensors, arguments, small, gradients=False, equal=True
 
 
 def check(actual, expected, equal):
-    if equal:  # but for the last rounding
+    if equal:  # up to the last rounding
         assert_close(actual, exact(expected.to(actual.dtype)), bound=0)
     else:
         assert_close(actual, expected)

@@ -7,9 +7,9 @@
   needed) from a random gradient of its output. The forward pass before it is not timed. A training step of the network
   is forward, cross entropy, backward, and PyTorch's own fused SGD with momentum and weight decay, the same for all. The
   learning rate is 0, so that each replay does the same work. There is no dropout, because its masks would differ.
-- The others at their best: PyTorch eager with ``cudnn.benchmark``, in NCHW and in channels_last memory, of which the
-  faster counts; and ``torch.compile`` with max-autotune in that memory order. All use the same dtype, and multiply
-  float32 in the same way: as TF32 if the dtype is called tf32, else as IEEE.
+- The others at their best: PyTorch eager with ``cudnn.benchmark``, in NCHW and in channels_last memory; the faster one
+  counts. And ``torch.compile`` with max-autotune in that memory order. All use the same dtype, and multiply float32 in
+  the same way: as TF32 if the dtype is called tf32, else as IEEE.
 - All providers are timed as replays of a CUDA graph. This leaves out the time that Python takes to launch.
   ``max-autotune-no-cudagraphs`` is max-autotune without Inductor's own graphs, which copy their inputs at each replay.
 - ``triton.testing.do_bench`` times: events around each replay, the L2 cache flushed before it, and the 20th, 50th and

@@ -193,7 +193,7 @@ def failure(error: Exception) -> str:
 def time_work(
     device: Device, variant: str, work: Work, dtype: str, forward: Function, loss: Function, operands: Tensors
 ) -> Result:
-    """Checks and times work on one provider's functions. ``operands`` are in the memory order that it takes."""
+    """Checks and times work on one provider's functions. ``operands`` are in its memory order."""
     start = lambda: work.start(forward, loss, operands)
     deviate = lambda outputs, output: deviation(work, operands, outputs, output)
     step = work.pass_ == "step"
