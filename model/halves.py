@@ -1,9 +1,9 @@
 """AlexNet in two halves, one per process, as over the two GPUs of 2012.
 
 That network was larger than the 3 GB of a GTX 580, so each of two GPUs had half of the filters of every layer
-(Krizhevsky et al., section 3.5 and figure 2). conv2, conv4 and conv5 read the maps of their own GPU only; ``groups=2``
-is what is left of that. conv3 and the fully connected layers read the maps of both, and only there the GPUs exchanged
-anything.
+(Krizhevsky et al., section 3.5 and figure 2). conv2, conv4 and conv5 read the maps of their own GPU only. That is why
+they have ``groups=2``. conv3 and the fully connected layers read the maps of both GPUs. The GPUs exchanged data only
+there.
 """
 
 import dataclasses

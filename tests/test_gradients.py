@@ -149,7 +149,7 @@ def test_dropout_follows_the_seed():
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-# Without a GPU launches are recorded and not run, so that it takes seconds. Outputs are what was in their memory.
+# Without a GPU, launches are recorded and not run. The test then takes seconds, and outputs hold arbitrary numbers.
 @pytest.mark.full
 @pytest.mark.unguarded
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
