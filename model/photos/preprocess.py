@@ -167,9 +167,9 @@ class Preprocess:
         tensor([-104.0070, -116.6688, -122.6789])
     """
 
-    mean: tuple[float, float, float]
+    mean: tuple[float, ...]
     resize: str
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     order: str = "BGR"
     size: int = SIZE
 

@@ -18,7 +18,6 @@ from model.training import checkpoint
 from model.training.config import TrainingConfig
 from model.training.distributed import Ranks
 from model.weights import LAYER_NAMES, Weights
-from model.weights.common import check_meta
 
 
 @dataclass
@@ -106,17 +105,10 @@ def _resume(config: TrainingConfig, photos: Folder, last: Path) -> Found:
             raise AlexNetError(f"cannot resume: {name} was {position.config[name]} in {last}, and is {value} now")
     if position.images != photos.digest():
         raise AlexNetError(f"cannot resume: the images in {photos.path} are not those that {last} began with")
-    try:
-        _, lrn, preprocess = check_meta(meta)
-    except weights.WeightsError as error:
-        raise weights.WeightsError(f"{last}: {error}") from error
-    net = _network(config, photos, lrn)
-    optimizer = {name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")}
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise AlexNetError(f"{last}: not of this network: {' '.join(str(error).split())[:200]}") from error
-    return net, preprocess, position, optimizer
+    loaded = weights.load(last)
+    net = _network(config, photos, loaded.lrn)
+    weights.assign(net, loaded)
+    return net, loaded.preprocess, position, tensors
 
 
 def _network(config: TrainingConfig, photos: Folder, lrn: str | None) -> AlexNet:

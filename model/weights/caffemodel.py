@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.weights.common import Probe, Weights, WeightsError, array_layers, check_order, published, read_bounded
+from model.weights.common import Probe, Weights, WeightsError, check_order, find_layers, published, read_bounded
 
 if TYPE_CHECKING:  # imported only if a file is Caffe's
     from google.protobuf import message
@@ -87,13 +87,10 @@ def read(path: str | os.PathLike) -> Weights:
         raise WeightsError(f"truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
 
     def arrays(layer: str) -> list[np.ndarray]:
-        blobs = found[layer]
-        if len(blobs) != 2:
-            raise WeightsError(f"{layer} must have a weight and a bias, got {len(blobs)} blobs")
-        dims = (4 if layer.startswith("conv") else 2, 1)
-        return [_array(layer, blob, d) for blob, d in zip(blobs, dims, strict=True)]
+        dims = 4 if layer.startswith("conv") else 2
+        return [_array(layer, blob, 1 if index else dims) for index, blob in enumerate(found[layer])]
 
-    layers = array_layers(found, arrays)
+    layers = find_layers(found, arrays)
     check_order([layer.name for layer in (*net.layers, *net.layer)], "norm1", "pool1")
     return published(layers)
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from kernels.errors import AlexNetError
 from model.photos.preprocess import BVLC, RESIZE, SIZE, TORCHVISION, Preprocess
 
 LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+PARTS = ("weight", "bias")
 
 LARGEST_FILE = 2**30
 """Bytes of the largest file that is read: AlexNet in float64 takes half as many."""
@@ -105,105 +107,89 @@ def read_bounded(path: str | os.PathLike) -> bytes:
 def check_order(steps: Sequence[str], normalise: str, pool: str) -> None:
     """Raises WeightsError if a graph pools before it normalises: CaffeNet does, and its weights have AlexNet's shapes.
 
-    Args:
-        steps: names of the graph's steps, in their order.
-        normalise, pool: the names of the first normalisation and of the first pooling.
+    ``steps`` are the names of the graph's steps, ``normalise`` and ``pool`` those of the first two of their kind.
     """
     if normalise in steps and pool in steps[: steps.index(normalise)]:
         raise WeightsError("pools before it normalises, as CaffeNet does, which is another network")
 
 
-def array_layers(
+def find_layers(
     found: Iterable[object],
-    arrays: Callable[[str], Iterable[object]],
+    pair: Callable[[str], Sequence[object]],
     layout: Callable[[str, np.ndarray], np.ndarray] = lambda layer, weight: weight,
 ) -> dict[str, LayerTensors]:
-    """The layers of a file that holds arrays.
+    """AlexNet's layers in a file, checked.
 
     Args:
         found: the names in the file. Those that are not AlexNet's are ignored.
-        arrays: a function from a layer's name to what the file holds as its weight and bias.
+        pair: a function from a layer's name to its weight and bias, as arrays or tensors.
         layout: a function from a layer's name and its weight to the weight in PyTorch's layout.
     """
     layers = {}
     for layer in LAYER_NAMES:
-        if layer in found:
-            weight, bias = map(_check_array, (layer, layer), ("weight", "bias"), arrays(layer))
-            layers[layer] = to_tensors(layer, layout(layer, weight), bias)
-    return _check_any(found, layers)
-
-
-def _check_array(layer: str, part: str, array: object) -> np.ndarray:
-    if not isinstance(array, np.ndarray):
-        raise WeightsError(f"{layer}'s {part} must be an array, got {type(array).__name__}")
-    if array.dtype.kind != "f":
-        raise WeightsError(f"{layer}'s {part} must be of floating point, got {array.dtype}")
-    check_shape(layer, part, array.shape)
-    return array
-
-
-def to_tensors(layer: str, weight: np.ndarray, bias: np.ndarray) -> LayerTensors:
-    """A layer's arrays, in PyTorch's layout, as float32 tensors."""
-    tensors = []
-    for array in (weight, bias):
-        copy = None if array.flags.writeable else True  # None: only if dtype or order differ
-        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinity, which is then refused
-            tensors.append(torch.from_numpy(np.array(array, np.float32, order="C", copy=copy)))
-    return _check_tensors(layer, *tensors)
-
-
-def state_dict_layers(keys: Iterable[str], tensor: Callable[[str, str, str], torch.Tensor]) -> dict[str, LayerTensors]:
-    """The layers of a state dict: keys such as ``conv1.weight``, or torchvision's.
-
-    Args:
-        keys: the state dict's keys. ``DataParallel`` and ``torch.compile`` may have put their prefixes before them.
-        tensor: a function from (key, layer, "weight" or "bias") to the tensor, float32. It calls :func:`check_shape`.
-    """
-    ours, found = dict(zip(_TORCHVISION_NAMES, LAYER_NAMES, strict=True)), {}
-    for key in keys:
-        prefix, _, part = re.sub(r"^((module|_orig_mod)\.)+", "", key).rpartition(".")
-        found[ours.get(prefix, prefix), part] = key
-    layers = {}
-    for layer in LAYER_NAMES:
-        if (layer, "weight") in found:
-            if (layer, "bias") not in found:
-                raise WeightsError(f"{layer} has a weight but no bias")
-            weight, bias = (tensor(found[layer, part], layer, part) for part in ("weight", "bias"))
-            layers[layer] = _check_tensors(layer, weight, bias)
-    return _check_any(found.values(), layers)
-
-
-def check_shape(layer: str, part: str, shape: Sequence[int]) -> None:
-    """Raises WeightsError if a tensor has other dimensions than a weight or a bias, or more numbers than AlexNet's.
-
-    It comes before a tensor of that shape is allocated: a few bytes can claim any shape.
-    """
-    dims = 1 if part == "bias" else 4 if layer.startswith("conv") else 2
-    if len(shape) != dims:
-        raise WeightsError(f"{layer}'s {part} must have {dims} dimension{'s' * (dims > 1)}, got shape {tuple(shape)}")
-    if math.prod(shape) > LARGEST_TENSOR.get(layer, 2**20):
-        raise WeightsError(f"{layer}'s {part} of shape {tuple(shape)} is more than AlexNet's can be")
-
-
-def _check_tensors(layer: str, weight: torch.Tensor, bias: torch.Tensor) -> LayerTensors:
-    """Weight and bias in PyTorch's layout, if there is one bias per output and all numbers are finite."""
-    if weight.shape[0] != bias.shape[0]:
-        raise WeightsError(f"{layer} must have one bias per output, got {bias.shape[0]} for {weight.shape[0]}")
-    for part, tensor in (("weight", weight), ("bias", bias)):
-        if not tensor.numel():
-            raise WeightsError(f"{layer}'s {part} is empty, of shape {tuple(tensor.shape)}")
-        if not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            raise WeightsError(f"{layer}'s {part} holds NaN or infinity")
-    return weight, bias
-
-
-def _check_any(found: Iterable[object], layers: dict[str, LayerTensors]) -> dict[str, LayerTensors]:
-    """The layers, if there are any. :func:`assign` asks for those that a network needs."""
-    if not layers:
-        names = list(map(str, found))
-        shown = ", ".join(map(repr, names[:8])) + ", ..." * (len(names) > 8)
+        if layer not in found:
+            continue
+        parts = pair(layer)
+        if len(parts) != 2:
+            raise WeightsError(f"{layer} must have a weight and a bias, got {len(parts)} of them")
+        weight, bias = map(_check_part, (layer, layer), PARTS, parts)
+        tensors = _to_float32(layout(layer, weight)), _to_float32(bias)
+        outputs, biases = map(len, tensors)
+        if outputs != biases:
+            raise WeightsError(f"{layer} must have one bias per output, got {biases} for {outputs}")
+        for part, tensor in zip(PARTS, tensors, strict=True):
+            if not tensor.numel():
+                raise WeightsError(f"{layer}'s {part} is empty, of shape {tuple(tensor.shape)}")
+            if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+                raise WeightsError(f"{layer}'s {part} holds NaN or infinity")
+        layers[layer] = tensors
+    if not layers:  # assign() asks for those that a network needs
+        names = list(map(repr, map(str, found)))
+        shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
         raise WeightsError(f"must hold {', '.join(LAYER_NAMES)}, got {shown or 'nothing'}")
     return layers
+
+
+def _check_part(layer: str, part: str, value: Any) -> Any:
+    """A weight or a bias, if it is of floating point, and has its dimensions and no more numbers than AlexNet's.
+
+    This comes before memory of that shape is allocated: a few bytes can claim any shape.
+    """
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu":
+        floating = value.is_floating_point()
+    elif isinstance(value, np.ndarray):
+        floating = value.dtype.kind == "f"
+    else:
+        raise WeightsError(f"{layer}'s {part} must be a dense array, got {type(value).__name__}")
+    if not floating:
+        raise WeightsError(f"{layer}'s {part} must be of floating point, got {value.dtype}")
+    dims, shape = 1 if part == "bias" else 4 if layer.startswith("conv") else 2, tuple(value.shape)
+    if len(shape) != dims:
+        raise WeightsError(f"{layer}'s {part} must have {dims} dimension{'s' * (dims > 1)}, got shape {shape}")
+    if math.prod(shape) > LARGEST_TENSOR.get(layer, 2**20):
+        raise WeightsError(f"{layer}'s {part} of shape {shape} is more than AlexNet's can be")
+    return value
+
+
+def _to_float32(value: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor. It copies what may change or cannot be written, such as a mapped file."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinity, which is then refused
+        return torch.from_numpy(np.require(value, np.float32, ["C", "W"]))
+
+
+def state_dict_layers(keys: Iterable[str], tensor: Callable[[str], object]) -> dict[str, LayerTensors]:
+    """The layers of a state dict: keys such as ``conv1.weight``, or torchvision's.
+
+    ``DataParallel`` and ``torch.compile`` may have put their prefixes before them. ``tensor`` is a function from a key
+    to its tensor.
+    """
+    ours, found = dict(zip(_TORCHVISION_NAMES, LAYER_NAMES, strict=True)), defaultdict[str, dict[str, str]](dict)
+    for key in keys:
+        prefix, _, part = re.sub(r"^((module|_orig_mod)\.)+", "", key).rpartition(".")
+        found[ours.get(prefix, prefix) or key][part] = key
+    return find_layers(found, lambda layer: [tensor(found[layer][part]) for part in PARTS if part in found[layer]])
 
 
 # Classes and photos
@@ -248,49 +234,35 @@ def described(layers: dict[str, LayerTensors], text: str) -> Weights:
 
 
 def parse_meta(text: str) -> tuple[tuple[str, ...], str | None, Preprocess]:
-    """:func:`check_meta` of JSON."""
-    try:
-        return check_meta(json.loads(text))
-    except WeightsError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"meta must be JSON with classes, mean, lrn and resize: {error}") from error
-
-
-def check_meta(meta: object) -> tuple[tuple[str, ...], str | None, Preprocess]:
-    """Classes, LRN variant and preprocessing from what :func:`describe` returned.
+    """Classes, LRN variant and preprocessing from the JSON of :func:`describe`.
 
     Raises:
         WeightsError: an entry is missing or wrong.
     """
-    expected = "meta must be JSON with classes, mean, lrn and resize"
-    if not isinstance(meta, dict):
-        raise WeightsError(f"{expected}, got {meta!r:.200}")
     try:
+        meta = json.loads(text)
         classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
-    except KeyError as error:
-        raise WeightsError(f"{expected}: {error}") from error
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise WeightsError(f"meta must be JSON with classes, mean, lrn and resize: {error}") from error
     std, order, size = meta.get("std", [1.0] * 3), meta.get("order", "BGR"), meta.get("size", SIZE)
-    if not isinstance(classes, list) or not classes or not all(isinstance(label, str) for label in classes):
-        raise WeightsError(f"meta's classes must be a list of strings, got {classes!r:.200}")
-    if len(classes) > MOST_CLASSES:
-        raise WeightsError(f"meta's classes must be at most {MOST_CLASSES}, got {len(classes)}")
-    if not isinstance(resize, str) or resize not in RESIZE:
-        raise WeightsError(f"meta's resize must be one of {', '.join(map(repr, RESIZE))}, got {resize!r:.100}")
-    if order not in ("BGR", "RGB") or type(size) is not int or size not in (224, 227):
-        raise WeightsError(
-            f"meta's order must be BGR or RGB and its size 224 or 227, got {order!r:.100}, {size!r:.100}"
-        )
-    preprocess = Preprocess(_colours("mean", mean, -1e6), resize, _colours("std", std, 0.0), order, size)
+
+    def check(right: object, entry: str, accepted: str, got: object) -> None:
+        if not right:
+            raise WeightsError(f"meta's {entry} must be {accepted}, got {got!r:.200}")
+
+    strings = isinstance(classes, list) and all(isinstance(label, str) for label in classes)
+    check(strings and classes, "classes", "a list of strings", classes)
+    check(len(classes) <= MOST_CLASSES, "classes", f"at most {MOST_CLASSES}", len(classes))
+    known = isinstance(resize, str) and resize in RESIZE
+    check(known, "resize", f"one of {', '.join(map(repr, RESIZE))}", resize)
+    check(order in ("BGR", "RGB"), "order", "BGR or RGB", order)
+    check(type(size) is int and size in (224, 227), "size", "224 or 227", size)
+    for entry, values, least in (("mean", mean, -1e6), ("std", std, 0.0)):
+        three = isinstance(values, list) and len(values) == 3
+        numbers = three and all(type(n) in (int, float) and least < n < 1e6 for n in values)
+        check(numbers, entry, "three numbers, one per colour", values)
+    preprocess = Preprocess(tuple(map(float, mean)), resize, tuple(map(float, std)), order, size)
     return tuple(classes), None if lrn is None else str(lrn), preprocess
-
-
-def _colours(what: str, numbers: Any, least: float) -> tuple[float, float, float]:
-    """Three numbers between ``least`` and a million, one per colour."""
-    floats = isinstance(numbers, list) and len(numbers) == 3 and all(type(n) in (int, float) for n in numbers)
-    if not floats or not all(least < n < 1e6 for n in numbers):
-        raise WeightsError(f"meta's {what} must be three numbers, one per colour, got {numbers!r:.200}")
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
 # Into a network
@@ -309,7 +281,7 @@ def assign(net: torch.nn.Module, loaded: Weights, skip_layer: Iterable[str] = ()
             continue
         if name not in loaded.layers:
             raise WeightsError(f"{loaded.name}: lacks {name}")
-        for part, tensor in zip(("weight", "bias"), loaded.layers[name], strict=True):
+        for part, tensor in zip(PARTS, loaded.layers[name], strict=True):
             takes = tuple(getattr(layer, part).shape)
             if tuple(tensor.shape) != takes:
                 hint = '; skip_layer=("fc8",) leaves it as it is' if name == "fc8" else ""

@@ -26,16 +26,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model.weights.common import (
-    LayerTensors,
-    Probe,
-    Weights,
-    WeightsError,
-    parse_meta,
-    published,
-    read_bounded,
-    to_tensors,
-)
+from model.weights.common import Probe, Weights, WeightsError, find_layers, parse_meta, published, read_bounded
 
 DESCRIPTION = "a .net file of Deep Compression's"
 MAGIC = b"AlexNet\n"
@@ -64,14 +55,12 @@ def read(path: str | os.PathLike) -> Weights:
     """Reads a file of the original format, or one with our ending."""
     data = read_bounded(path)
     if not data.endswith(MAGIC):
-        return published(_decoded(data, 1000))
+        layers = decode(data, shapes(1000))
+        return published(find_layers(layers, layers.__getitem__))
     data, text = _split(data)
     classes, lrn, preprocess = parse_meta(text)
-    return Weights(_decoded(data, len(classes)), classes, lrn, preprocess)
-
-
-def _decoded(data: bytes, classes: int) -> dict[str, LayerTensors]:
-    return {layer: to_tensors(layer, *pair) for layer, pair in decode(data, shapes(classes)).items()}
+    layers = decode(data, shapes(len(classes)))
+    return Weights(find_layers(layers, layers.__getitem__), classes, lrn, preprocess)
 
 
 def shapes(classes: int) -> dict[str, tuple[int, ...]]:

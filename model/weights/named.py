@@ -1,26 +1,23 @@
 """Weights by name: the bundled ones, and published ones that are downloaded when somebody asks for them.
 
-Downloads are kept where ``torch.hub`` keeps its own, in ``$TORCH_HOME/hub/checkpoints``. pooch writes each to a
-temporary file there, which gets its name only when it is whole and is the file that was published.
+Downloads are kept where ``torch.hub`` keeps its own, in ``$TORCH_HOME/hub/checkpoints``.
 """
 
 import contextlib
-import logging
+import hashlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import pooch
+import requests
 import torch
 from tqdm import tqdm
 
 from model.weights import deep_compression
 from model.weights.common import LARGEST_FILE, WeightsError
-
-if TYPE_CHECKING:
-    from requests import RequestException
 
 TIMEOUT = 30.0  # seconds without a byte
 SLOWEST = 1000.0  # bytes per second
@@ -50,9 +47,12 @@ class Source(NamedTuple):
             deep_compression.read(path)
             return
         algorithm, _, expected = self.checksum.partition(":")
-        found = pooch.file_hash(str(path), algorithm)
-        if found != expected:
-            raise WeightsError(f"is another file: its {algorithm} is {found}")
+        found = hashlib.new(algorithm)
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+        if found.hexdigest() != expected:
+            raise WeightsError(f"is another file: its {algorithm} is {found.hexdigest()}")
 
 
 class Named(NamedTuple):
@@ -118,12 +118,10 @@ def published_as(path: Path) -> str | None:
     """The name whose published file this is, by its size and checksum; None for any other file."""
     for name, named in NAMED.items():
         for source in named.sources:
-            try:
+            with contextlib.suppress(WeightsError):
                 if source.checksum:
                     source.check(path)
                     return name
-            except WeightsError:
-                continue
     return None
 
 
@@ -145,9 +143,6 @@ def fetch(name: str) -> Path:
                 return path
             except (WeightsError, OSError) as error:
                 failures.append(f"{path} {error}")
-                if source.checksum is None:  # pooch would keep the damaged file
-                    with contextlib.suppress(OSError):
-                        path.unlink()
     for source in named.sources:
         try:
             return _download(source)
@@ -161,76 +156,54 @@ def fetch(name: str) -> Path:
 
 
 def _download(source: Source) -> Path:
-    """One source's file in the cache, whole and checked.
+    """One source's file in the cache. It gets its name only when it is whole and is the published one.
 
     Raises:
         WeightsError: the source did not send the published file, or it cannot be written.
     """
-    from requests import RequestException
-
     host, target = urlsplit(source.url).netloc, cache() / source.file
-    pooch.get_logger().setLevel(logging.WARNING)  # without this it prints addresses and checksums
+    partial = target.with_name(f"{source.file}.{os.getpid()}")
+    headers = {"User-Agent": "alexnet-triton", "Accept-Encoding": "identity"}
     try:
-        pooch.retrieve(source.url, source.checksum, source.file, cache(), downloader=_Stream(source, host))
-    except WeightsError:
-        raise
-    except RequestException as error:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with requests.get(source.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
+            response.raise_for_status()
+            _receive(response.iter_content(2**16), source, partial)
+        source.check(partial)
+        os.replace(partial, target)
+    except WeightsError as error:
+        raise WeightsError(f"what {host} sent: {error}") from error
+    except requests.RequestException as error:
         raise WeightsError(f"{host} did not send it: {_cause(error)}") from error
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written: {error.strerror or error}") from error
-    except ValueError as error:  # pooch's, which is too long for one line
-        raise WeightsError(f"{host} sent another file: its checksum is not the published one") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return target
 
 
-class _Stream:
-    """pooch's downloader over HTTP, and the file that it writes to.
-
-    pooch itself waits as long as something comes, and writes as much as comes. This gives up on a source that sends
-    more than was published, or hardly anything.
-    """
-
-    def __init__(self, source: Source, host: str):
-        self.source, self.host = source, host
-        self.most = source.bytes or LARGEST_FILE
-        self.length = self.before = 0
-        self.since = time.monotonic()
-
-    def __call__(self, url: str, path: str, _: pooch.Pooch | None) -> None:
-        os.unlink(path)  # pooch's own is for its owner only, and others may share the cache
-        headers = {"User-Agent": "alexnet-triton", "Accept-Encoding": "identity"}
-        download = pooch.HTTPDownloader(timeout=TIMEOUT, headers=headers, chunk_size=2**16)
-        name, total = self.source.file, self.source.bytes
-        self.bar = tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None)
-        with self.bar, open(path, "xb") as self.file:
-            download(url, self, None)
-            self.flush()
-            os.fsync(self.file.fileno())
-        if total not in (None, self.length):
-            raise WeightsError(f"{self.host} sent {self.length:,} bytes, and {total:,} were published")
-        if self.source.checksum is None:
-            try:
-                deep_compression.read(path)
-            except WeightsError as error:
-                raise WeightsError(f"what {self.host} sent is not what was published: {error}") from error
-
-    def write(self, block: bytes) -> None:
-        self.length += len(block)
-        if self.length > self.most:
-            raise WeightsError(f"{self.host} sent more than the {self.most:,} bytes published")
-        waited = time.monotonic() - self.since
-        if waited > TIMEOUT:
-            if self.length - self.before < SLOWEST * waited:
-                raise WeightsError(f"{self.host} sends too slowly: {self.length:,} bytes, and then hardly any more")
-            self.since, self.before = time.monotonic(), self.length
-        self.file.write(block)
-        self.bar.update(len(block))
-
-    def flush(self) -> None:
-        self.file.flush()
+def _receive(blocks: Iterable[bytes], source: Source, path: Path) -> None:
+    """Writes what a source sends, and gives up on one that sends more than was published, or hardly anything."""
+    most, length, before, since = source.bytes or LARGEST_FILE, 0, 0, time.monotonic()
+    bar = tqdm(total=source.bytes, desc=source.file, unit="B", unit_scale=True, leave=False, disable=None)
+    with bar, open(path, "wb") as file:
+        for block in blocks:
+            length += len(block)
+            if length > most:
+                raise WeightsError(f"is more than the {most:,} bytes published")
+            waited = time.monotonic() - since
+            if waited > TIMEOUT:
+                if length - before < SLOWEST * waited:
+                    raise WeightsError(f"comes too slowly: {length:,} bytes, and then hardly any more")
+                since, before = time.monotonic(), length
+            file.write(block)
+            bar.update(len(block))
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _cause(error: "RequestException") -> str:
+def _cause(error: requests.RequestException) -> str:
     """What went wrong on the network, in short."""
     if error.response is not None:
         return f"{error.response.status_code} {error.response.reason}"

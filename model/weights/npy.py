@@ -16,7 +16,7 @@ import re
 import numpy as np
 
 from model.weights import pickles
-from model.weights.common import Probe, Weights, WeightsError, array_layers, check_size, published, reason
+from model.weights.common import Probe, Weights, WeightsError, check_size, find_layers, published, reason
 
 DESCRIPTION = "a .npy file with a dictionary of layers, as bvlc_alexnet.npy"
 
@@ -39,12 +39,11 @@ def read(path: str | os.PathLike) -> Weights:
 
     def arrays(layer: str) -> list[object]:
         entry = _value(found[layer])
-        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-            got = f"{len(entry)} entries" if isinstance(entry, (list, tuple, dict)) else type(entry).__name__
-            raise WeightsError(f"{layer} must be [W, b], got {got}")
+        if not isinstance(entry, (list, tuple)):
+            raise WeightsError(f"{layer} must be [W, b], got {type(entry).__name__}")
         return list(map(_value, entry))
 
-    return published(array_layers(found, arrays, _layout))
+    return published(find_layers(found, arrays, _layout))
 
 
 def _layout(layer: str, weight: np.ndarray) -> np.ndarray:

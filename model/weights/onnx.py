@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.weights.common import (
-    LAYER_NAMES,
-    Probe,
-    Weights,
-    WeightsError,
-    array_layers,
-    check_order,
-    published,
-    read_bounded,
-    reason,
-)
+from model.weights import common
+from model.weights.common import LAYER_NAMES, Probe, Weights, WeightsError
 
 if TYPE_CHECKING:  # imported only if a file is ONNX's
     import onnx
@@ -39,24 +30,19 @@ def read(path: str | os.PathLike) -> Weights:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load_model_from_string(read_bounded(path))
+        model = onnx.load_model_from_string(common.read_bounded(path))
     except DecodeError as error:
         raise WeightsError(f"truncated or damaged: not a protocol buffer of ONNX's: {error}") from error
     graph = model.graph
     nodes = {kind: [node for node in graph.node if node.op_type == kind] for kind in ("Conv", "Gemm")}
     if len(nodes["Conv"]) != 5 or len(nodes["Gemm"]) != 3:
         raise WeightsError(f"must be a graph of 5 Conv and 3 Gemm, got {len(nodes['Conv'])} and {len(nodes['Gemm'])}")
-    check_order([node.op_type for node in graph.node], "LRN", "MaxPool")
+    common.check_order([node.op_type for node in graph.node], "LRN", "MaxPool")
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     found = dict(zip(LAYER_NAMES, nodes["Conv"] + nodes["Gemm"], strict=True))
-
-    def arrays(layer: str) -> list[np.ndarray]:
-        inputs = found[layer].input
-        if len(inputs) != 3:
-            raise WeightsError(f"{layer} must have a weight and a bias, got {len(inputs) - 1} of them")
-        return [_array(layer, input, tensors) for input in inputs[1:]]
-
-    return published(array_layers(found, arrays, lambda layer, weight: _layout(layer, weight, found[layer])))
+    pair = lambda layer: [_array(layer, input, tensors) for input in found[layer].input[1:]]
+    layers = common.find_layers(found, pair, lambda layer, weight: _layout(layer, weight, found[layer]))
+    return common.published(layers)
 
 
 def _layout(layer: str, weight: np.ndarray, node: "onnx.NodeProto") -> np.ndarray:
@@ -80,4 +66,4 @@ def _array(layer: str, tensor: str, tensors: dict) -> np.ndarray:
     try:
         return onnx.numpy_helper.to_array(tensors[tensor])
     except Exception as error:  # a shape that the numbers do not fill, or an unknown type
-        raise WeightsError(f"{layer}'s tensor {tensor!r} is damaged: {reason(error)}") from error
+        raise WeightsError(f"{layer}'s tensor {tensor!r} is damaged: {common.reason(error)}") from error

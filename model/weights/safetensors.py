@@ -10,22 +10,11 @@ The library maps the file and checks its header before it reads: offsets that ov
 
 import os
 
-import torch
 from safetensors import SafetensorError, safe_open
 
-from model.weights.common import (
-    Probe,
-    Weights,
-    WeightsError,
-    check_shape,
-    described,
-    published,
-    reason,
-    state_dict_layers,
-)
+from model.weights.common import Probe, Weights, WeightsError, described, published, reason, state_dict_layers
 
 DESCRIPTION = "a .safetensors file, as alexnet train writes"
-FLOATS = ("F64", "F32", "F16", "BF16")
 LONGEST_HEADER = 2**24  # bytes
 
 
@@ -38,16 +27,7 @@ def read(path: str | os.PathLike) -> Weights:
     """Reads the file. Everything in it except AlexNet's layers is ignored."""
     try:
         with safe_open(path, framework="pt") as file:
-
-            def tensor(key: str, layer: str, part: str) -> torch.Tensor:
-                entry = file.get_slice(key)
-                if entry.get_dtype() not in FLOATS:
-                    raise WeightsError(f"{layer}'s {part} must be of floating point, got {entry.get_dtype()}")
-                check_shape(layer, part, entry.get_shape())
-                # A copy: training may replace the file while it is mapped.
-                return file.get_tensor(key).to(torch.float32, copy=True)
-
-            layers = state_dict_layers(file.keys(), tensor)
+            layers = state_dict_layers(file.keys(), file.get_tensor)
             meta = (file.metadata() or {}).get("meta")
     except SafetensorError as error:
         raise WeightsError(f"truncated or damaged: {reason(error)}") from error
