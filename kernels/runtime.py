@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+from kernels.errors import AlexNetError
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 if INTERPRETED and not isinstance(tl.sum, InterpretedFunction):
@@ -49,6 +51,12 @@ def mode() -> str:
 def default_device() -> torch.device:
     """The device that the kernels run on: the current GPU when compiled, the CPU when interpreted."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+def check_gpu() -> None:
+    """Raises AlexNetError if the kernels are compiled, since ``TRITON_INTERPRET=0`` was set, but there is no GPU."""
+    if not (INTERPRETED or torch.cuda.is_available()):
+        raise AlexNetError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it to interpret")
 
 
 class Launch(NamedTuple):

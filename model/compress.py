@@ -6,6 +6,7 @@ that folder has ``val/``, it prints the accuracy on it after each step.
 
 import argparse
 import contextlib
+import functools
 from typing import Any
 
 from kernels.errors import AlexNetError
@@ -70,10 +71,7 @@ def compress(argv: list[str] | None) -> int:
     return 0 if compression.compress(**arguments) else 130
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    return command.run("alexnet compress", compress, argv)
-
+main = functools.partial(command.run, "alexnet compress", compress)
 
 if __name__ == "__main__":
     exit_process(main())

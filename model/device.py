@@ -1,4 +1,4 @@
-"""Where a command computes."""
+"""Where a command computes, and the options that say so. Imports PyTorch only in functions, for ``--help``."""
 
 import contextlib
 import os
@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 
 from kernels.errors import AlexNetError
 
-# PyTorch takes seconds to import: a command does so once its arguments make sense.
 if TYPE_CHECKING:
     import torch
 
 
+def add_options(add: Callable) -> None:
+    """Adds the options of commands that run a network; ``add`` is a parser's ``add_argument``."""
+    known = "cifar10 (bundled, the default), bvlc, deep-compression, torchvision (downloaded), or a file of weights"
+    add("--weights", metavar="NAME|PATH", help=known)
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
+
+
 def choose_device(name: str) -> "torch.device":
-    """Returns the device that ``--device`` names: auto, cuda or cpu.
+    """Returns the device for a name: auto, cuda or cpu.
 
     Call it before you import :mod:`kernels.runtime`, which decides once whether kernels are compiled.
 
@@ -26,13 +33,13 @@ def choose_device(name: str) -> "torch.device":
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise AlexNetError("--device cuda: no GPU here that PyTorch can use")
+        raise AlexNetError("device cuda: no GPU here that PyTorch can use")
+    if name != "auto":
+        return torch.device(name)
     from kernels import runtime
 
-    device = runtime.default_device() if name == "auto" else torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise AlexNetError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it to interpret")
-    return device
+    runtime.check_gpu()
+    return runtime.default_device()
 
 
 def device_name(device: "torch.device") -> str:
@@ -41,22 +48,21 @@ def device_name(device: "torch.device") -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 @contextlib.contextmanager
 def batch_fits(batch: int, device: "torch.device", name: Callable[[str], str] = str) -> Iterator[None]:
-    """Inside, a lack of memory raises an AlexNetError about ``--batch``. ``name`` completes its message."""
+    """Inside, a lack of memory raises an AlexNetError about the batch. ``name`` completes its message."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise AlexNetError(name(f"--batch {batch} does not fit in the memory of {device_name(device)}")) from error
+        raise AlexNetError(name(f"batch {batch} does not fit in the memory of {device_name(device)}")) from error
 
 
 def synchronize(device: "torch.device") -> None:

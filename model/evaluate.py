@@ -6,6 +6,7 @@ images among N processes.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from kernels.tools import command
 from kernels.tools.columns import align
 from kernels.tools.command import Parser, count, exit_process, interrupts_exit, one_line, png
 from kernels.tools.files import check_writable, write_figure
-from model.device import batch_fits, choose_device, device_name
+from model.device import add_options, batch_fits, choose_device, device_name
 
 # PyTorch takes seconds to import, so functions import it, after the arguments have been checked.
 if TYPE_CHECKING:
@@ -32,11 +33,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="alexnet evaluate", description="Top-1 and top-5 accuracy on a folder of images.")
     add = parser.add_argument
     add("data", metavar="DATA_DIR", type=Path, help="a folder with a sub-folder per class, or with such a folder val/")
-    add("--weights", metavar="NAME|PATH", help="cifar10 (bundled, the default), bvlc ... or a file: best.safetensors")
+    add_options(add)
     add("--ten-crop", action="store_true", help="averages over four corners, the centre, and their mirror images")
     add("--batch", type=count, default=32, metavar="N", help="images in one forward pass (32)")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
     add("--operators", choices=("triton", "torch"), default="triton", help="our kernels, or plain PyTorch (triton)")
     add("--workers", type=int, default=2, metavar="N", help="processes that decode images (2)")
     add("--plot", metavar="OUT.png", type=png, help="draws the confusion matrix")
@@ -60,22 +59,13 @@ def run(argv: list[str] | None) -> int:
 
     ranks = Ranks(device)
     folder, loaded, net, targets = ranks.agree(lambda: prepare(args, ranks.first))
-    operators, dtype = OPERATORS[args.operators], torch_dtype(args.dtype)
-    net.use(operators).to(device, dtype)
+    net.use(OPERATORS[args.operators]).to(device, torch_dtype(args.dtype))
     images = [(path, targets[index]) for path, index in folder.images]
     preprocess = loaded.preprocess
     photos = Photos(images, preprocess.ten_crops, 10) if args.ten_crop else Photos(images, preprocess)
     with batch_fits(args.batch, device):
         found = accuracy.measure_accuracy(
-            lambda x: net(x.to(dtype)),
-            photos,
-            len(loaded.classes),
-            batch=args.batch,
-            workers=args.workers,
-            device=device,
-            ranks=ranks,
-            operators=operators,
-            show=ranks.first,
+            net, photos, batch=args.batch, workers=args.workers, ranks=ranks, show=ranks.first
         )
     ranks.leave()
     if not ranks.first:
@@ -176,10 +166,7 @@ def draw(out: Path, found: "Accuracy", rows: list[int], classes: tuple[str, ...]
     write_figure(out, figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns the exit status."""
-    return command.run("alexnet evaluate", run, argv)
-
+main = functools.partial(command.run, "alexnet evaluate", run)
 
 if __name__ == "__main__":
     exit_process(main())

@@ -19,7 +19,7 @@ from kernels.tools.columns import align
 from kernels.tools.command import Parser, count, interrupts_exit, one_line, png
 from kernels.tools.files import check_writable, write_figure
 from model import checkout
-from model.device import batch_fits, choose_device, device_name
+from model.device import add_options, batch_fits, choose_device, device_name
 
 complain = functools.partial(command.complain, "alexnet infer")
 
@@ -38,14 +38,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog="alexnet infer", description="Classifies photos with AlexNet on the Triton kernels.")
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="photos or folders of them; without any, a cat from scikit-image")
-    add(
-        "--weights",
-        metavar="NAME|PATH",
-        help="cifar10 (bundled, the default), bvlc, deep-compression, torchvision (downloaded), or a file of weights",
-    )
+    add_options(add)
     add("--top", type=count, metavar="K", help="how many classes to list for a photo (5)")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto: the GPU if there is one")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and activations (fp32)")
     add("--batch", type=count, default=8, metavar="N", help="photos in one forward pass (8)")
     add("--json", action="store_true", help="prints one JSON object per photo and line, and nothing else on stdout")
     add("--layers", action="store_true", help="each layer's output shape, parameters, time and GFLOP/s")
@@ -236,10 +230,7 @@ def draw_maps(axes: "Axes", maps: "torch.Tensor") -> None:
     axes.spines[:].set_visible(False)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns the exit status."""
-    return command.run("alexnet infer", run, argv)
-
+main = functools.partial(command.run, "alexnet infer", run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,7 @@ The command prints the bytes that they exchange, and compares their logits with 
 network.
 """
 
+import functools
 import os
 import sys
 import time
@@ -82,10 +83,7 @@ def two_gpus(argv: list[str] | None) -> int:
         raise
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    return command.run("alexnet two-gpus", two_gpus, argv)
-
+main = functools.partial(command.run, "alexnet two-gpus", two_gpus)
 
 if __name__ == "__main__":
     sys.exit(main())

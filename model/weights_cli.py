@@ -1,6 +1,7 @@
 """``alexnet weights``: lists, downloads, verifies and converts files of weights."""
 
 import argparse
+import functools
 import math
 import sys
 from pathlib import Path
@@ -98,10 +99,7 @@ def run(argv: list[str] | None) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns the exit status."""
-    return command.run("alexnet weights", run, argv)
-
+main = functools.partial(command.run, "alexnet weights", run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,7 @@ from PIL import Image
 from kernels.tools import torch_ops
 from model import evaluate, weights
 from model.alexnet import AlexNet
+from model.layers import Linear
 from model.photos.loading import Photos
 from model.photos.preprocess import open_image
 from model.training import accuracy
@@ -137,7 +138,7 @@ def test_no_memory(here, folder, monkeypatch):
     monkeypatch.setattr(accuracy, "measure_accuracy", full)
     status, out, err = here(folder, "--batch", 4096)
     assert (status, out) == (2, "")
-    assert err.startswith("alexnet evaluate: error: --batch 4096 does not fit in the memory of ")
+    assert err.startswith("alexnet evaluate: error: batch 4096 does not fit in the memory of ")
 
 
 @pytest.mark.full
@@ -178,16 +179,11 @@ def counted(rank, size, port, results):
     torch.set_num_threads(1)
     ranks = Ranks(torch.device("cpu"))
     table = torch.randn(7, 9, generator=torch.Generator().manual_seed(0))
-    found = accuracy.measure_accuracy(
-        lambda x: table[x[:, 0, 0, 0].long()],
-        Numbers(),
-        9,
-        batch=2,
-        workers=0,
-        device=torch.device("cpu"),
-        ranks=ranks,
-        operators=torch_ops,
-    )
+    net = torch.nn.Module()
+    net.fc8 = Linear(1, 9, relu=False)
+    net.fc8.operators = torch_ops
+    net.forward = lambda x: table[x[:, 0, 0, 0].long()]
+    found = accuracy.measure_accuracy(net, Numbers(), batch=2, workers=0, ranks=ranks)
     results.put((rank, found.confusion.tolist(), round(found.loss, 9), found.top5, found.unreadable))
     ranks.leave()
 

@@ -24,6 +24,7 @@ from model import weights
 from model.alexnet import AlexNet
 from model.checkout import MEASUREMENTS
 from model.classify import Prediction, classify
+from model.device import choose_device
 from model.infer import draw, imagenet_hint, main, photo_table
 from model.photos.folders import find_photos, read_folder
 from model.photos.preprocess import open_image
@@ -167,7 +168,7 @@ BAD = {
 SLOW_BAD = {  # these import PyTorch, as the truncated photo does
     "weights": (["a.png", "--weights", "other"], "other: no such file, and no weights of that name (cifar10, "),
     "top above the classes": (["a.png", "--top", "11"], "--top must be at most the 10 classes of cifar10, got 11"),
-    "no GPU": (["a.png", "--device", "cuda", "--plot", "out.png"], "--device cuda: no GPU here that PyTorch can use"),
+    "no GPU": (["a.png", "--device", "cuda", "--plot", "out.png"], "device cuda: no GPU here that PyTorch can use"),
 }
 
 
@@ -199,7 +200,7 @@ def test_weights_that_do_not_fit(tmp_path):
     checkpoint.write(tmp_path / "a.safetensors", {"fc8.bias": torch.zeros(3)}, meta)
     status, out, err = infer(tmp_path, "--weights", "a.safetensors")
     assert (status, out, len(err)) == (2, [], 1)
-    assert err[0].startswith("alexnet infer: error: a.safetensors: must hold conv1, ")
+    assert err[0].startswith("alexnet infer: error: a.safetensors: fc8 must have a weight and a bias")
 
 
 @pytest.mark.full
@@ -225,7 +226,15 @@ def test_no_memory_for_a_graph(monkeypatch, capsys):
     cat = str(DATA / "chelsea.png")
     assert main([cat, cat, "--batch", "1"]) == 2
     out, err = capsys.readouterr()
-    assert not out and err.splitlines()[-1].startswith("alexnet infer: error: --batch 1 does not fit in the memory of ")
+    assert not out and err.splitlines()[-1].startswith("alexnet infer: error: batch 1 does not fit in the memory of ")
+
+
+def test_compiled_kernels_without_a_gpu(monkeypatch):
+    """As if TRITON_INTERPRET=0 was set here."""
+    monkeypatch.setattr(runtime, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(AlexNetError, match="TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here"):
+        choose_device("auto")
 
 
 def test_labels_do_not_command_the_terminal():

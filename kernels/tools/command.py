@@ -52,7 +52,7 @@ def complain(name: str, message: object) -> None:
         _discard(sys.stderr)
 
 
-def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
+def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Runs ``command(argv)`` and returns the exit status.
 
     2 for a :class:`AlexNetError` and for a file that the system refuses, 130 for Ctrl-C, 141 for a closed pipe.

@@ -1,12 +1,11 @@
 """Accuracy on photos whose classes are known: what training validates with and ``alexnet evaluate`` prints."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from tqdm import tqdm
 
+from model.alexnet import AlexNet
 from model.photos.loading import Photos, load
 from model.training.distributed import Ranks
 
@@ -37,29 +36,18 @@ class Accuracy:
 
 
 def measure_accuracy(
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    photos: Photos,
-    classes: int,
-    *,
-    batch: int,
-    workers: int,
-    device: torch.device,
-    ranks: Ranks,
-    operators: ModuleType,
-    show: bool = False,
+    net: AlexNet, photos: Photos, *, batch: int, workers: int, ranks: Ranks, show: bool = False
 ) -> Accuracy:
     """Runs the network over this rank's share of the photos, every ``ranks.size``-th, and adds up over the ranks.
 
     Args:
-        forward: inputs (N, 3, 227, 227) to logits (N, classes). Crops of one photo are inputs of their own.
-        photos: the inputs and their classes: (3, 227, 227) per photo, or (crops, 3, 227, 227), over which softmax is
-            averaged.
-        classes: how many there are.
+        net: computes where its parameters are, in their dtype or that of :class:`torch.autocast`.
+        photos: inputs and classes: (3, size, size) per photo, or (crops, 3, size, size), whose softmax is averaged.
         batch: photos in one forward pass.
         workers: processes that decode photos.
-        operators: the module whose softmax to use.
         show: whether to draw a progress bar on stderr.
     """
+    device, dtype, classes = net.fc8.weight.device, net.fc8.weight.dtype, net.fc8.out_features
     confusion = torch.zeros(classes * classes, dtype=torch.int64)
     sums, errors = torch.zeros(2, dtype=torch.float64), []  # sums of -log p, and of hits among the first five
     with torch.inference_mode():
@@ -68,10 +56,10 @@ def measure_accuracy(
             errors += [problem for problem in problems if problem is not None]
             if not len(target):
                 continue
-            x = torch.as_tensor(x).to(device, non_blocking=True)
+            x = torch.as_tensor(x).to(device, dtype, non_blocking=True)
             target = torch.as_tensor(target).to(device)
-            logits = forward(x.flatten(0, -4).contiguous(memory_format=torch.channels_last)).float()
-            probabilities = operators.softmax(logits, -1).unflatten(0, (len(target), -1)).mean(1)
+            logits = net(x.flatten(0, -4).contiguous(memory_format=torch.channels_last)).float()
+            probabilities = net.fc8.operators.softmax(logits, -1).unflatten(0, (len(target), -1)).mean(1)
             likeliest = probabilities.topk(min(5, classes)).indices
             cells = target * classes + likeliest[:, 0]
             confusion += torch.bincount(cells, minlength=classes * classes).cpu()

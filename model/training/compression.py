@@ -200,18 +200,10 @@ def _validation(loaded: Weights, training: TrainingConfig) -> Folder | None:
 
 def _accuracy(loaded: Weights, validation: Folder, training: TrainingConfig) -> str:
     """Accuracy and loss on the validation images, as the end of a line."""
-    device, operators = choose_device(training.device), OPERATORS[training.operators]
-    counts = measure_accuracy(
-        alexnet.AlexNet.from_weights(loaded).use(operators).to(device),
-        Photos(validation.images, loaded.preprocess),
-        len(loaded.classes),
-        batch=training.batch,
-        workers=training.workers,
-        device=device,
-        ranks=Ranks(device),
-        operators=operators,
-        show=True,
-    )
+    device = choose_device(training.device)
+    net = alexnet.AlexNet.from_weights(loaded).use(OPERATORS[training.operators]).to(device)
+    photos, ranks = Photos(validation.images, loaded.preprocess), Ranks(device)
+    counts = measure_accuracy(net, photos, batch=training.batch, workers=training.workers, ranks=ranks, show=True)
     if not counts.photos:
         raise AlexNetError(f"{validation.path}: no image can be read")
     return f"; accuracy {counts.top1:.2%}, loss {counts.loss:.4f}, of {counts.photos} images"

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,8 +63,8 @@ def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = N
         raise AlexNetError(f"{config.out} holds a run: resume it, or choose another out")
     if config.resume and not last.exists() and ranks.first:
         print(f"{last}: no such file; starting a new run", file=sys.stderr)
-    found = _resume(config, photos, last) if last.exists() else _begin(config, photos, initial)
-    start = Start(photos, validation, *found)
+    splits = photos, validation
+    start = _resume(config, splits, last) if last.exists() else _begin(config, splits, initial)
     for name in config.freeze:
         start.net.get_submodule(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in start.net.parameters()):
@@ -72,11 +72,9 @@ def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = N
     return start
 
 
-Found: TypeAlias = tuple[AlexNet, Preprocess, Position, dict[str, torch.Tensor]]
-
-
-def _begin(config: TrainingConfig, photos: Folder, initial: Weights | None) -> Found:
+def _begin(config: TrainingConfig, splits: tuple[Folder, Folder | None], initial: Weights | None) -> Start:
     """A new run, from weights or from random numbers."""
+    photos = splits[0]
     if initial is None and config.weights is not None:
         initial = weights.load(config.weights)
     if initial is not None and initial.lrn not in LRN:
@@ -90,11 +88,12 @@ def _begin(config: TrainingConfig, photos: Folder, initial: Weights | None) -> F
         weights.assign(net, initial, config.skip_layer)
         # conv1 knows their mean and std. Their photos may have been shrunk; these are taken as they are.
         preprocess = replace(initial.preprocess, resize=FOLDER, size=SIZE)
-    return net, preprocess, Position(config.fixed(), photos.digest(), colour.tolist()), {}
+    return Start(*splits, net, preprocess, Position(config.fixed(), photos.digest(), colour.tolist()), {})
 
 
-def _resume(config: TrainingConfig, photos: Folder, last: Path) -> Found:
+def _resume(config: TrainingConfig, splits: tuple[Folder, Folder | None], last: Path) -> Start:
     """The run of the checkpoint ``last``."""
+    photos = splits[0]
     tensors, meta = checkpoint.read(last)
     saved, fixed = meta["training"], config.fixed()
     if set(saved) != {field.name for field in fields(Position)} or saved["config"].keys() != fixed.keys():
@@ -108,7 +107,7 @@ def _resume(config: TrainingConfig, photos: Folder, last: Path) -> Found:
     loaded = weights.load(last)
     net = _network(config, photos, loaded.lrn)
     weights.assign(net, loaded)
-    return net, loaded.preprocess, position, tensors
+    return Start(*splits, net, loaded.preprocess, position, tensors)
 
 
 def _network(config: TrainingConfig, photos: Folder, lrn: str | None) -> AlexNet:

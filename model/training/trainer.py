@@ -167,16 +167,9 @@ class Trainer:
         if not self.validation:
             return row
         self.net.eval()
-        counts = measure_accuracy(
-            self.predict,
-            Photos(self.validation.images, self.preprocess),
-            len(self.validation.classes),
-            batch=max(self.config.batch // self.ranks.size, 1),
-            workers=self.config.workers,
-            device=self.device,
-            ranks=self.ranks,
-            operators=self.train_step.operators,
-        )
+        photos, batch = Photos(self.validation.images, self.preprocess), self.config.batch // self.ranks.size
+        with self.train_step.autocast():
+            counts = measure_accuracy(self.net, photos, batch=batch, workers=self.config.workers, ranks=self.ranks)
         if self.ranks.first:
             self.progress.skip(counts.unreadable)
         if not counts.photos:
@@ -186,11 +179,6 @@ class Trainer:
             if self.ranks.first:
                 checkpoint.write(self.best, dict(self.net.named_parameters()), self.meta())
         return row._replace(validation_loss=counts.loss, validation_accuracy=counts.top1)
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, in the dtype that the network trains in."""
-        with self.train_step.autocast():
-            return self.net(x)
 
     def save(self, step: int) -> None:
         """Writes the checkpoint, after the rows of the log that belong to it."""

@@ -12,7 +12,6 @@ import torch
 import triton
 
 from kernels import runtime
-from kernels.errors import AlexNetError
 from kernels.ops.space_to_depth import fold_once
 from kernels.tools.bench.works import Started, Tensors
 
@@ -27,8 +26,7 @@ class Gpu:
     matmul_size = 8192  # rows and columns of the roof's product
 
     def __init__(self) -> None:
-        if not torch.cuda.is_available():
-            raise AlexNetError("TRITON_INTERPRET=0 asks for compiled kernels, but no GPU is here; unset it")
+        runtime.check_gpu()
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.name = torch.cuda.get_device_name(self.device)
         memory = torch.cuda.get_device_properties(self.device).total_memory
