@@ -6,7 +6,6 @@ import types
 import pytest
 
 from kernels.errors import AlexNetError
-from model.photos import wordnet
 from model.photos.wordnet import match
 
 IDS = [f"n{number:08}" for number in range(1_440_764, 1_440_764 + 7_000, 7)]
@@ -14,13 +13,14 @@ CLASSES = tuple(f"class {index}" for index in range(1000))
 
 
 def test_all_folders_tell_their_order():
-    assert wordnet.indices(IDS) == list(range(1000))
+    assert match(IDS, CLASSES, "a") == list(range(1000))
     assert match(tuple(IDS[::-1]), CLASSES, "a") == list(range(1000))[::-1]
 
 
 def test_other_names():
     for folders in (("tench", "n01440764"), ("n1",), ("n014407641",)):
-        assert wordnet.indices(folders) is None
+        with pytest.raises(AlexNetError, match="a has no class"):
+            match(folders, CLASSES, "a")
     assert match(("class 7", "class 3"), CLASSES, "a") == [7, 3]
     with pytest.raises(AlexNetError, match="a has no class 'n01440764': a folder must have a class's name"):
         match(("n01440764",), ("tench",), "a")  # classes that are not ImageNet's

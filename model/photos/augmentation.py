@@ -1,10 +1,8 @@
 """Augmentation: random crops, mirror images and colours of training photos.
 
 Training follows the paper: the shorter side becomes 256, and of the central 256 x 256 a random 227 x 227 is cut, half
-of the time mirrored, its colours shifted along their principal components (section 4.1). :func:`vary` is for photos
-that will show their objects larger, smaller, blurred or sharper than the training photos do.
-
-Crops travel as bytes from the processes that decode to the process that trains, which makes numbers of them.
+of the time mirrored, its colours shifted along their principal components (section 4.1). Crops travel as bytes from the
+processes that decode to the process that trains, which makes numbers of them.
 """
 
 from collections.abc import Sequence
@@ -39,10 +37,10 @@ class Crops(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray, int, list[str]]:
         epoch, image = place
         photo, target, errors = self._readable(image)
-        if photo is None:
-            return None, np.zeros(3, np.float32), target, errors
         top = left = (LARGE - SIZE) // 2
         mirror, shift = False, np.zeros(3)
+        if photo is None:
+            return None, shift.astype(np.float32), target, errors
         random = generator("augmentation", self.seed, epoch, image)
         if self.augment != "none":
             top, left = random.integers(0, LARGE - SIZE + 1, 2)
@@ -76,8 +74,7 @@ def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
     - Texture: half of the time, patches of grey noise that is equally strong in each octave of frequencies, which is
       the spectrum of photos (Field 1987, https://doi.org/10.1364/JOSAA.4.002379).
 
-    The last two are for small photos, which have no detail: a network that never saw detail mistakes it for something
-    else.
+    The last two are for small photos: a network that never saw detail mistakes it for something else.
     """
     short = min(photo.size)
     across = min(short, round(24.0 * (LARGE / 24.0) ** random.random()))
@@ -121,14 +118,12 @@ def to_input(
     device: torch.device,
 ) -> torch.Tensor:
     """Returns crops as the network's input, (N, 3, 227, 227) float32 in channels_last memory."""
-    shifts, mean, std = torch.as_tensor(shifts), torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    bgr, shifts = preprocess.order == "BGR", torch.as_tensor(shifts)
     x = torch.as_tensor(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    if preprocess.order == "BGR":
-        x = x.flip(1)
-    else:
-        shifts = shifts.flip(1)
-    offset, std = ((shifts - mean)[:, :, None, None], std[:, None, None])
-    return x.float().add_(offset.to(device, non_blocking=True)).div_(std.to(device, non_blocking=True))
+    offset = (shifts if bgr else shifts.flip(1)) - torch.tensor(preprocess.mean)
+    offset, std = offset[:, :, None, None], torch.tensor(preprocess.std)[:, None, None]
+    x = (x.flip(1) if bgr else x).float().add_(offset.to(device, non_blocking=True))
+    return x.div_(std.to(device, non_blocking=True))
 
 
 def colour_statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, float, float], np.ndarray]:
@@ -137,11 +132,7 @@ def colour_statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, fl
     Returns:
         The means of blue, green and red, from 0 to 255; and M, (3, 3), such that M a, with a ~ N(0, 0.1), is the
         paper's shift: the sum over i of p_i a_i l_i, where p_i and l_i are the eigenvectors and eigenvalues of the
-        pixels' covariance. Eigenvalues are of pixels from 0 to 1, and the shift is then scaled to 255. With pixels
-        from 0 to 255 they would shift any photo beyond black or white.
-
-    Raises:
-        AlexNetError: none of these photos can be read.
+        pixels' covariance. Eigenvalues are of pixels from 0 to 1, and the shift is then scaled to 255.
     """
     chosen = generator("sample").permutation(len(folder.images))[:most]
     count, total, products, problem = 0, np.zeros(3), np.zeros((3, 3)), ""

@@ -1,7 +1,6 @@
 """Finds photos: in any folders, and in a data set with one folder per class.
 
-All commands take the same files for photos: those that end as a format that Pillow decodes. Hidden files and folders
-are skipped, and links are followed.
+Photos end as a format that Pillow decodes. Hidden files and folders are skipped, and links are followed.
 """
 
 import functools
@@ -25,10 +24,7 @@ def photo_suffixes() -> frozenset[str]:
 
 
 def photos_below(folder: str | Path, refuse: Callable[[OSError], object]) -> list[Path]:
-    """Returns the photos in a folder and in the folders below it, sorted by path.
-
-    ``refuse`` is called with the error of each folder that cannot be read. It may raise.
-    """
+    """Returns the photos in and below a folder, sorted. ``refuse`` gets the error of a folder that cannot be read."""
     found = []
     for path, folders, files in os.walk(str(folder), onerror=refuse, followlinks=True):
         here = Path(os.path.realpath(path))

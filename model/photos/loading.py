@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from model.photos.preprocess import SIZE, ImageError, open_image
 from model.randomness import generator
 
+Transform = Callable[[Image.Image], torch.Tensor]
+
 
 class Photos(Dataset):
     """Photos as they are evaluated: index -> (input, label, None), or (None, label, what is wrong with the file).
@@ -24,15 +26,9 @@ class Photos(Dataset):
     Args:
         images: each photo's path and label: its class, or another number that tells it from the others in a batch.
         transform: makes one input (3, 227, 227) of an image, or (crops, 3, 227, 227).
-        crops: how many inputs there are per photo.
     """
 
-    def __init__(
-        self,
-        images: Sequence[tuple[str | Path, int]],
-        transform: Callable[[Image.Image], torch.Tensor],
-        crops: int = 1,
-    ):
+    def __init__(self, images: Sequence[tuple[str | Path, int]], transform: Transform, crops: int = 1):
         self.images, self.transform = images, transform
         self.bytes = crops * 3 * SIZE * SIZE * 4  # per photo
 
@@ -50,9 +46,8 @@ class Photos(Dataset):
 class Order:
     """A batch sampler for training: this rank's share of every global batch, from step ``first`` to before ``last``.
 
-    An epoch is a permutation of the images, cut into batches. The rest, less than a batch, is left out: other images
-    in every epoch. Ranks take consecutive shares, so the global batches do not depend on the number of ranks.
-    Yields lists of (epoch, image), which decide an image's augmentation.
+    An epoch is a permutation of the images, cut into batches, without the rest. Ranks take consecutive shares, so the
+    global batches do not depend on their number. Yields lists of (epoch, image), which decide an image's augmentation.
     """
 
     def __init__(self, images: int, batch: int, seed: int, first: int, last: int, rank: int = 0, ranks: int = 1):
@@ -89,8 +84,7 @@ def loader(
     """Returns batches that ``workers`` other processes decode.
 
     Args:
-        dataset: gives tuples whose first element may be None, for an image that cannot be read, and whose last is
-            the errors.
+        dataset: gives tuples whose first element is None for an image that cannot be read, and whose last is errors.
         batches: the indices of each batch.
         batch_bytes: the size of a batch. Tensors travel through /dev/shm, which is small in containers. If the batches
             on their way do not fit in there, they travel as arrays, which is slower.

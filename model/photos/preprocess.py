@@ -28,8 +28,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """Reads a photo in any mode that Pillow opens, as RGB, turned upright as its EXIF says.
 
     Raises:
-        ImageError: no such file, a pipe, not an image, an image cut short, or more pixels than Pillow's limit against
-            decompression bombs.
+        ImageError: no image, an image cut short, or more pixels than Pillow's limit against decompression bombs.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata
@@ -69,8 +68,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Converts grey values of 16 or 32 bits to 8.
 
-    Unsigned 16 bits have a known range. The range of 32 bits follows from the values: up to 1 (floats), up to 255, up
-    to 65535, or else from the smallest to the largest value.
+    The range of 32 bits follows from the values: to 1 (floats), 255, 65535, or else from the smallest to the largest.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return (values / 257.0).round().astype(np.uint8)
@@ -85,10 +83,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def central_square(image: Image.Image, side: int = LARGE) -> Image.Image:
-    """Returns the middle of a photo as a square (the paper's section 2): its shorter side becomes ``side``.
-
-    Pillow's bilinear filter averages over all pixels that become one (antialiasing).
-    """
+    """Returns the middle of a photo as a square whose shorter side becomes ``side``, antialiased (the paper's section 2)."""
     short = min(image.size)
     left, top = (image.width - short) / 2, (image.height - short) / 2
     return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
@@ -99,8 +94,7 @@ def _folder(image: Image.Image, side: int) -> torch.Tensor:
 
 
 def _bvlc(image: Image.Image, side: int) -> torch.Tensor:
-    # Caffe's convert_imageset calls cv::resize. Its bilinear filter takes the four nearest pixels however far it
-    # shrinks, as PyTorch's does, and as Pillow's, which averages, does not.
+    # Caffe calls cv::resize, whose filter takes the four nearest pixels however far it shrinks, as PyTorch's does.
     return _centre(_bilinear(_to_tensor(image), LARGE).round(), side)
 
 
@@ -129,8 +123,7 @@ def _bilinear(image: torch.Tensor, side: int) -> torch.Tensor:
 def _torchvision(image: Image.Image, side: int) -> torch.Tensor:
     from torchvision.transforms import functional  # slow to import
 
-    # A photo of 60,000 x 1 pixels would become 15,360,000 x 256, which does not fit in memory. Its middle does.
-    longest = 16 * min(image.size)
+    longest = 16 * min(image.size)  # 60,000 x 1 pixels would become 15,360,000 x 256, but the middle is enough
     if max(image.size) > longest:
         image = functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
     short = functional.resize(image, LARGE, functional.InterpolationMode.BILINEAR, antialias=True)
@@ -145,8 +138,7 @@ RESIZE = {
 }
 """Rules by their description: from an RGB image and a side to (3, side, side), RGB, from 0 to 255.
 
-The side is that of the network's input, or 256 for the square from which ten crops are cut. Training on a folder uses
-the third rule.
+The side is that of the network's input, or 256 for the square from which ten crops are cut.
 """
 _BVLC, _CIFAR, FOLDER, _TORCHVISION = RESIZE
 

@@ -1,8 +1,7 @@
 """``bvlc_alexnet.caffemodel``: Caffe's binary NetParameter, a protocol buffer.
 
-Layers are in the field ``layer``, and in ``layers`` in files from before the upgrade of 2014. Each layer has its weight
-and its bias as blobs. Caffe's layout is PyTorch's: a convolution's weight is (out, in / groups, kh, kw), and a fully
-connected layer's is (out, in), with fc6's columns in the order C, H, W. Older blobs say (1, 1, out, in).
+Layers are in the field ``layer``, and in ``layers`` in files from before the upgrade of 2014. Each has its weight and
+its bias as blobs, in PyTorch's layout. Older blobs say (1, 1, out, in).
 
 ``_MESSAGES`` describes only the fields that are needed, by their numbers in caffe.proto
 (https://github.com/BVLC/caffe/blob/master/src/caffe/proto/caffe.proto). The library ignores all others.
@@ -11,11 +10,12 @@ connected layer's is (out, in), with fc6's columns in the order C, H, W. Older b
 import functools
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.weights.common import Probe, Weights, WeightsError, check_order, find_layers, published, read_bounded
+from model.weights.common import Probe, Weights, WeightsError, check_order, find_layers, published
 
 if TYPE_CHECKING:  # imported only if a file is Caffe's
     from google.protobuf import message
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike) -> Weights:
 
     net = net_parameter()()
     try:
-        net.ParseFromString(read_bounded(path))
+        net.ParseFromString(Path(path).read_bytes())
         found = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
     except (DecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"truncated or damaged: not a protocol buffer of Caffe's: {error}") from error
@@ -96,7 +96,7 @@ def read(path: str | os.PathLike) -> Weights:
 
 
 def _array(layer: str, blob: "message.Message", dims: int) -> np.ndarray:
-    """A blob as an array. An older blob has four dimensions, and leading ones are dropped until ``dims`` are left."""
+    """A blob as an array, without leading dimensions of 1 until ``dims`` are left."""
     shape = list(blob.shape.dim) if blob.HasField("shape") else [blob.num, blob.channels, blob.height, blob.width]
     if len(shape) > 32:  # Caffe's own limit
         raise WeightsError(f"{layer} has a blob of {len(shape)} dimensions")

@@ -1,17 +1,14 @@
-"""What weights are once they are read, and the checks that all formats share.
+"""What weights are once they are read, and what all formats share, in the order in which a file meets it.
 
-In the order in which a file meets them: the file itself, its layers, its classes and how it takes photos, the network.
 Messages here do not name the file: :func:`model.weights.load` puts its name before them.
 """
 
 import json
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +20,9 @@ from model.photos.preprocess import BVLC, RESIZE, SIZE, TORCHVISION, Preprocess
 LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 PARTS = ("weight", "bias")
 
-LARGEST_FILE = 2**30
-"""Bytes of the largest file that is read: AlexNet in float64 takes half as many."""
-
-LARGEST_TENSOR = {"fc6": 4096 * 9216, "fc7": 4096 * 4096, "fc8": 4096 * 2**15}
-"""Numbers in a layer's largest tensor. A convolution has 2^20 at most."""
-
-MOST_CLASSES = LARGEST_TENSOR["fc8"] // 4096
-
+LARGEST_FILE = 2**30  # bytes; AlexNet in float64 takes half as many
+MOST_CLASSES = 2**15
+LARGEST_TENSOR = {"fc6": 4096 * 9216, "fc7": 4096 * 4096, "fc8": 4096 * MOST_CLASSES}  # a convolution has 2^20 at most
 _TORCHVISION_NAMES = (  # in LAYER_NAMES' order
     *("features.0", "features.3", "features.6", "features.8", "features.10"),
     *("classifier.1", "classifier.4", "classifier.6"),
@@ -50,8 +42,7 @@ class WeightsError(AlexNetError, ValueError):
 
 
 def reason(error: Exception) -> str:
-    """A library's error message, shortened."""
-    # Before this, PyTorch's errors advise to run the file nevertheless.
+    """A library's error message, shortened, without PyTorch's advice to run the file nevertheless."""
     text = str(error).rpartition("WeightsUnpickler error:")[2]
     return " ".join(text.split())[:200] or type(error).__name__
 
@@ -77,31 +68,12 @@ class Weights:
     name: str = ""
 
 
-# The file
-
-
 class Probe(NamedTuple):
     """What tells a file's format: its first 512 bytes, its last 64, and its size in bytes."""
 
     head: bytes
     tail: bytes
     size: int
-
-
-def check_size(path: str | os.PathLike) -> None:
-    """Raises WeightsError if a file is larger than weights can be."""
-    size = os.stat(path).st_size
-    if size > LARGEST_FILE:
-        raise WeightsError(f"{size:,} bytes are more than AlexNet's weights can take, {LARGEST_FILE:,}")
-
-
-def read_bounded(path: str | os.PathLike) -> bytes:
-    """The whole file, if it is not larger than weights can be."""
-    check_size(path)
-    return Path(path).read_bytes()
-
-
-# The layers
 
 
 def check_order(steps: Sequence[str], normalise: str, pool: str) -> None:
@@ -192,22 +164,14 @@ def state_dict_layers(keys: Iterable[str], tensor: Callable[[str], object]) -> d
     return find_layers(found, lambda layer: [tensor(found[layer][part]) for part in PARTS if part in found[layer]])
 
 
-# Classes and photos
-
-
 def published(layers: dict[str, LayerTensors]) -> Weights:
-    """Weights whose file does not describe them: BVLC's, or torchvision's if conv1 has 64 filters.
-
-    The labels are ImageNet's if fc8 has 1000 outputs, and numbers otherwise.
-    """
-    classes: tuple[str, ...] = ()
+    """Weights whose file does not describe them: BVLC's, or torchvision's if conv1 has 64 filters."""
     count = len(layers["fc8"][1]) if "fc8" in layers else 0
-    if count == 1000:
+    classes = tuple(f"class {index}" for index in range(count))
+    if count == 1000:  # ImageNet's
         from torchvision.models import AlexNet_Weights  # slow to import
 
         classes = tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
-    elif count:
-        classes = tuple(f"class {index}" for index in range(count))
     if "conv1" in layers and len(layers["conv1"][1]) == 64:
         return Weights(layers, classes, None, TORCHVISION)
     return Weights(layers, classes, "bvlc", BVLC)
@@ -221,11 +185,7 @@ def describe(classes: Sequence[str], lrn: str | None, preprocess: Preprocess) ->
 
 
 def described(layers: dict[str, LayerTensors], text: str) -> Weights:
-    """Weights from a file of ours, with the JSON of :func:`describe`.
-
-    Raises:
-        WeightsError: the description is wrong, or does not fit fc8.
-    """
+    """Weights from a file of ours, with the JSON of :func:`describe`."""
     classes, lrn, preprocess = parse_meta(text)
     outputs = len(layers["fc8"][1]) if "fc8" in layers else len(classes)
     if outputs != len(classes):
@@ -233,12 +193,8 @@ def described(layers: dict[str, LayerTensors], text: str) -> Weights:
     return Weights(layers, classes if "fc8" in layers else (), lrn, preprocess)
 
 
-def parse_meta(text: str) -> tuple[tuple[str, ...], str | None, Preprocess]:
-    """Classes, LRN variant and preprocessing from the JSON of :func:`describe`.
-
-    Raises:
-        WeightsError: an entry is missing or wrong.
-    """
+def parse_meta(text: str | bytes) -> tuple[tuple[str, ...], str | None, Preprocess]:
+    """Classes, LRN variant and preprocessing from the JSON of :func:`describe`."""
     try:
         meta = json.loads(text)
         classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
@@ -263,9 +219,6 @@ def parse_meta(text: str) -> tuple[tuple[str, ...], str | None, Preprocess]:
         check(numbers, entry, "three numbers, one per colour", values)
     preprocess = Preprocess(tuple(map(float, mean)), resize, tuple(map(float, std)), order, size)
     return tuple(classes), None if lrn is None else str(lrn), preprocess
-
-
-# Into a network
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ values, and store each weight's place as the gap from the one before. Their file
 A weight without an entry is codebook[0], which is 0. If more than 15 zeros lie between two weights, entries with code 0
 bridge them. Weights are counted in Caffe's layout, which is PyTorch's.
 
-The original has no place for what a network other than BVLC's needs, so our files continue after its end: JSON with
-classes, mean, lrn and resize, its length as uint32, and a magic word. A reader of the original stops before that.
+Our files continue after the original's end with what other networks than BVLC's need: JSON with classes, mean, lrn and
+resize, its length as uint32, and a magic word. A reader of the original stops before that.
 """
 
 import json
@@ -23,10 +23,11 @@ import math
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from model.weights.common import Probe, Weights, WeightsError, find_layers, parse_meta, published, read_bounded
+from model.weights.common import Probe, Weights, WeightsError, find_layers, parse_meta, published
 
 DESCRIPTION = "a .net file of Deep Compression's"
 MAGIC = b"AlexNet\n"
@@ -47,19 +48,22 @@ def matches(probe: Probe) -> bool:
         return True
     if len(probe.head) < 32:
         return False
-    expected = shapes(1000)
-    return probe.size == 32 + sum(map(_bytes, expected.values(), struct.unpack("<8I", probe.head[:32])))
+    entries = struct.unpack("<8I", probe.head[:32])
+    return probe.size == 32 + sum(map(_bytes, shapes(1000).values(), entries))
 
 
 def read(path: str | os.PathLike) -> Weights:
     """Reads a file of the original format, or one with our ending."""
-    data = read_bounded(path)
+    data = Path(path).read_bytes()
     if not data.endswith(MAGIC):
         layers = decode(data, shapes(1000))
         return published(find_layers(layers, layers.__getitem__))
-    data, text = _split(data)
-    classes, lrn, preprocess = parse_meta(text)
-    layers = decode(data, shapes(len(classes)))
+    end = len(data) - len(MAGIC) - 4
+    length = struct.unpack("<I", data[end : end + 4])[0] if end >= 0 else 0
+    if not 0 < length <= end:
+        raise WeightsError(f"truncated or damaged: its ending of {length} bytes does not fit into the file")
+    classes, lrn, preprocess = parse_meta(data[end - length : end])
+    layers = decode(data[: end - length], shapes(len(classes)))
     return Weights(find_layers(layers, layers.__getitem__), classes, lrn, preprocess)
 
 
@@ -69,11 +73,7 @@ def shapes(classes: int) -> dict[str, tuple[int, ...]]:
 
 
 def decode(data: bytes, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weight and bias of each layer in ``shapes``. Fully connected layers have two dimensions.
-
-    Raises:
-        WeightsError: the data ends early or late, or an entry lies beyond its layer's end.
-    """
+    """Weight and bias of each layer in ``shapes``. Fully connected layers have two dimensions."""
     view, layers = memoryview(data), {}
 
     def take(layer: str, dtype: str, count: int) -> np.ndarray:
@@ -85,13 +85,13 @@ def decode(data: bytes, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[
         return taken
 
     for (layer, shape), entries in zip(shapes.items(), take("its header", "<u4", len(shapes)).tolist(), strict=True):
-        fully, size = len(shape) == 2, math.prod(shape)
+        fully, size, half = len(shape) == 2, math.prod(shape), (entries + 1) // 2
         if entries > size:
             raise WeightsError(f"truncated or damaged: {layer} has {entries} entries for {size} weights")
         codebook = take(layer, "<f4", 16 if fully else 256)
         bias = take(layer, "<f4", shape[0])
-        codes = _halves(take(layer, "u1", _half(entries)), entries) if fully else take(layer, "u1", entries)
-        places = _halves(take(layer, "u1", _half(entries)), entries).astype(np.int64)
+        codes = _halves(take(layer, "u1", half), entries) if fully else take(layer, "u1", entries)
+        places = _halves(take(layer, "u1", half), entries).astype(np.int64)
         places[1:] += 1
         np.cumsum(places, out=places)
         if entries and places[-1] >= size:
@@ -145,11 +145,6 @@ def _pack(values: np.ndarray) -> np.ndarray:
     return even[::2] | even[1::2] << 4
 
 
-def _half(count: int) -> int:
-    """Bytes of ``count`` half bytes."""
-    return (count + 1) // 2
-
-
 def _halves(packed: np.ndarray, count: int) -> np.ndarray:
     """Half bytes, the lower first."""
     return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
@@ -157,17 +152,5 @@ def _halves(packed: np.ndarray, count: int) -> np.ndarray:
 
 def _bytes(shape: Sequence[int], entries: int) -> int:
     """Bytes of a layer in the file."""
-    fully = len(shape) == 2
-    return 4 * ((16 if fully else 256) + shape[0]) + (_half(entries) if fully else entries) + _half(entries)
-
-
-def _split(data: bytes) -> tuple[bytes, str]:
-    """The original format's part, and the JSON after it."""
-    end = len(data) - len(MAGIC) - 4
-    length = struct.unpack("<I", data[end : end + 4])[0] if end >= 0 else 0
-    if not 0 < length <= end:
-        raise WeightsError(f"truncated or damaged: its ending of {length} bytes does not fit into the file")
-    try:
-        return data[: end - length], data[end - length : end].decode()
-    except UnicodeDecodeError as error:
-        raise WeightsError("truncated or damaged: its ending is not text") from error
+    fully, half = len(shape) == 2, (entries + 1) // 2
+    return 4 * ((16 if fully else 256) + shape[0]) + (half if fully else entries) + half

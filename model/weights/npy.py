@@ -1,11 +1,11 @@
 """``bvlc_alexnet.npy``: BVLC's AlexNet as a dictionary (https://www.cs.toronto.edu/~guerzhoy/tf_alexnet/).
 
 A 0-d object array that holds {"conv1": [W, b], ... "fc8": [W, b]}, pickled by Python 2. The layout is TensorFlow's: W
-of a convolution is (kh, kw, in / groups, out), and of a fully connected layer (in, out). fc6's rows are in the order
-H, W, C, because TensorFlow flattens NHWC.
+of a convolution is (kh, kw, in / groups, out), and of a fully connected layer (in, out), with fc6's rows in the order
+H, W, C.
 
 Unpickling calls what the file names, so a pickle from the internet can run anything. This reader knows only the few
-functions that build arrays, and replaces them by its own, which view the file's bytes and copy nothing.
+functions that build arrays, and replaces them by its own, which view the file's bytes.
 """
 
 import mmap
@@ -16,7 +16,7 @@ import re
 import numpy as np
 
 from model.weights import pickles
-from model.weights.common import Probe, Weights, WeightsError, check_size, find_layers, published, reason
+from model.weights.common import Probe, Weights, WeightsError, find_layers, published, reason
 
 DESCRIPTION = "a .npy file with a dictionary of layers, as bvlc_alexnet.npy"
 
@@ -28,7 +28,6 @@ def matches(probe: Probe) -> bool:
 
 def read(path: str | os.PathLike) -> Weights:
     """Reads the file. Everything in it except AlexNet's layers is ignored."""
-    check_size(path)
     try:
         content = _unpickle(path)
     except pickle.UnpicklingError as error:

@@ -6,6 +6,7 @@ bias. The layout is Caffe's, with fc6's columns in the order C, H, W.
 """
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ def read(path: str | os.PathLike) -> Weights:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load_model_from_string(common.read_bounded(path))
+        model = onnx.load_model_from_string(Path(path).read_bytes())
     except DecodeError as error:
         raise WeightsError(f"truncated or damaged: not a protocol buffer of ONNX's: {error}") from error
     graph = model.graph

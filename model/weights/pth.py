@@ -6,8 +6,8 @@ PyTorch 1.6 are several pickles, then the numbers. The state dict may be an entr
 ``state_dict``, ``model_state_dict`` or ``model``.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers only, and ``mmap=True`` reads only numbers that
-lie in the file, whatever the pickle claims. Two things it does not check: how long the pickle makes it work, so
-:mod:`model.weights.pickles` reads the pickle first, and whether entries are compressed, since it maps them as they are.
+lie in the file. It does not check how long the pickle makes it work, so :mod:`model.weights.pickles` reads that first,
+nor whether entries are compressed, since it maps them as they are.
 """
 
 import io
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from model.weights import pickles
-from model.weights.common import Probe, Weights, WeightsError, check_size, published, reason, state_dict_layers
+from model.weights.common import Probe, Weights, WeightsError, published, reason, state_dict_layers
 
 DESCRIPTION = "a .pth file with a state dict"
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."  # how files from before PyTorch 1.6 begin
@@ -37,7 +37,6 @@ def matches(probe: Probe) -> bool:
 
 def read(path: str | os.PathLike) -> Weights:
     """Reads the file. Everything in it except AlexNet's layers is ignored."""
-    check_size(path)
     try:
         sizes = _check_pickles(path)
         state = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=sizes is not None)
@@ -64,11 +63,7 @@ def read(path: str | os.PathLike) -> Weights:
 
 
 def _check_pickles(path: str | os.PathLike) -> set[int] | None:
-    """The sizes in bytes of the archive's entries; None for a file from before PyTorch 1.6.
-
-    Raises:
-        pickle.UnpicklingError: a pickle is hostile, or entries are compressed.
-    """
+    """The sizes in bytes of the archive's entries, which are not compressed; None for a file from before PyTorch 1.6."""
     size = os.stat(path).st_size
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         if mapped[: len(LEGACY)] == LEGACY:

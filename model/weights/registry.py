@@ -1,7 +1,6 @@
-"""The formats, and :func:`load`, which tells them apart.
+"""The formats, and :func:`load`, which tells them apart by the file's content, never by its name.
 
-Each format is a module with ``matches(probe)``, ``read(path)`` and a ``DESCRIPTION``. The file's content tells its
-format, never its name.
+Each format is a module with ``matches(probe)``, ``read(path)`` and a ``DESCRIPTION``.
 """
 
 import io
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from model.weights import caffemodel, deep_compression, npy, onnx, pth, safetensors
-from model.weights.common import Probe, Weights, WeightsError, reason
+from model.weights.common import LARGEST_FILE, Probe, Weights, WeightsError, reason
 from model.weights.named import NAMED, fetch
 
 # Deep Compression's is first: its counts could look like the beginning of another format, but its size hardly could.
@@ -35,6 +34,9 @@ def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
     path = fetch(name) if name in NAMED else Path(name)
     format = format_of(path, name)
     try:
+        size = os.stat(path).st_size
+        if size > LARGEST_FILE and format is not safetensors:  # which reads nothing but the layers
+            raise WeightsError(f"{size:,} bytes are more than AlexNet's weights can take, {LARGEST_FILE:,}")
         return replace(format.read(path), name=name)
     except ImportError:
         raise
