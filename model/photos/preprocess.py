@@ -83,7 +83,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def central_square(image: Image.Image, side: int = LARGE) -> Image.Image:
-    """Returns the middle of a photo as a square whose shorter side becomes ``side``, antialiased (the paper's section 2)."""
+    """Returns the middle of a photo as a square of ``side`` pixels, antialiased (the paper's section 2)."""
     short = min(image.size)
     left, top = (image.width - short) / 2, (image.height - short) / 2
     return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))

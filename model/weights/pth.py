@@ -63,7 +63,7 @@ def read(path: str | os.PathLike) -> Weights:
 
 
 def _check_pickles(path: str | os.PathLike) -> set[int] | None:
-    """The sizes in bytes of the archive's entries, which are not compressed; None for a file from before PyTorch 1.6."""
+    """The sizes in bytes of the archive's entries; None for a file from before PyTorch 1.6."""
     size = os.stat(path).st_size
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         if mapped[: len(LEGACY)] == LEGACY:
