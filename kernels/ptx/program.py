@@ -1,0 +1,186 @@
+"""The text of a kernel's PTX, taken apart into instructions.
+
+A line such as
+
+    @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 16 ];
+
+is an instruction: a guard (only threads whose %p1 is true take part), an opcode, and operands. Operands are registers,
+numbers, addresses in brackets and groups of registers in braces (sections 4 to 6). What the instructions do is not said
+here.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kernels.errors import AlexNetError
+
+Array = np.ndarray
+
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
+
+
+class UnsupportedInstruction(AlexNetError, NotImplementedError):
+    """PTX that this machine does not know. The message names the kernel, the line, and what is not known."""
+
+
+def size_of(type_: str) -> int:
+    """Bytes of a PTX type: 4 for ``f32``, ``b32`` and ``f16x2``; 0 for ``pred``."""
+    if type_ == "pred":
+        return 0
+    bits, _, count = re.sub(r"^[a-z]+", "", type_).partition("x")
+    return int(bits) // 8 * int(count or 1)
+
+
+def dtype_of(type_: str) -> type:
+    """The NumPy type in which a register of a PTX type is kept: its bits, unsigned."""
+    return np.bool_ if type_ == "pred" else UNSIGNED[size_of(type_)]
+
+
+@dataclass(frozen=True)
+class Address:
+    """``[%rd1 + 16]``: a register, or the name of a parameter or of shared memory, and an offset in bytes."""
+
+    base: str
+    offset: int
+
+
+@dataclass(eq=False, slots=True)
+class Instruction:
+    """One instruction, as text.
+
+    Attributes:
+        number: its place in the program.
+        text: as in the PTX, without the guard and the semicolon.
+        where: the line of Triton code that it comes from, ``"conv2d.py:57"``; behind it, if that line is in a function
+            that was inlined, the line of the kernel: ``"standard.py:43 in conv2d.py:57"``.
+        line: the line of the kernel's own file, 57.
+        guard, negated: the predicate register of ``@%p1`` or ``@!%p1``; None if there is none.
+        opcode, operands: ``"ld.global.v4.b32"``, and the operands: texts, tuples of texts, or addresses.
+        target: where a branch goes: an instruction's number.
+    """
+
+    number: int
+    text: str
+    where: str
+    line: int
+    guard: str | None
+    negated: bool
+    opcode: str
+    operands: tuple
+    target: int = -1
+
+    @property
+    def parts(self) -> list[str]:
+        return self.opcode.split(".")
+
+
+@dataclass(eq=False)
+class Program:
+    """A kernel's PTX.
+
+    Attributes:
+        name, threads: the kernel's name, and the threads of one of its programs (PTX: of a CTA).
+        shared: bytes of shared memory per program.
+        parameters: (name, PTX type) of each, in order.
+        types: NumPy type of each declared register, by the register's prefix: ``{"%r": uint32}``.
+        constants: numbers that stand in the code, as registers of one element, by the name that operands have.
+    """
+
+    name: str
+    threads: int
+    shared: int
+    parameters: list[tuple[str, str]]
+    code: list[Instruction] = field(default_factory=list)
+    types: dict[str, type] = field(default_factory=dict)
+    constants: dict[str, Array] = field(default_factory=dict)
+
+    def unsupported(self, instruction: Instruction, what: str = "is not known") -> UnsupportedInstruction:
+        """The error for an instruction that this machine cannot run."""
+        return UnsupportedInstruction(f"{self.name}: {instruction.text} ({instruction.where}): {what}")
+
+    def type_of(self, register: str) -> type:
+        """The NumPy type of a declared register."""
+        return self.types[register.rstrip("0123456789")]
+
+    def value(self, operand: str, size: int) -> str:
+        """An operand's register. A number becomes a constant of ``size`` bytes; 0 is a predicate."""
+        if operand[0] == "%" or operand == "global_smem":
+            return operand
+        name = f"{operand}:{size}"
+        if name not in self.constants:
+            digits = operand.rstrip("U")
+            number = int(digits[2:], 16) if re.match("0[fFdD]", digits) else int(digits, 0)  # 0f3F800000 is a float32
+            bits = np.bool_(number != 0) if size == 0 else UNSIGNED[size](number % (1 << 8 * size))
+            self.constants[name] = np.full((1, 1), bits)
+        return name
+
+
+def parse(ptx: str, shared: int) -> Program:
+    """Takes PTX apart.
+
+    Args:
+        ptx: a module with one kernel, as Triton compiles it.
+        shared: bytes of shared memory that a program gets when it is launched (Triton's ``metadata.shared``).
+    """
+    head, _, rest = ptx.partition(".reqntid")
+    name = re.search(r"\.entry\s+(\w+)", head)
+    threads = re.match(r"\s*(\d+)", rest)
+    if name is None or threads is None:
+        raise UnsupportedInstruction("the PTX has no kernel with a number of threads (.entry, .reqntid)")
+    parameters = [(param, type_) for type_, param in re.findall(r"\.param\s+\.(\w+)[^,\n]*?(\w+_param_\d+)", head)]
+    program = Program(name[1], int(threads[1]), shared, parameters)
+    files = {number: Path(path).name for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx)}
+    labels: dict[str, int] = {}
+    where, line = "", 0
+    body = rest[rest.index("{") + 1 :].split("\n}")[0]
+    for text in body.splitlines():
+        text = text.split("//")[0].strip()
+        if text.startswith(".loc"):
+            where, line = _location(text, files)
+            continue
+        for statement in filter(None, (part.strip() for part in text.split(";"))):
+            while label := re.match(r"(\$\w+):\s*", statement):
+                labels[label[1]], statement = len(program.code), statement[label.end() :]
+            if declared := re.match(r"\.reg\s+\.(\w+)\s+(%\w+)<\d+>", statement):
+                program.types[declared[2]] = dtype_of(declared[1])
+            elif statement not in ("", "{", "}") and not statement.startswith("."):
+                program.code.append(_instruction(len(program.code), statement, where, line))
+    for instruction in program.code:
+        if instruction.parts[0] == "bra":
+            instruction.target = labels[instruction.operands[0]]
+    return program
+
+
+def _location(text: str, files: dict[str, str]) -> tuple[str, int]:
+    """``.loc file line column[, function_name label, inlined_at file line column]`` (section 11.5)."""
+    here, _, caller = text.partition("inlined_at")
+    _, file, line, *_ = here.split()
+    where = f"{files.get(file)}:{line}"
+    if caller:
+        file, line, *_ = caller.split()
+        where += f" in {files.get(file)}:{line}"
+    return where, int(line)
+
+
+def _instruction(number: int, text: str, where: str, line: int) -> Instruction:
+    guard = re.match(r"@(!?)(%\w+)\s+", text)
+    rest = text[guard.end() :] if guard else text
+    opcode, *operands = rest.split(None, 1)
+    found = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", operands[0] if operands else "")
+    return Instruction(
+        number, rest, where, line, guard and guard[2], bool(guard and guard[1]), opcode, tuple(map(_operand, found))
+    )
+
+
+def _operand(text: str) -> str | tuple[str, ...] | Address:
+    text = text.strip()
+    if text[0] == "{":
+        return tuple(part.strip() for part in text.strip("{}").split(","))
+    if text[0] == "[":
+        base, _, offset = text.strip("[] ").partition("+")
+        return Address(base.strip(), int(offset or 0))
+    return text
