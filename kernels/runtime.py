@@ -1,8 +1,12 @@
-"""Where the kernels run: compiled on a GPU, or interpreted on the CPU.
+"""Where the kernels run: compiled on a GPU, interpreted on the CPU, or as compiled code on the CPU.
 
 Triton reads ``TRITON_INTERPRET`` when a function is decorated with ``@triton.jit``. This module sets the variable: 0 if
 there is a GPU, else 1. Every operator imports this module before it decorates a kernel. A value that the user has set
 is kept: ``TRITON_INTERPRET=1`` steps through the kernels on a machine with a GPU.
+
+The third way is the PTX machine (kernels/ptx): Triton compiles each launch for an NVIDIA GPU, and its PTX is executed
+and checked on the CPU. ``ALEXNET_BACKEND=ptx`` sends all launches of a process there, for the GPU that ``ALEXNET_ARCH``
+names (default: sm_80), and ``with backend("ptx", arch="sm_90")`` those inside.
 """
 
 import contextlib
@@ -34,23 +38,67 @@ if INTERPRETED and not isinstance(tl.sum, InterpretedFunction):
     for module in (tl.standard, tl.random, tl):
         importlib.reload(module)
 
+# After the reload, and before anything is interpreted: ptx keeps the original triton.language.
+from kernels import ptx  # noqa: E402
+from kernels.errors import AlexNetError  # noqa: E402
+
 if INTERPRETED:
     # The interpreter computes with NumPy, which warns of NaN and inf, also in masked rows. A GPU does not.
     warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning, "triton.runtime.interpreter")
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
-_one_at_a_time = threading.Lock()  # the interpreter keeps its place in the grid in a global variable
+# The interpreter keeps its place in the grid in a global variable, and the compiler cannot run while it runs.
+_one_at_a_time = threading.Lock()
+
+
+class BackendError(AlexNetError, ValueError):
+    """A backend, or an architecture for it, that does not exist."""
+
+
+def _ptx_from_environment() -> str | None:
+    """The architecture that ALEXNET_BACKEND and ALEXNET_ARCH ask for."""
+    name = os.environ.get("ALEXNET_BACKEND")
+    if name is None:
+        return None
+    if name != "ptx":
+        raise BackendError(f"ALEXNET_BACKEND must be ptx or not set, got {name!r}")
+    return _known(os.environ.get("ALEXNET_ARCH", "sm_80"))
+
+
+def _known(arch: str) -> str:
+    if arch not in ptx.ARCHITECTURES:
+        raise BackendError(f"the PTX machine knows {', '.join(ptx.ARCHITECTURES)}, got {arch!r}")
+    return arch
+
+
+_ptx: ContextVar[str | None] = ContextVar("ptx", default=_ptx_from_environment())  # noqa: B039 - a str
 
 
 def mode() -> str:
-    """``"compiled"`` or ``"interpreted"``."""
-    return "interpreted" if INTERPRETED else "compiled"
+    """``"compiled"``, ``"interpreted"`` or ``"ptx"``."""
+    return "ptx" if _ptx.get() else "interpreted" if INTERPRETED else "compiled"
+
+
+def backend(name: str, arch: str = "sm_80") -> AbstractContextManager[str | None]:
+    """Inside the ``with``, this thread's launches run elsewhere than by default.
+
+    Args:
+        name: ``"ptx"`` executes the PTX that Triton compiles, on CPU tensors; ``"default"`` is what the process began
+            with, without ALEXNET_BACKEND.
+        arch: the GPU to compile for, for ``"ptx"``: sm_75, sm_80, sm_86, sm_89 or sm_90.
+
+    Raises:
+        BackendError: another name, or another architecture.
+    """
+    if name not in ("ptx", "default"):
+        raise BackendError(f'backend must be "ptx" or "default", got {name!r}')
+    return set_inside(_ptx, _known(arch) if name == "ptx" else None)
 
 
 def default_device() -> torch.device:
-    """The device that the kernels run on: the current GPU when compiled, the CPU when interpreted."""
-    return torch.device("cpu" if INTERPRETED else "cuda")
+    """The device that the kernels run on: the current GPU when compiled, the CPU otherwise."""
+    return torch.device("cuda" if mode() == "compiled" else "cpu")
 
 
 def check_gpu() -> None:
@@ -76,6 +124,10 @@ def launch(kernel: triton.JITFunction, grid: Callable[[dict], tuple[int, ...]], 
     launches = _launches.get(None)
     if launches is not None:
         launches.append(Launch(kernel, grid, args, constants))
+        return
+    if arch := _ptx.get():
+        with _one_at_a_time:
+            ptx.launch(kernel, grid(constants), args, constants, arch)
         return
     # Triton launches on the current GPU, wherever the tensors are.
     device = args[0].device
@@ -159,12 +211,16 @@ def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether a launch on ``device`` would work: on a GPU, and anywhere if it is interpreted or only recorded."""
+    """Whether a launch on ``device`` would work: on a GPU, on the CPU for PTX, anywhere if interpreted or recorded."""
+    if mode() == "ptx":
+        return device.type == "cpu" or is_recording()
     return INTERPRETED or device.type == "cuda" or is_recording()
 
 
 def architecture(device: torch.device | None = None) -> str:
     """The name of the device's architecture: ``"sm_90"``, ``"gfx942"``, or ``"interpreter"``."""
+    if arch := _ptx.get():
+        return arch
     if INTERPRETED:
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)

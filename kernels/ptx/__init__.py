@@ -20,18 +20,19 @@ which sm_100 needs.
 """
 
 from kernels.ptx.compiled import ARCHITECTURES, compile_launch
-from kernels.ptx.group import PtxFault
+from kernels.ptx.group import PtxError, PtxWarning
 from kernels.ptx.machine import Watcher, launch, run
 from kernels.ptx.memory import Tensors
-from kernels.ptx.program import Instruction, Program, UnsupportedInstruction
+from kernels.ptx.program import Instruction, Program, UnsupportedInstructionError
 
 __all__ = [
     "ARCHITECTURES",
     "Instruction",
     "Program",
-    "PtxFault",
+    "PtxError",
+    "PtxWarning",
     "Tensors",
-    "UnsupportedInstruction",
+    "UnsupportedInstructionError",
     "Watcher",
     "compile_launch",
     "launch",

@@ -11,13 +11,14 @@ and the sizes of its operands. What PTX leaves open is decided here:
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.ptx.program import SIGNED, UNSIGNED, Array, size_of
 
-Function = Callable[..., Array | tuple[Array, Array]]
+Function = Callable[..., Any]
+"""Of arrays of bits, returns one; a comparison of two halves returns two."""
 
 FLOATS = ("f16", "bf16", "f32", "f64")
 SMALLEST_NORMAL = np.float32(2.0**-126)
@@ -30,7 +31,7 @@ class Operation(NamedTuple):
     sizes: tuple[int, ...]
 
 
-class UnknownOperation(Exception):
+class UnknownOperationError(Exception):
     """The opcode is not arithmetic, or a form of it that is not known."""
 
 
@@ -39,22 +40,22 @@ def operation(opcode: str) -> Operation:
     """The operation of an opcode, for example ``"mad.wide.s32"``.
 
     Raises:
-        UnknownOperation: nothing is known of this opcode, or of one of its modifiers.
+        UnknownOperationError: nothing is known of this opcode, or of one of its modifiers.
     """
     base, *modifiers = opcode.split(".")
     if base not in _FAMILIES or not modifiers:
-        raise UnknownOperation(opcode)
+        raise UnknownOperationError(opcode)
     type_ = modifiers.pop()
     try:
         return _FAMILIES[base](base, modifiers, type_)
     except (KeyError, ValueError) as error:
-        raise UnknownOperation(opcode) from error
+        raise UnknownOperationError(opcode) from error
 
 
 def _take(modifiers: list[str], *known: str) -> set[str]:
     """The modifiers, all of which must be known."""
     if not set(modifiers) <= set(known):
-        raise UnknownOperation(modifiers)
+        raise UnknownOperationError(modifiers)
     return set(modifiers)
 
 
@@ -119,12 +120,12 @@ def _larger(a: Array, b: Array) -> Array:
     return np.where(a == b, np.where(np.signbit(a), b, a), np.fmax(a, b))
 
 
-def _unless_nan(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+def _unless_nan(function: Function) -> Function:
     """The function with NaN where an operand is NaN."""
     return lambda a, b: np.where(np.isnan(a) | np.isnan(b), a + b, function(a, b))
 
 
-def _exactly(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def _exactly(function: Function) -> Function:
     """The function computed in float64 and rounded to float32."""
     return lambda x: function(x.astype(np.float64)).astype(np.float32)
 
@@ -138,7 +139,7 @@ _APPROXIMATE = {
     "cos": _exactly(np.cos),
     "tanh": _exactly(np.tanh),
 }
-_FLOAT = {
+_FLOAT: dict[str, Function] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -159,8 +160,8 @@ def _float(base: str, modifiers: list[str], type_: str) -> Operation:
         return Operation(_both_halves(function), tuple(2 * size for size in sizes))
     known = {"min": ("NaN", "ftz"), "max": ("NaN", "ftz"), "neg": ("ftz",), "abs": ("ftz",)}
     given = _take(modifiers, *known.get(base, ("rn", "approx", "full", "ftz")))
-    if base == "fma" and type_ != "f32" or base in _APPROXIMATE and type_ == "f64":
-        raise UnknownOperation(type_)
+    if (base == "fma" and type_ != "f32") or (base in _APPROXIMATE and type_ == "f64"):
+        raise UnknownOperationError(type_)
     function = _FLOAT[base]
     if "NaN" in given:
         function = _unless_nan(function)
@@ -211,9 +212,7 @@ def _view(type_: str, bits: Array) -> Array:
 def _product(type_: str) -> Function:
     """The whole product, twice as wide."""
     wide = (SIGNED if _signed(type_) else UNSIGNED)[2 * size_of(type_)]
-    return lambda a, b: (_view(type_, a).astype(wide) * _view(type_, b).astype(wide)).view(
-        UNSIGNED[2 * size_of(type_)]
-    )
+    return lambda a, b: (_view(type_, a).astype(wide) * _view(type_, b).astype(wide)).view(UNSIGNED[2 * size_of(type_)])
 
 
 def _multiply(base: str, modifiers: list[str], type_: str) -> Operation:
@@ -221,12 +220,15 @@ def _multiply(base: str, modifiers: list[str], type_: str) -> Operation:
     if type_ in FLOATS or type_.endswith("x2"):
         return _float(base, modifiers, type_)
     (which,), size = modifiers, size_of(type_)
-    unsigned = UNSIGNED[size]
-    product = {
-        "lo": np.multiply,
-        "wide": _product(type_),
-        "hi": lambda a, b: (_product(type_)(a, b) >> UNSIGNED[2 * size](8 * size)).astype(unsigned),
-    }[which]
+    if which == "lo":
+        product: Function = np.multiply
+    elif which == "wide":
+        product = _product(type_)
+    elif which == "hi":
+        whole, unsigned, wide = _product(type_), UNSIGNED[size], UNSIGNED[2 * size]
+        product = lambda a, b: (whole(a, b) >> wide(8 * size)).astype(unsigned)
+    else:
+        raise UnknownOperationError(which)
     if base == "mul":
         return Operation(product, (size, size))
     return Operation(lambda a, b, c: product(a, b) + c, (size, size, 2 * size if which == "wide" else size))
@@ -286,9 +288,7 @@ def _shift(base: str, modifiers: list[str], type_: str) -> Operation:
         compute = lambda a, b: (a.view(signed) >> np.minimum(b, bits - 1).astype(signed)).view(unsigned)
     else:
         move = np.left_shift if base == "shl" else np.right_shift
-        compute = lambda a, b: np.where(
-            b < bits, move(a, np.minimum(b, bits - 1).astype(unsigned)), unsigned(0)
-        )
+        compute = lambda a, b: np.where(b < bits, move(a, np.minimum(b, bits - 1).astype(unsigned)), unsigned(0))
     return Operation(compute, (size, 4))
 
 
@@ -302,7 +302,7 @@ def _extract(base: str, modifiers: list[str], type_: str) -> Operation:
     """bfe: the field of c bits of a from bit b on, with its sign if it has one."""
     _take(modifiers)
     if size_of(type_) != 4:
-        raise UnknownOperation(type_)
+        raise UnknownOperationError(type_)
 
     def compute(a: Array, position: Array, length: Array) -> Array:
         position, length = (position & np.uint32(0xFF)).astype(np.int64), (length & np.uint32(0xFF)).astype(np.int64)
@@ -320,7 +320,7 @@ def _insert(base: str, modifiers: list[str], type_: str) -> Operation:
     """bfi: b, in which d bits from bit c on are replaced by those of a."""
     _take(modifiers)
     if type_ != "b32":
-        raise UnknownOperation(type_)
+        raise UnknownOperationError(type_)
 
     def compute(a: Array, b: Array, position: Array, length: Array) -> Array:
         position, length = (np.minimum(x & np.uint32(0xFF), 32).astype(np.uint64) for x in (position, length))
@@ -404,13 +404,13 @@ def _convert(base: str, modifiers: list[str], source: str) -> Operation:
     if to_float:
         _take(modifiers, "rn")
         if size_of(source) > 4:
-            raise UnknownOperation(source)  # float64 does not hold every 64-bit integer
+            raise UnknownOperationError(source)  # float64 does not hold every 64-bit integer
         return Operation(lambda a: encode(target, _low(source, a).astype(np.float64)), size)
     integer = (SIGNED if _signed(target) else UNSIGNED)[size_of(target)]
     if from_float:  # the nearest that the integer can be; NaN gives 0
         (how,), limits = modifiers, np.iinfo(integer)
         if size_of(target) > 4:
-            raise UnknownOperation(target)
+            raise UnknownOperationError(target)
         to_whole = _ROUND[how]
 
         def compute(a: Array) -> Array:

@@ -1,11 +1,15 @@
 """From a Triton kernel and its arguments to PTX, on a machine without a GPU.
 
 Where kernels are interpreted, a kernel is an ``InterpretedFunction``, and so is everything that it calls. The compiler
-takes ``JITFunction`` only. :func:`jit_twin` makes one of the same Python function, whose globals are twins, too.
+takes ``JITFunction`` only. :func:`jit_twin` makes one of the same Python function, whose globals are twins, too. The
+interpreter also replaces functions of ``triton.language``, and leaves some of its own there. So this module keeps the
+originals, which the compiler needs: import it before anything is interpreted.
 """
 
+import contextlib
 import threading
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,9 +57,36 @@ def compile_launch(kernel: Any, args: tuple, constants: dict, architecture: str)
         if key not in _programs:
             target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
             source = ASTSource(twin, signature, compiled_in, attributes)
-            compiled = triton.compile(source, target=target, options=options)
+            with _original_language():
+                compiled = triton.compile(source, target=target, options=options)
             _programs[key] = parse(compiled.asm["ptx"], compiled.metadata.shared)
         return _programs[key]
+
+
+_LANGUAGE = [tl, tl.core, tl.math, tl.standard, tl.random]
+_LANGUAGE += [value for value in vars(tl.core).values() if isinstance(value, type)]
+_ORIGINALS = [dict(vars(holder)) for holder in _LANGUAGE]
+
+
+@contextlib.contextmanager
+def _original_language() -> Iterator[None]:
+    """Inside, ``triton.language`` is as it was before the interpreter."""
+    changed = [dict(vars(holder)) for holder in _LANGUAGE]
+    _set_language(_ORIGINALS)
+    try:
+        yield
+    finally:
+        _set_language(changed)
+
+
+def _set_language(states: list[dict[str, Any]]) -> None:
+    for holder, wanted in zip(_LANGUAGE, states, strict=True):
+        now = dict(vars(holder))
+        for name in now.keys() - wanted.keys():
+            delattr(holder, name)
+        for name, value in wanted.items():
+            if name not in now or now[name] is not value:
+                setattr(holder, name, value)
 
 
 def bind(kernel: Any, args: tuple, constants: dict) -> dict[str, Any]:

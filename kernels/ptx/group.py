@@ -22,8 +22,12 @@ RUBBISH = 0xDBDBDBDBDBDBDBDB
 """What a register holds that nothing was written to. LLVM reads such registers if the value does not matter."""
 
 
-class PtxFault(AlexNetError, RuntimeError):
+class PtxError(AlexNetError, RuntimeError):
     """A compiled kernel did what it must not do. The message names kernel, program, thread, instruction and line."""
+
+
+class PtxWarning(UserWarning):
+    """A compiled kernel did what leaves its result open, in the last bits or altogether."""
 
 
 class OnItsWay(Protocol):
@@ -179,9 +183,9 @@ class Group:
     # Faults
 
     def fault(self, instruction: Instruction, lane: int, what: str) -> NoReturn:
-        """Raises PtxFault for a thread, given by its number in the flat arrays."""
+        """Raises PtxError for a thread, given by its number in the flat arrays."""
         program = tuple(self.ids[lane // self.program.threads].tolist())
-        raise PtxFault(
+        raise PtxError(
             f"{self.program.name}, program {program}, thread {lane % self.program.threads}: {what} "
             f"({instruction.text}; {instruction.where})"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +20,7 @@ import torch
 
 from kernels.ptx import arithmetic, fragments
 from kernels.ptx.compiled import bind, compile_launch, is_constant, jit_twin
-from kernels.ptx.group import Group, Registers
+from kernels.ptx.group import Group, PtxWarning, Registers
 from kernels.ptx.memory import Shared, Tensors
 from kernels.ptx.program import SIGNED, UNSIGNED, Address, Array, Instruction, Program, size_of
 
@@ -59,7 +60,7 @@ class Run(NamedTuple):
 def _arithmetic(program: Program, instruction: Instruction) -> Execute:
     try:
         function, sizes = arithmetic.operation(instruction.opcode)
-    except arithmetic.UnknownOperation as error:
+    except arithmetic.UnknownOperationError as error:
         raise program.unsupported(instruction) from error
     target, *given = instruction.operands
     if len(given) != len(sizes):
@@ -153,13 +154,26 @@ def _st(program: Program, instruction: Instruction) -> Execute:
         at = group.addresses(address)[lanes]
         values = np.stack([group.all(name)[lanes].astype(UNSIGNED[width]) for name in names], 1)
         run.saw(group, instruction, space, lanes, at, width * len(names))
-        complain = lambda index, what: group.fault(instruction, int(lanes[index]), what)
         if space == "global":
+            complain = lambda index, what: group.fault(instruction, int(lanes[index]), what)
             run.tensors.store(at, values, complain)
         else:
-            group.shared.store(group.row[lanes], group.warp[lanes], at, values, complain)
+            _store_shared(group, instruction, lanes, at, values)
 
     return store
+
+
+def _store_shared(group: Group, instruction: Instruction, lanes: Array, address: Array, values: Array) -> None:
+    """Stores to shared memory. Warns if threads store different values to one address, where one of them stays.
+
+    That need not be wrong. Triton lets several threads hold the same sum, and each may add in another order.
+    """
+    complain = lambda index, what: group.fault(instruction, int(lanes[index]), what)
+    lost = group.shared.store(group.row[lanes], group.warp[lanes], address, values, complain)
+    if lost is not None:
+        where = f"{instruction.text}; {instruction.where}"
+        text = f"{group.program.name}: threads store different values to one shared address, one stays ({where})"
+        warnings.warn(text, PtxWarning, stacklevel=2)
 
 
 # Asynchronous copies (section 9.7.9.25)
@@ -197,7 +211,12 @@ def _cp(program: Program, instruction: Instruction) -> Execute:
             allowed = int(instruction.operands[0])
             return lambda _, group: _arrive(group, allowed)
         case ["cp", "async", "wait_all"]:
-            return lambda run, group: (_commit(run, group), _arrive(group, 0))[0]
+
+            def wait_all(run: Run, group: Group) -> None:
+                _commit(run, group)
+                _arrive(group, 0)
+
+            return wait_all
     raise program.unsupported(instruction)
 
 
@@ -238,10 +257,8 @@ def _arrive(group: Group, allowed: int) -> None:
     """All but the last ``allowed`` committed groups of copies have arrived."""
     while len(group.committed) > allowed:
         for copy in group.committed.pop(0):
-            lanes = copy.lanes
             np.subtract.at(group.shared.copies.reshape(-1), copy.pieces, 1)
-            complain = lambda index, what, copy=copy: group.fault(copy.instruction, int(copy.lanes[index]), what)
-            group.shared.store(group.row[lanes], group.warp[lanes], copy.address, copy.values, complain)
+            _store_shared(group, copy.instruction, copy.lanes, copy.address, copy.values)
 
 
 # What a warp, or a program, does together
@@ -333,9 +350,7 @@ def _stmatrix(program: Program, instruction: Instruction) -> Execute:
         lanes = (warps[:, None] * 32 + np.arange(8 * count)).reshape(-1)
         at = group.addresses(address)[lanes]
         run.saw(group, instruction, "shared", lanes, at, 16)
-        complain = lambda index, what: group.fault(instruction, int(lanes[index]), what)
-        rows = np.ascontiguousarray(matrices).reshape(-1, 8)
-        group.shared.store(group.row[lanes], group.warp[lanes], at, rows, complain)
+        _store_shared(group, instruction, lanes, at, np.ascontiguousarray(matrices).reshape(-1, 8))
 
     return execute
 
@@ -364,7 +379,7 @@ def _mma(program: Program, instruction: Instruction) -> Execute:
     match instruction.parts:
         case ["mma", "sync", "aligned", shape, "row", "col", "f32", ("f16" | "bf16" | "tf32") as type_, other, "f32"]:
             per = 1 if type_ == "tf32" else 2
-            k = int(re.fullmatch(r"m16n8k(\d+)", shape)[1]) if re.fullmatch(r"m16n8k(\d+)", shape) else 0
+            k = int(shape.removeprefix("m16n8k"))
         case _:
             raise program.unsupported(instruction)
     if other != type_ or k != 2 * per * len(names[1]) or len(names[1]) != 2 * len(names[2]):
@@ -436,7 +451,7 @@ def _multiply(program: Program, instruction: Instruction, shape: str, type_: str
     transposed = [flag == "1" for flag in flags[2:]]
     if in_registers:
         transposed = [False, *transposed]
-    transposed = (transposed + [False, False])[:2]
+    transposed = [*transposed, False, False][:2]
     keep = program.value(keep, 0)
     touched = frozenset((*accumulators, *(a if in_registers else ())))
     at_c = fragments.accumulator_positions(n)
@@ -451,7 +466,7 @@ def _multiply(program: Program, instruction: Instruction, shape: str, type_: str
         stack = np.stack([group.all(name).reshape(-1, 128) for name in accumulators], 2).view(np.float32)
         sums = np.zeros((len(stack), 64 * n), np.float64)
         sums[:, at_c] = np.where(kept[:, None, None], stack, np.float32(0))
-        used = []
+        used: list[Array] = []
         if in_registers:
             elements = _elements(type_, [group.warps(name) for name in a])
             rows = fragments.gather(elements, fragments.positions("A", len(a), per), 16, k)
@@ -586,8 +601,8 @@ def launch(
     """Compiles a launch ``kernel[grid](*args, **constants)`` for a GPU, and runs it on CPU tensors.
 
     Raises:
-        PtxFault: the compiled kernel accesses memory that is not its own, races, or breaks another rule.
-        UnsupportedInstruction: the kernel uses an instruction that this machine does not know.
+        PtxError: the compiled kernel accesses memory that is not its own, races, or breaks another rule.
+        UnsupportedInstructionError: the kernel uses an instruction that this machine does not know.
     """
     program = compile_launch(kernel, args, constants, architecture)
     twin = jit_twin(kernel)

@@ -67,7 +67,7 @@ class Tensors:
         index = (address >> np.uint64(SPACING)).astype(np.int64) - 1
         present = index[:1] if (index == index[0]).all() else np.unique(index)
         for which in present.tolist():
-            lanes = slice(None) if len(present) == 1 else np.nonzero(index == which)[0]
+            lanes = np.nonzero(index == which)[0] if len(present) > 1 else np.arange(len(index))
             if not 0 <= which < len(self.names):
                 lane = int((index == which).argmax())
                 complain(lane, f"address {int(address[lane]):#x} is in no tensor")
@@ -76,7 +76,7 @@ class Tensors:
             outside = (offset < 0) | (offset + size > len(memory))
             if outside.any():
                 at = int(outside.argmax())
-                self._outside(which, int(offset[at]), size, at if len(present) == 1 else int(lanes[at]), complain)
+                self._outside(which, int(offset[at]), size, int(lanes[at]), complain)
             first = -self.addresses[which] % size  # where the first aligned access can begin
             rows = len(memory[first:]) // size
             aligned = memory[first : first + rows * size].view(UNSIGNED[width]).reshape(rows, count)
@@ -135,9 +135,7 @@ class Shared:
         first = (program * self.stride + address) // self.piece
         return first[:, None] + np.arange(max(size // self.piece, 1))
 
-    def load(
-        self, program: Array, warp: Array, address: Array, width: int, count: int, complain: Complain
-    ) -> Array:
+    def load(self, program: Array, warp: Array, address: Array, width: int, count: int, complain: Complain) -> Array:
         """``count`` numbers of ``width`` bytes at each address, read by the warps: [addresses, count]."""
         pieces = self.pieces(program, address, width * count, complain)
         self.check_read(pieces, warp, complain)
@@ -158,7 +156,7 @@ class Shared:
         wrong = unwritten | flying | fresh
         if not wrong.any():
             return
-        lane, piece = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        lane, piece = divmod(int(wrong.argmax()), wrong.shape[1])
         if flying[lane, piece]:
             complain(lane, "reads shared memory that an asynchronous copy may not have written yet")
         if unwritten[lane, piece]:
@@ -177,37 +175,40 @@ class Shared:
         if crossed.any():
             reader[pieces[crossed]] = several
 
-    def store(self, program: Array, warp: Array, address: Array, values: Array, complain: Complain) -> None:
-        """Stores [addresses, count] numbers. Of a warp's threads at one address, the last one's stays."""
+    def store(self, program: Array, warp: Array, address: Array, values: Array, complain: Complain) -> int | None:
+        """Stores [addresses, count] numbers. Of several threads at one address, the last one's stays.
+
+        Returns:
+            The place in the array of a thread whose value did not stay, because another stored another value there.
+        """
         size = values.dtype.itemsize * values.shape[1]
         pieces = self.pieces(program, address, size, complain)
         rows = (program * self.stride + address.astype(np.int64)) // size
         memory = self.bytes.reshape(-1).view(values.dtype).reshape(-1, values.shape[1])
         self.check_write(pieces, warp, complain, changes=(memory[rows] != values).any(1))
         memory[rows] = values
-        mine = np.broadcast_to(self.barriers * _WARPS + warp.astype(np.int32)[:, None], pieces.shape)
-        self.writer.reshape(-1)[pieces] = mine
-        lost = (self.writer.reshape(-1)[pieces] != mine).any(1) & (memory[rows] != values).any(1)
-        if lost.any():
-            complain(int(lost.argmax()), "race: two warps store different values to this shared address")
+        self.writer.reshape(-1)[pieces] = self.barriers * _WARPS + warp.astype(np.int32)[:, None]
         self.unfenced.reshape(-1)[pieces] = True
+        lost = (memory[rows] != values).any(1)
+        return int(lost.argmax()) if lost.any() else None
 
-    def check_write(self, pieces: Array, warp: Array, complain: Complain, changes: Array | bool = True) -> None:
+    def check_write(self, pieces: Array, warp: Array, complain: Complain, changes: Array | None = None) -> None:
         """Complains of what another warp wrote or read since the last barrier, and of what a wgmma still reads.
 
         Args:
-            changes: which accesses change what is there. Warps may write the same value twice.
+            changes: which accesses change what is there, if not all: warps may write the same value twice.
         """
         mine = self.barriers * _WARPS + warp.astype(np.int32)[:, None]
         writer, reader = self.writer.reshape(-1)[pieces], self.reader.reshape(-1)[pieces]
         written = (writer // _WARPS == self.barriers) & (writer != mine)
-        written &= changes if changes is True else changes[:, None]
+        if changes is not None:
+            written &= changes[:, None]
         read = (reader // _WARPS == self.barriers) & (reader != mine)
         used = self.reads.reshape(-1)[pieces] > 0
         wrong = written | read | used
         if not wrong.any():
             return
-        lane, piece = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        lane, piece = divmod(int(wrong.argmax()), wrong.shape[1])
         if used[lane, piece]:
             complain(lane, "writes shared memory that a wgmma may still read: no wait_group came between")
         what, by = ("wrote", writer) if written[lane, piece] else ("read", reader)

@@ -23,7 +23,7 @@ UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
-class UnsupportedInstruction(AlexNetError, NotImplementedError):
+class UnsupportedInstructionError(AlexNetError, NotImplementedError):
     """PTX that this machine does not know. The message names the kernel, the line, and what is not known."""
 
 
@@ -98,9 +98,9 @@ class Program:
     types: dict[str, type] = field(default_factory=dict)
     constants: dict[str, Array] = field(default_factory=dict)
 
-    def unsupported(self, instruction: Instruction, what: str = "is not known") -> UnsupportedInstruction:
+    def unsupported(self, instruction: Instruction, what: str = "is not known") -> UnsupportedInstructionError:
         """The error for an instruction that this machine cannot run."""
-        return UnsupportedInstruction(f"{self.name}: {instruction.text} ({instruction.where}): {what}")
+        return UnsupportedInstructionError(f"{self.name}: {instruction.text} ({instruction.where}): {what}")
 
     def type_of(self, register: str) -> type:
         """The NumPy type of a declared register."""
@@ -130,7 +130,7 @@ def parse(ptx: str, shared: int) -> Program:
     name = re.search(r"\.entry\s+(\w+)", head)
     threads = re.match(r"\s*(\d+)", rest)
     if name is None or threads is None:
-        raise UnsupportedInstruction("the PTX has no kernel with a number of threads (.entry, .reqntid)")
+        raise UnsupportedInstructionError("the PTX has no kernel with a number of threads (.entry, .reqntid)")
     parameters = [(param, type_) for type_, param in re.findall(r"\.param\s+\.(\w+)[^,\n]*?(\w+_param_\d+)", head)]
     program = Program(name[1], int(threads[1]), shared, parameters)
     files = {number: Path(path).name for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx)}
