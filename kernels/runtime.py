@@ -213,7 +213,7 @@ def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype
 def runs_on(device: torch.device) -> bool:
     """Whether a launch on ``device`` would work: on a GPU, on the CPU for PTX, anywhere if interpreted or recorded."""
     if mode() == "ptx":
-        return device.type == "cpu" or is_recording()
+        return device.type in ("cpu", "meta") or is_recording()
     return INTERPRETED or device.type == "cuda" or is_recording()
 
 

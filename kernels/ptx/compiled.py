@@ -7,6 +7,7 @@ originals, which the compiler needs: import it before anything is interpreted.
 """
 
 import contextlib
+import re
 import threading
 import types
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def _twin_of(name: str, value: Any) -> Any:
     scope, twin = _function_twin(value.fn) if interpreted else _module_twin(value)
     _twins[id(value)] = value, twin  # before its globals, which may name it
     original = value.fn.__globals__ if interpreted else vars(value)
-    names = _names(value.fn.__code__) if interpreted else original
+    names = set(re.findall(r"\w+", twin.src)) if interpreted else original
     scope.update({name: _twin_of(name, original[name]) for name in names if name in original})
     return twin
 
@@ -139,9 +140,3 @@ def _function_twin(function: types.FunctionType) -> tuple[dict[str, Any], JITFun
 def _module_twin(module: types.ModuleType) -> tuple[dict[str, Any], types.ModuleType]:
     twin = types.ModuleType(module.__name__)
     return vars(twin), twin
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """The names of globals and attributes in a function's code."""
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*inner)
