@@ -21,6 +21,7 @@ Function = Callable[..., Any]
 """Of arrays of bits, returns one; a comparison of two halves returns two."""
 
 FLOATS = ("f16", "bf16", "f32", "f64")
+PAIRS = {"f16x2": "f16", "bf16x2": "bf16", "s16x2": "s16", "u16x2": "u16"}  # two in a register
 SMALLEST_NORMAL = np.float32(2.0**-126)
 
 
@@ -47,6 +48,9 @@ def operation(opcode: str) -> Operation:
         raise UnknownOperationError(opcode)
     type_ = modifiers.pop()
     try:
+        if type_ in PAIRS and base != "cvt":
+            function, sizes = _FAMILIES[base](base, modifiers, PAIRS[type_])
+            return Operation(_both_halves(function), tuple(2 * size for size in sizes))
         return _FAMILIES[base](base, modifiers, type_)
     except (KeyError, ValueError) as error:
         raise UnknownOperationError(opcode) from error
@@ -155,9 +159,6 @@ _FLOAT: dict[str, Function] = {
 
 
 def _float(base: str, modifiers: list[str], type_: str) -> Operation:
-    if type_ in ("f16x2", "bf16x2"):
-        function, sizes = _float(base, modifiers, type_[:-2])
-        return Operation(_both_halves(function), tuple(2 * size for size in sizes))
     known = {"min": ("NaN", "ftz"), "max": ("NaN", "ftz"), "neg": ("ftz",), "abs": ("ftz",)}
     given = _take(modifiers, *known.get(base, ("rn", "approx", "full", "ftz")))
     if (base == "fma" and type_ != "f32") or (base in _APPROXIMATE and type_ == "f64"):
@@ -217,7 +218,7 @@ def _product(type_: str) -> Function:
 
 def _multiply(base: str, modifiers: list[str], type_: str) -> Operation:
     """mul and mad: the product's lower half, its upper half, or all of it."""
-    if type_ in FLOATS or type_.endswith("x2"):
+    if type_ in FLOATS:
         return _float(base, modifiers, type_)
     (which,), size = modifiers, size_of(type_)
     if which == "lo":
@@ -235,14 +236,14 @@ def _multiply(base: str, modifiers: list[str], type_: str) -> Operation:
 
 
 def _add(base: str, modifiers: list[str], type_: str) -> Operation:
-    if type_ in FLOATS or type_.endswith("x2"):
+    if type_ in FLOATS:
         return _float(base, modifiers, type_)
     _take(modifiers)
     return Operation({"add": np.add, "sub": np.subtract}[base], (size_of(type_),) * 2)
 
 
 def _sign(base: str, modifiers: list[str], type_: str) -> Operation:
-    if type_ in FLOATS or type_.endswith("x2"):
+    if type_ in FLOATS:
         return _float(base, modifiers, type_)
     _take(modifiers)
     size = size_of(type_)
@@ -253,7 +254,7 @@ def _sign(base: str, modifiers: list[str], type_: str) -> Operation:
 
 
 def _extremum(base: str, modifiers: list[str], type_: str) -> Operation:
-    if type_ in FLOATS or type_.endswith("x2"):
+    if type_ in FLOATS:
         return _float(base, modifiers, type_)
     _take(modifiers)
     choose = {"min": np.minimum, "max": np.maximum}[base]
@@ -360,8 +361,6 @@ _COMPARE = {
 def _compare(base: str, modifiers: list[str], type_: str) -> Operation:
     """setp. Of NaN, ``lt`` and its like are false, ``ltu`` and its like true (section 9.3.2)."""
     (how,) = modifiers
-    if type_ in ("f16x2", "bf16x2"):
-        return Operation(_both_halves(_compare(base, modifiers, type_[:-2]).function), (4, 4))
     size = (size_of(type_),) * 2
     if type_ not in FLOATS:
         return Operation(lambda a, b: _COMPARE[how](_view(type_, a), _view(type_, b)), size)
