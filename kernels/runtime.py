@@ -40,7 +40,6 @@ if INTERPRETED and not isinstance(tl.sum, InterpretedFunction):
 
 # After the reload, and before anything is interpreted: ptx keeps the original triton.language.
 from kernels import ptx  # noqa: E402
-from kernels.errors import AlexNetError  # noqa: E402
 
 if INTERPRETED:
     # The interpreter computes with NumPy, which warns of NaN and inf, also in masked rows. A GPU does not.
