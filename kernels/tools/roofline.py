@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind people can distinguish. Each provider also has a marker of its own.
-COLOURS = {"triton": "#D55E00", "torch": "#0072B2", "compile": "#009E73"}
-MARKERS = {"triton": "o", "torch": "s", "compile": "^"}
 GREY = "#555555"
+COLOURS = {"triton": "#D55E00", "torch": "#0072B2", "compile": "#009E73", "floor": GREY}
+MARKERS = {"triton": "o", "torch": "s", "compile": "^", "floor": "D"}
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -51,24 +52,27 @@ def draw(axes: Axes, limits: Roofs, points: Mapping[str, tuple[float, Mapping[st
 
     bandwidth, rate = limits.bandwidth * 1e-12, limits.rate * 1e-12
     ridge = rate / bandwidth
-    left = min([x for x, _ in points.values()] + [ridge]) / 2.5
-    right = max([x for x, _ in points.values()] + [ridge]) * 2.5
+    intensities = [x for x, _ in points.values()] + [ridge]
+    left, right = min(intensities) / 2.5, max(intensities) * 2.5
     lowest = min(y for _, found in points.values() for y in found.values())
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte)", ylabel="TFLOP/s")
     axes.set(xlim=(left, right), ylim=(min(lowest, left * bandwidth) / 6, rate * 2.2))  # with room for names
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())  # its labels would overlap within one decade
     axes.plot([left, ridge, right], [left * bandwidth, rate, rate], color=GREY, linewidth=1.5)
     axes.axvline(ridge, color="#dddddd", linewidth=1, zorder=0)
-    looks: dict[str, dict] = {"floor": {"color": GREY, "marker": "D", "label": "the floor, not measured"}}
-    for provider, name in PROVIDERS.items():
-        label = name if provider == "triton" else f"{name}, where it is the best baseline"
-        looks[provider] = {"color": COLOURS[provider], "marker": MARKERS[provider], "label": label}
     for x, found in points.values():
         axes.plot([x] * len(found), list(found.values()), color=GREY, linewidth=0.8, zorder=1)
-        for provider, y in found.items():
-            faces = COLOURS[provider] if provider == "triton" else "none"
-            axes.scatter(x, y, s=42, zorder=2, facecolors=faces, **looks[provider])
-            looks[provider].pop("label", None)  # one line in the legend
+    for provider, name in {**PROVIDERS, "floor": "the floor, not measured"}.items():
+        there = [(x, found[provider]) for x, found in points.values() if provider in found]
+        if there:
+            colour = COLOURS[provider]
+            look: dict = {"marker": MARKERS[provider], "edgecolors": colour, "facecolors": "none", "label": name}
+            if provider == "triton":
+                look["facecolors"] = colour
+            elif provider != "floor":
+                look["label"] += ", where it is the best baseline"
+            xs, ys = zip(*there, strict=True)
+            axes.scatter(xs, ys, s=42, zorder=2, **look)
     axes.legend(loc="lower right", frameon=False)
     axes.figure.canvas.figure.draw_without_rendering()  # fixes where the axes lie on the page, which names need
     (x0, y0), (x1, y1) = axes.transData.transform([(left, left), (ridge, ridge)])
@@ -91,33 +95,29 @@ def _label(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
             names = groups.pop()[0] + names
             start = sum(place[each][0] for each in names) / len(names) - width * (len(names) - 1) / 2
         groups.append((names, start))
+    arrow = {"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+    look: dict = {"textcoords": "offset points", "ha": "center", "va": "top", "rotation": 90, "arrowprops": arrow}
     for names, start in groups:
         below = min(place[name][1] for name in names) - gap
         for number, name in enumerate(names):
-            axes.annotate(
-                name,
-                points[name],
-                xytext=(start + width * number - place[name][0], below - place[name][1]),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                rotation=90,
-                arrowprops={"arrowstyle": "-", "color": "#aaaaaa", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
-            )
+            x, y = place[name]
+            axes.annotate(name, points[name], xytext=(start + width * number - x, below - y), **look)
 
 
-def plot_roofline(rows: Iterable[Row], path: Path, *, dtype: str, batch: int, pass_: str = "forward") -> Path | None:
-    """Draws every layer that was timed, under the measured roofs.
+def _roofline(path: Path, title: str, limits: Roofs, points: Mapping[str, tuple[float, Mapping[str, float]]]) -> Path:
+    figure, axes = _figure()
+    axes.set_title(title, loc="left")
+    draw(axes, limits, points)
+    write_figure(path, figure)
+    return path
 
-    Args:
-        rows: of one GPU, as :func:`kernels.tools.measurements.load` returns them.
-        path: the PNG.
-        dtype, batch, pass_: which rows.
+
+def plot_roofline(rows: list[Row], path: Path, *, dtype: str, batch: int, pass_: str = "forward") -> Path | None:
+    """Draws every layer of a GPU's table that was timed in ``dtype`` at ``batch``, under the measured roofs.
 
     Returns:
-        ``path``. None, and no file, if the table has no roofs or no such rows.
+        ``path``, a PNG. None, and no file, if the table has no roofs or no such rows.
     """
-    rows = list(rows)
     limits = roofs(rows, dtype)
     points = {}
     for (layer, *key), both in compare(rows).items():
@@ -127,12 +127,9 @@ def plot_roofline(rows: Iterable[Row], path: Path, *, dtype: str, batch: int, pa
             points[layer] = (there[0].flops / there[0].bytes, speed)
     if limits is None or not points:
         return None
-    figure, axes = _figure()
     latest = max(row.date for row in rows)[:10]
-    axes.set_title(f"{rows[0].gpu}, {dtype}, batch {batch}, {pass_}; measured {latest}", loc="left")
-    draw(axes, limits, points)
-    write_figure(path, figure)
-    return path
+    title = f"{rows[0].gpu}, {dtype}, batch {batch}, {pass_}; measured {latest}"
+    return _roofline(path, title, limits, points)
 
 
 def plot_model(path: Path, limits: Roofs, *, dtype: str, batch: int) -> Path:
@@ -142,18 +139,15 @@ def plot_model(path: Path, limits: Roofs, *, dtype: str, batch: int) -> Path:
         cost = layer.cost(batch, torch_dtype(dtype).itemsize)
         floor = cost.flops / limits.floor_ms(cost.flops, cost.bytes) * 1e-9
         points[layer.name] = (cost.flops / cost.bytes, {"floor": floor})
-    figure, axes = _figure()
-    axes.set_title(f"NOT MEASURED: the model's floors under assumed roofs, {dtype}, batch {batch}, forward", loc="left")
-    draw(axes, limits, points)
-    write_figure(path, figure)
-    return path
+    title = f"NOT MEASURED: the model's floors under assumed roofs, {dtype}, batch {batch}, forward"
+    return _roofline(path, title, limits, points)
 
 
-def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Path | None:
+def plot_speed(rows: list[Row], path: Path, *, layer: str, dtype: str) -> Path | None:
     """Draws images per second forward over batch: a line per provider from p20 to p80, and the roofline's limit.
 
     Args:
-        rows: of one GPU, as :func:`kernels.tools.measurements.load` returns them.
+        rows: a GPU's table.
         path: the PNG.
         layer: a layer, or ``alexnet`` for the whole network.
         dtype: which rows.
@@ -163,7 +157,6 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     """
     from matplotlib import ticker
 
-    rows = list(rows)
     chosen = [row for row in rows if (row.layer, row.pass_, row.dtype) == (layer, "forward", dtype)]
     chosen.sort(key=lambda row: row.batch)
     if not chosen:
@@ -176,13 +169,13 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
         axes.plot(*zip(*most.items(), strict=True), "--", color=GREY, linewidth=1.2, label="roofline", marker="_")
     for provider, name in PROVIDERS.items():
         line = [row for row in chosen if row.provider == provider]
-        if not line:
-            continue
-        batches = [row.batch for row in line]
-        look: dict = {"color": COLOURS[provider], "marker": MARKERS[provider]}
-        axes.plot(batches, [rate(row, row.p50_ms) for row in line], label=name, markersize=6, **look)
-        low, high = ([rate(row, getattr(row, end)) for row in line] for end in ("p80_ms", "p20_ms"))
-        axes.fill_between(batches, low, high, color=COLOURS[provider], alpha=0.2, linewidth=0)
+        if line:
+            batches = [row.batch for row in line]
+            low, middle, high = (
+                [rate(row, getattr(row, name)) for row in line] for name in ("p80_ms", "p50_ms", "p20_ms")
+            )
+            axes.plot(batches, middle, label=name, markersize=6, color=COLOURS[provider], marker=MARKERS[provider])
+            axes.fill_between(batches, low, high, color=COLOURS[provider], alpha=0.2, linewidth=0)
     batches = sorted({row.batch for row in chosen})
     axes.set(xscale="log", yscale="log", xlabel="batch (images)", ylabel="images per second")
     axes.set_xticks(batches, [str(batch) for batch in batches])
@@ -198,10 +191,9 @@ def plot_speed(rows: Iterable[Row], path: Path, *, layer: str, dtype: str) -> Pa
     return path
 
 
-def plot_all(rows: Iterable[Row], folder: Path, stem: str) -> list[Path]:
-    """Draws a roofline for each dtype and pass, at its main batch, and the network's speed if several batches were
-    timed. Returns the PNGs."""
-    rows = list(rows)
+def plot_all(rows: list[Row], folder: Path, stem: str) -> list[Path]:
+    """Draws a GPU's table: a roofline for each dtype and pass, at its main batch, and the network's speed if several
+    batches were timed. Returns the PNGs."""
     drawn = []
     for dtype in dict.fromkeys(row.dtype for row in rows if row.operator not in ROOFS):
         for pass_ in ("forward", "backward"):
@@ -254,6 +246,4 @@ def run(argv: list[str] | None) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit status."""
-    return command.run("alexnet roofline", run, argv)
+main = functools.partial(command.run, "alexnet roofline", run)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import linecache
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -49,9 +51,9 @@ class Step(NamedTuple):
     def facts(self) -> list[str]:
         """What the line loads or stores, and the variables that it sets: a line of text for each."""
         few = lambda value: value.size <= 16 and value.dtype.kind in "ib"
-        full = lambda value: " ".join(np.array2string(value.astype(int), separator=" ").split())
-        values = {name: full(value) if few(value) else short(value) for name, value in self.values.items()}
-        return [*map(str, self.accesses), *(f"{name} = {text}" for name, text in values.items())]
+        full = lambda value: " ".join(np.array2string(value.astype(int)).split())
+        values = [f"{name} = {full(x) if few(x) else short(x)}" for name, x in self.values.items()]
+        return [*map(str, self.accesses), *values]
 
 
 class Trace(NamedTuple):
@@ -115,7 +117,9 @@ def trace(call: Callable[[], object], kernel: str, program: Sequence[int] = (0, 
         raise TraceError("only interpreted kernels can be traced: set TRITON_INTERPRET=1")
     x, y, z = (*program, 0, 0)[:3]
     recorder = _Recorder(kernel, (x, y, z))
-    with recorder.installed():
+    run = interpreter.GridExecutor.__call__
+    launch = lambda executor, *args, **kwargs: recorder.launch(run, executor, args, kwargs)
+    with mock.patch.object(interpreter.GridExecutor, "__call__", launch):
         call()
     if recorder.trace is None:
         launched = ", ".join(dict.fromkeys(recorder.launched)) or "none"
@@ -123,58 +127,34 @@ def trace(call: Callable[[], object], kernel: str, program: Sequence[int] = (0, 
     return recorder.trace
 
 
-@contextlib.contextmanager
-def _before(methods: Mapping[str, Callable[..., None]]) -> Iterator[None]:
-    """Inside, each function is called before the operation of its name in the interpreter's builder, with its
-    arguments."""
+def _before(**notes: Callable[..., None]) -> AbstractContextManager:
+    """Inside, each function is called before the interpreter's operation of its name, with that one's arguments."""
     builder = interpreter.interpreter_builder
-    own = dict(vars(builder))  # what an outer use of this has put there
 
-    def watch(name: str) -> Callable:
-        original = getattr(builder, name)
-
+    def watch(operation: Callable, note: Callable[..., None]) -> Any:
         def method(*args: Any, **kwargs: Any) -> Any:
-            methods[name](*args)
-            return original(*args, **kwargs)
+            note(*args)
+            return operation(*args, **kwargs)
 
         return method
 
-    for name in methods:
-        setattr(builder, name, watch(name))
-    try:
-        yield
-    finally:
-        for name in methods:
-            if name in own:
-                setattr(builder, name, own[name])
-            else:
-                delattr(builder, name)
+    return mock.patch.multiple(builder, **{name: watch(getattr(builder, name), note) for name, note in notes.items()})
 
 
-@contextlib.contextmanager
-def watching(note: Callable[[str, np.ndarray, np.ndarray], None]) -> Iterator[None]:
+def watching(note: Callable[[str, np.ndarray, np.ndarray], None]) -> AbstractContextManager:
     """Reports every load and store of every program inside: ``note("load", addresses, mask)``."""
-
-    def load(pointers: Any, mask: Any, *_: Any) -> None:
-        note("load", pointers.data, mask.data)
-
-    def store(pointers: Any, _: Any, mask: Any, *__: Any) -> None:
-        note("store", pointers.data, mask.data)
-
-    with _before({"create_masked_load": load, "create_masked_store": store}):
-        yield
+    return _before(
+        create_masked_load=lambda pointers, mask, *_: note("load", pointers.data, mask.data),
+        create_masked_store=lambda pointers, _, mask, *__: note("store", pointers.data, mask.data),
+    )
 
 
 @contextlib.contextmanager
 def multiplications() -> Iterator[list[int]]:
     """Records each multiplication or division of floating-point tiles inside: how many elements it has."""
     found: list[int] = []
-
-    def note(tile: Any, *_: Any) -> None:
-        if tile.data.size > 1:
-            found.append(tile.data.size)
-
-    with _before(dict.fromkeys(("create_fmul", "create_fma", "create_fdiv", "create_precise_divf"), note)):
+    note = lambda tile, *_: found.append(tile.data.size) if tile.data.size > 1 else None
+    with _before(create_fmul=note, create_fma=note, create_fdiv=note, create_precise_divf=note):
         yield found
 
 
@@ -183,39 +163,24 @@ class _Recorder:
         self.kernel, self.program = kernel, program
         self.launched: list[str] = []
         self.trace: Trace | None = None  # from its launch on
-        self.steps: list[Step] = []
-        self.arguments: dict[str, torch.Tensor] = {}
-        self.accesses: list[Access] = []
-        self.before: dict[str, object] = {}
-        self.line = 0
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Inside, launches come to :meth:`launch`."""
-        run = interpreter.GridExecutor.__call__
-        interpreter.GridExecutor.__call__ = lambda executor, *args, **kwargs: self.launch(run, executor, args, kwargs)
-        try:
-            yield
-        finally:
-            interpreter.GridExecutor.__call__ = run
+        self.tensors: dict[str, torch.Tensor] = {}  # of the arguments
+        self.accesses: list[Access] = []  # of the line that runs
 
     def launch(self, run: Callable, executor: Any, args: tuple, kwargs: dict) -> object:
         """A launch. If it is the one to trace, only one program runs."""
         self.launched.append(executor.fn.__name__)
         if executor.fn.__name__ != self.kernel or self.trace is not None:
             return run(executor, *args, **kwargs)
-        arguments = dict(zip(executor.arg_names, args, strict=False)) | {
-            name: value for name, value in kwargs.items() if name in executor.arg_names
-        }
-        self.arguments = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+        arguments = dict(zip(executor.arg_names, args, strict=False))
+        arguments |= {name: value for name, value in kwargs.items() if name in executor.arg_names}
+        self.tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
         whole = executor.grid
 
         def one(values: dict) -> tuple[int]:
-            grid = whole(values) if callable(whole) else whole
-            grid = (*grid, 1, 1)[:3]
+            grid = (*(whole(values) if callable(whole) else whole), 1, 1)[:3]
             if not all(0 <= index < size for index, size in zip(self.program, grid, strict=True)):
                 raise TraceError(f"program {self.program} is outside the grid {grid} of {self.kernel}")
-            self.trace = Trace(self.kernel, self.program, grid, arguments, self.steps)
+            self.trace = Trace(self.kernel, self.program, grid, arguments, [])
             return (1,)
 
         executor.grid = one
@@ -233,24 +198,26 @@ class _Recorder:
             return None
         interpreter.interpreter_builder.set_grid_dim(*self.trace.grid)
         interpreter.interpreter_builder.set_grid_idx(*self.program)
-        self.before, self.line = dict(frame.f_locals), frame.f_lineno
-        return self.step
+        steps = self.trace.steps
+        before, line = dict(frame.f_locals), frame.f_lineno
 
-    def step(self, frame: FrameType, event: str, _: object) -> Callable:
-        """Before a line runs, or the function returns: the line before it has run."""
-        if event in ("line", "return"):
-            now = dict(frame.f_locals)
-            changed = {name: value for name, value in now.items() if self.before.get(name) is not value}
-            arrays = {name: self.array(value) for name, value in changed.items()}
-            values = {name: array for name, array in arrays.items() if array is not None}
-            if values or self.accesses:
-                source = linecache.getline(frame.f_code.co_filename, self.line).strip()
-                self.steps.append(Step(self.line, source, values, tuple(self.accesses)))
-            self.before, self.line, self.accesses = now, frame.f_lineno, []
-        return self.step
+        def step(frame: FrameType, event: str, _: object) -> Callable:
+            """Before a line runs, or the function returns: the line before it has run."""
+            nonlocal before, line
+            if event in ("line", "return"):
+                now = dict(frame.f_locals)
+                changed = {name: self.array(value) for name, value in now.items() if before.get(name) is not value}
+                values = {name: array for name, array in changed.items() if array is not None}
+                if values or self.accesses:
+                    source = linecache.getline(frame.f_code.co_filename, line).strip()
+                    steps.append(Step(line, source, values, tuple(self.accesses)))
+                before, line, self.accesses = now, frame.f_lineno, []
+            return step
+
+        return step
 
     def array(self, value: object) -> np.ndarray | None:
-        """A variable's value as an array. None if it is neither a number nor a tile."""
+        """A variable's value as an array, pointers as offsets. None if it is neither a number nor a tile."""
         if isinstance(value, tl.constexpr):
             value = value.value
         if isinstance(value, (bool, int, float)):
@@ -260,17 +227,17 @@ class _Recorder:
         data = np.array(value.handle.data)
         if value.dtype.scalar.is_ptr():
             return self.offsets(self.argument_at(data), data)
-        return data.reshape(value.shape) if value.shape else data.reshape(())
+        return data.reshape(tuple(value.shape))
 
     def argument_at(self, addresses: np.ndarray) -> str:
         """The argument in whose memory the addresses are, or the nearest."""
         middle = int(np.median(addresses.astype(np.int64)))
         distance = lambda tensor: max(tensor.data_ptr() - middle, middle - tensor.data_ptr() - tensor.nbytes, 0)
-        return min(self.arguments, key=lambda name: distance(self.arguments[name]))
+        return min(self.tensors, key=lambda name: distance(self.tensors[name]))
 
     def offsets(self, argument: str, addresses: np.ndarray) -> np.ndarray:
         """The addresses in elements from the argument's first."""
-        tensor = self.arguments[argument]
+        tensor = self.tensors[argument]
         return (addresses.astype(np.int64) - tensor.data_ptr()) // tensor.element_size()
 
     def note(self, kind: str, addresses: np.ndarray, mask: np.ndarray) -> None:
