@@ -281,7 +281,7 @@ def test_readme_that_is_none(tmp_path, capsys):
 def test_readme_of_a_checkout(table, tmp_path, capsys):
     path = tmp_path / "README.md"
     path.write_text(TEXT)
-    assert readme.main([], path, table.parent) == 0
+    assert readme.main([], readme=path, measurements=table.parent) == 0
     assert f"**{GPU}**" in path.read_text()
     for arguments in ([], [str(path)], ["--measurements", str(tmp_path)]):
         assert readme.main(arguments) == 2

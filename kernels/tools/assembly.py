@@ -6,6 +6,7 @@ run. Each is compiled with the config that it would run with on that GPU, and wi
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import re
@@ -235,6 +236,4 @@ def run(argv: list[str] | None) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit status."""
-    return command.run("alexnet assembly", run, argv)
+main = functools.partial(command.run, "alexnet assembly", run)

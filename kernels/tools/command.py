@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -52,8 +53,8 @@ def complain(name: str, message: object) -> None:
         _discard(sys.stderr)
 
 
-def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Runs ``command(argv)`` and returns the exit status.
+def run(name: str, command: Callable[..., int], argv: list[str] | None = None, **defaults: Path | None) -> int:
+    """Runs ``command(argv, **defaults)`` and returns the exit status.
 
     2 for a :class:`AlexNetError` and for a file that the system refuses, 130 for Ctrl-C, 141 for a closed pipe.
     """
@@ -65,7 +66,7 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a notebook, for example, puts others in their place
                 stream.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot show
-        status = command(argv)
+        status = command(argv, **defaults)
         with output():
             return status  # after all that was printed is out
     except AlexNetError as error:
@@ -89,19 +90,16 @@ def run(name: str, command: Callable[[list[str] | None], int], argv: list[str] |
 def output() -> Iterator[None]:
     """For what is printed inside: when the block ends, all of it is out, in whole lines. Ctrl-C waits for that."""
     interrupted = []
-    usual = _interrupts_raise()
-    if usual:
-        signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    with _on_interrupt(lambda *_: interrupted.append(True)) as usual:
         # Blocked, because with PYTHONUNBUFFERED a signal cuts a write to a pipe short, and Python drops the rest
         # (python/cpython#85393).
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-        sys.stdout.flush()
-    finally:
-        if usual:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        blocked = {signal.SIGINT} if usual else set()
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        try:
+            yield
+            sys.stdout.flush()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
     if interrupted:
         raise KeyboardInterrupt
 
@@ -115,23 +113,24 @@ def exit_process(status: int) -> None:
     os._exit(status)
 
 
-@contextlib.contextmanager
-def interrupts_exit() -> Iterator[None]:
+def interrupts_exit() -> AbstractContextManager[object]:
     """Inside, Ctrl-C ends the process at once. For imports: if one is interrupted, PyTorch's C++ aborts noisily."""
-    usual = _interrupts_raise()
+    return _on_interrupt(lambda *_: os._exit(130))
+
+
+@contextlib.contextmanager
+def _on_interrupt(handler: Callable[..., None]) -> Iterator[bool]:
+    """Inside, Ctrl-C calls ``handler`` if it raises KeyboardInterrupt outside, and if this is the main thread, which
+    alone may change that. Gives whether it does."""
+    main = threading.current_thread() is threading.main_thread()
+    usual = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        signal.signal(signal.SIGINT, handler)
     try:
-        yield
+        yield usual
     finally:
         if usual:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _interrupts_raise() -> bool:
-    """Whether Ctrl-C raises KeyboardInterrupt and this can be changed, which only the main thread may do."""
-    here = threading.current_thread() is threading.main_thread()
-    return here and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _discard(stream: TextIO) -> None:

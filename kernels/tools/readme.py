@@ -3,6 +3,7 @@
 It replaces what stands between the two markers, and nothing else. The same measurements give the same text.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def rewrite(readme: Path, measurements: Path) -> bool:
     return True
 
 
-def run(argv: list[str] | None, readme: Path | None, measurements: Path | None) -> int:
+def run(argv: list[str] | None, readme: Path | None = None, measurements: Path | None = None) -> int:
+    """``readme`` and ``measurements`` are defaults."""
     parser = Parser(prog="alexnet readme", description="Rewrites the README's measured tables and plots.")
     add = parser.add_argument
     add("readme", nargs="?", type=Path, default=readme, metavar="README", help="what to rewrite (a checkout's)")
@@ -115,6 +117,4 @@ def run(argv: list[str] | None, readme: Path | None, measurements: Path | None) 
     return 0
 
 
-def main(argv: list[str] | None = None, readme: Path | None = None, measurements: Path | None = None) -> int:
-    """The command. ``readme`` and ``measurements`` are defaults. Returns the exit status."""
-    return command.run("alexnet readme", lambda argv: run(argv, readme, measurements), argv)
+main = functools.partial(command.run, "alexnet readme", run)

@@ -10,18 +10,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-__all__ = [
-    "bias_relu",
-    "conv2d",
-    "cross_entropy",
-    "dropout",
-    "linear",
-    "local_response_norm",
-    "lrn_max_pool2d",
-    "max_pool2d",
-    "softmax",
-]
-
 
 def _with_relu(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def operator(*arguments: Any, relu: bool = False, **options: Any) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """The command ``alexnet trace conv2d --layer conv1 --program 3 0``: prints one program of a kernel, step by step."""
 
+import functools
+
 from kernels import tiles
 from kernels.errors import AlexNetError
 from kernels.tools import command
@@ -39,6 +41,4 @@ def run(argv: list[str] | None) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit status."""
-    return command.run("alexnet trace", run, argv)
+main = functools.partial(command.run, "alexnet trace", run)

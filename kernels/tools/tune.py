@@ -1,19 +1,20 @@
 """Finds the fastest configs for the GPU here, and writes its table: ``alexnet tune``.
 
 Each config is checked against float64 before it is timed, as ``alexnet bench`` does it: a config that the compiler gets
-wrong must not win. The whole operator is timed, because a split convolution launches two kernels and a folded one
-three, and only their sum counts. ``triton.autotune`` times single kernels, so it is not used.
+wrong must not win. The whole operator is timed, because only the sum of its launches counts. ``triton.autotune`` times
+single kernels, so it is not used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
+import functools
 import itertools
 import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from kernels.tools import command
 from kernels.tools.assembly import Task, launches
 from kernels.tools.command import Parser, count, interrupts_exit
 from kernels.tools.files import write_bytes
-from kernels.tools.workloads import ALEXNET, DTYPES, OPERATORS, WORKLOADS, torch_dtype
+from kernels.tools.workloads import DTYPES, OPERATORS, WORKLOADS, layers_of, operator, torch_dtype
 
 # PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def compile_ahead(task: Task) -> None:
             launch.kernel.warmup(*launch.args, grid=(1,), **launch.constants)
 
 
-def tune(gpu: Gpu, task: Task, done: dict[Problem, Config]) -> None:
-    """Adds to ``done`` the fastest config for each problem of the task that is not there yet."""
+def tune(gpu: Gpu, task: Task) -> dict[Problem, Config]:
+    """The fastest config for each problem of the task. None for a problem that no config solves right."""
     from kernels import runtime
     from kernels.tools.bench.check import time_work
     from kernels.tools.bench.works import Work
@@ -57,9 +58,8 @@ def tune(gpu: Gpu, task: Task, done: dict[Problem, Config]) -> None:
         with tiles.record_configs() as before:
             started()
         recorded = recorded[len(before) :]
+    found = {}
     for problem in dict.fromkeys(problem for problem, _ in recorded):
-        if problem in done:
-            continue
         timed = []
         for config in candidates(runtime.architecture(gpu.device), problem):
             with tiles.use(problem.operator, config):
@@ -69,7 +69,8 @@ def tune(gpu: Gpu, task: Task, done: dict[Problem, Config]) -> None:
             elif result.problem.startswith("WRONG"):
                 tqdm.write(f"{task.layer}, {problem}: {config}: {result.problem}", file=sys.stderr)
         if timed:
-            done[problem] = min(timed, key=lambda entry: entry[0])[1]
+            found[problem] = min(timed, key=lambda entry: entry[0])[1]
+    return found
 
 
 def write(path: Path, device: str, tuned: dict[Problem, Config]) -> None:
@@ -77,14 +78,8 @@ def write(path: Path, device: str, tuned: dict[Problem, Config]) -> None:
     import torch
     import triton
 
-    head = {
-        "device": device,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-    problems = sorted(tuned.items(), key=lambda item: item[0])
-    rows = ",\n".join(json.dumps({**problem._asdict(), "tile": config}) for problem, config in problems)
+    head = {"device": device, "torch": torch.__version__, "triton": triton.__version__, "date": str(date.today())}
+    rows = ",\n".join(json.dumps({**problem._asdict(), "tile": config}) for problem, config in sorted(tuned.items()))
     write_bytes(path, f'{json.dumps(head)[:-1]}, "tiles": [\n{rows}\n]}}\n'.encode())
     tiles.forget()
 
@@ -96,50 +91,41 @@ def run(argv: list[str] | None) -> int:
         "about a second per config, for about twenty configs per layer, dtype and batch.",
     )
     add = parser.add_argument
-    add("operators", nargs="*", metavar="OPERATOR", help=f"{', '.join(OPERATORS)} (those of the network)")
+    names = ", ".join(OPERATORS)
+    add("operators", nargs="*", type=operator, metavar="OPERATOR", help=f"{names} (those of the network)")
     batches = [1, 16, 128, 256, 1024]
     add("--batch", type=count, nargs="+", default=batches, metavar="N", help=f"images ({' '.join(map(str, batches))})")
     add("--dtype", nargs="+", choices=DTYPES, default=["fp16"], help="tf32: fp32 multiplied as TF32 (fp16)")
     add("--backward", action="store_true", help="tunes the backward pass instead of the forward pass")
     add("--out", type=Path, metavar="DIR", help="where to write the table (kernels/tiles/, which the kernels read)")
     args = parser.parse_args(argv)
-    for operator in args.operators:
-        if operator not in OPERATORS:
-            raise AlexNetError(f"OPERATOR must be one of {', '.join(OPERATORS)}, got {operator!r}")
     with interrupts_exit():
         from kernels import runtime
         from kernels.tools.bench.device import Gpu, precision
 
     if runtime.INTERPRETED:
-        raise AlexNetError(
-            "no GPU is here to tune for; without one, operators run with the defaults beside their kernels"
-        )
+        raise AlexNetError("no GPU is here to tune for; operators run with the defaults beside their kernels")
     gpu = Gpu()
     architecture = runtime.architecture(gpu.device)
     out = tiles.path(architecture)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         out = args.out / out.name
-    layers = [x for x in WORKLOADS.values() if x.operator in args.operators] if args.operators else ALEXNET
     tuned = tiles.read(out)
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         for dtype, batch in itertools.product(args.dtype, args.batch):
             what = f"{dtype}, batch {batch}"
-            tasks = [Task(layer.name, architecture, dtype, batch, args.backward) for layer in layers]
+            tasks = [Task(layer.name, architecture, dtype, batch, args.backward) for layer in layers_of(args.operators)]
             # First on all cores: compiling a config takes longer than timing it.
             ahead = [task._replace(every_config=True) for task in tasks]
             for _ in tqdm(pool.map(compile_ahead, ahead), f"compiling {what}", total=len(ahead)):
                 pass
             for task in tqdm(tasks, f"tuning {what}"):
-                done: dict[Problem, Config] = {}
                 with precision(dtype):
-                    tune(gpu, task, done)
-                tuned |= done
+                    tuned |= tune(gpu, task)
                 write(out, gpu.name, tuned)
                 gpu.release()
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit status."""
-    return command.run("alexnet tune", run, argv)
+main = functools.partial(command.run, "alexnet tune", run)

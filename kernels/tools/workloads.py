@@ -5,6 +5,7 @@ Shapes are those of BVLC's deploy.prototxt (https://github.com/BVLC/caffe/tree/m
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import math
 from collections.abc import Sequence
@@ -119,6 +120,18 @@ UNFUSED = (
 
 WORKLOADS = {layer.name: layer for layer in ALEXNET + UNFUSED}
 OPERATORS = tuple(dict.fromkeys(layer.operator for layer in WORKLOADS.values()))
+
+
+def operator(text: str) -> str:
+    """An operator's name, as an argument's ``type``."""
+    if text not in OPERATORS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(OPERATORS)}, got {text!r}")
+    return text
+
+
+def layers_of(operators: Sequence[str]) -> list[Workload]:
+    """The operators' layers. Without operators the network's."""
+    return [layer for layer in WORKLOADS.values() if layer.operator in operators] or list(ALEXNET)
 
 
 def names_of(operator: str | None, layer: str | None) -> list[str]:

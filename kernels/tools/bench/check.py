@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -20,10 +20,6 @@ BOUNDS = {"fp16": 2e-3, "bf16": 1.6e-2, "fp32": 1e-5, "tf32": 2e-3}  # of max|ou
 STEP_BOUNDS = {"fp16": 0.1, "bf16": 0.25, "fp32": 2e-3, "tf32": 0.1}  # for a training step: see _step_deviation
 CHUNK = 64  # images compared at once, because float64 takes memory
 MISSING = "has no such operator"  # PyTorch has no kernels for some dtypes on some devices: not a fault
-
-Deviate = Callable[[Tensors, torch.Tensor | None], float]
-"""The error of outputs, given them and the output of the forward pass, if they are gradients."""
-
 
 # Right?
 
@@ -50,15 +46,14 @@ def deviation(work: Work, operands: Tensors, outputs: Tensors, forward: torch.Te
 
     Infinite for NaN or another shape. ``forward`` is the provider's own output if ``outputs`` are gradients.
     """
-    compare: dict[str, Callable[..., float]] = {
-        "forward": _dropout_deviation if work.operator == "dropout" else _forward_deviation,
-        "backward": _backward_deviation,
-        "step": _step_deviation,
-    }
     # In float64 cuDNN would try its algorithms at every shape, for a product that runs once.
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
-        return compare[work.pass_](work, operands, outputs, forward)
+        if work.pass_ == "step":
+            return _step_deviation(work, operands, outputs)
+        if forward is not None:
+            return _backward_deviation(work, operands, outputs, forward)
+        return (_dropout_deviation if work.operator == "dropout" else _forward_deviation)(work, operands, outputs)
     finally:
         torch.backends.cudnn.benchmark = benchmark
 
@@ -67,7 +62,7 @@ def _chunks(images: torch.Tensor) -> list[slice]:
     return [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
 
 
-def _forward_deviation(work: Work, operands: Tensors, outputs: Tensors, _: None) -> float:
+def _forward_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float:
     (output,), (input, *parameters) = outputs, operands
     parameters = [parameter.double() for parameter in parameters]
     gap = Gap()
@@ -76,7 +71,7 @@ def _forward_deviation(work: Work, operands: Tensors, outputs: Tensors, _: None)
     return gap.share if len(output) == len(input) else math.inf
 
 
-def _dropout_deviation(work: Work, operands: Tensors, outputs: Tensors, _: None) -> float:
+def _dropout_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float:
     """The operator chooses which elements it drops, but not how many: within 6 standard deviations."""
     (output,), (input,) = outputs, operands
     if output.shape != input.shape:
@@ -95,49 +90,45 @@ def _backward_deviation(work: Work, operands: Tensors, outputs: Tensors, forward
     A sum that rounds to the other side of zero would switch a whole gradient on or off, and both would be right.
     """
     (layer,) = work.layers
-    input, *parameters, gradient = operands
-    parameters = [parameter.double().requires_grad_() for parameter in parameters]
-    masked = layer.operator == "bias_relu" or layer.arguments.get("relu", False)
+    input, *given, gradient = operands
+    parameters: list[Any] = [x.double().requires_grad_() for x in given]  # Any: PyTorch annotates .grad as optional
     arguments = {name: value for name, value in layer.arguments.items() if name != "relu"}
     unmasked: dict[str, Function] = {"bias_relu": torch.add, "dropout": lambda x: x}
     exact = unmasked.get(layer.operator, functools.partial(getattr(torch_ops, layer.operator), **arguments))
-    gaps = [Gap() for _ in outputs]
-    sums = [torch.zeros_like(parameter) for parameter in parameters]  # of their gradients
+    of_input = Gap()
     for chunk in _chunks(input):
-        x, back, y = input[chunk].double(), gradient[chunk].double(), forward[chunk]
-        if masked:
+        x: Any = input[chunk].double().requires_grad_(not layer.first)
+        back, y = gradient[chunk].double(), forward[chunk]
+        if layer.operator == "bias_relu" or layer.arguments.get("relu"):
             back = torch.where(y <= 0, 0.0, back)
         elif layer.operator == "dropout":
             back = torch.where(y == 0, 0.0, back / (1.0 - layer.arguments["p"]))
-        x.requires_grad_(not layer.first)
         with torch.enable_grad():
-            parts = torch.autograd.grad(exact(x, *parameters), [x, *parameters][layer.first :], back)
+            exact(x, *parameters).backward(back)
         if not layer.first:
-            gaps[0].add(outputs[0][chunk], parts[0])
-        for total, part in zip(sums, parts[not layer.first :], strict=True):
-            total += part
-    for gap, got, want in zip(gaps[not layer.first :], outputs[not layer.first :], sums, strict=True):
-        gap.add(got, want)
+            of_input.add(outputs[0][chunk], x.grad)
+    gaps = [] if layer.first else [of_input]
+    for got, parameter in zip(outputs[len(gaps) :], parameters, strict=True):
+        gaps.append(Gap())
+        gaps[-1].add(got, parameter.grad)
     return max(gap.share for gap in gaps)
 
 
-def _step_deviation(work: Work, operands: Tensors, outputs: Tensors, _: None) -> float:
+def _step_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float:
     """The largest ||gradient - reference|| / ||reference|| of a parameter.
 
     Norms, and wide bounds: over eight layers a rounding moves some gradients to another pixel of a window, or past
     ReLU's zero. Their number is proportional to the rounding, so this error is proportional to its square root.
     PyTorch's own was 5e-4 in float32 for conv1 (batch 8). Each operator's own gradient is held to the narrow bounds.
     """
-    input, *parameters, target = operands
-    parameters = [parameter.double().requires_grad_() for parameter in parameters]
-    sums = [torch.zeros_like(parameter) for parameter in parameters]  # of their gradients
+    input, *given, target = operands
+    parameters: list[Any] = [x.double().requires_grad_() for x in given]
     for chunk in _chunks(input):
         with torch.enable_grad():
             y = work.theirs(input[chunk].double(), *parameters)
-            loss = functional.cross_entropy(y, target[chunk], reduction="sum")
-        for total, part in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
-            total += part
-    shares = [((got.double() - want).norm() / want.norm()).item() for got, want in zip(outputs, sums, strict=True)]
+            functional.cross_entropy(y, target[chunk], reduction="sum").backward()
+    pairs = zip(outputs, parameters, strict=True)
+    shares = [((got.double() - exact.grad).norm() / exact.grad.norm()).item() for got, exact in pairs]
     return max(share if math.isfinite(share) else math.inf for share in shares)
 
 
@@ -149,7 +140,7 @@ class Result(NamedTuple):
 
     variant: str  # "triton", "torch NCHW"
     times: Times | None
-    error: float
+    error: float = math.nan
     problem: str = ""
 
     @property
@@ -159,7 +150,12 @@ class Result(NamedTuple):
 
 
 def check_and_time(
-    device: Device, variant: str, start: Callable[[], Started], deviate: Deviate, bound: float, trains: bool = False
+    device: Device,
+    variant: str,
+    start: Callable[[], Started],
+    deviate: Callable[[Tensors, torch.Tensor | None], float],
+    bound: float,
+    trains: bool = False,
 ) -> Result:
     """Runs, compares, and times if the result is right. A failure becomes a result, too, so that the rest goes on.
 
@@ -167,7 +163,7 @@ def check_and_time(
         device: where.
         variant: who computes, for the report.
         start: prepares the work.
-        deviate: the error of its outputs.
+        deviate: the error of its outputs, given them and the output of the forward pass, if they are gradients.
         bound: the largest allowed error.
         trains: whether it is a training step, which folds filters each time.
     """
@@ -179,9 +175,9 @@ def check_and_time(
         del outputs
         return Result(variant, device.time(run), error)
     except NotImplementedError as error:
-        return Result(variant, None, math.nan, f"{MISSING}: {error}")
+        return Result(variant, None, problem=f"{MISSING}: {error}")
     except Exception as error:  # a compiler's crash, or no memory left, of one provider at one size
-        return Result(variant, None, math.nan, failure(error))
+        return Result(variant, None, problem=failure(error))
 
 
 def failure(error: Exception) -> str:
@@ -216,11 +212,8 @@ def time_provider(
     """A provider's results. PyTorch has two if the tensors have two memory orders; ``layout`` is the compiler's."""
     if provider == "triton":
         return [time_work(device, provider, work, dtype, work.ours, kernels.cross_entropy, operands)]
-    layouts = ("NCHW", "NHWC") if operands[0].dim() == 4 else ("",)
-    if provider == "compile":
-        layouts = (layout,)
     results = []
-    for order in layouts:
+    for order in (layout,) if provider == "compile" or not layout else ("NCHW", "NHWC"):
         forward = compiled(work.theirs) if provider == "compile" else work.theirs
         given = [tensor.contiguous() for tensor in operands] if order == "NCHW" else operands
         name = f"{provider} {order}".strip()
@@ -229,14 +222,7 @@ def time_provider(
     return results
 
 
-class Roof(NamedTuple):
-    """The timing of a roof."""
-
-    operator: str
-    dtype: str
-    flops: int
-    bytes: int
-    result: Result
+Roof = tuple[Result, int, int]  # its timing, FLOPs and bytes
 
 
 def roof_copy(device: Device) -> Roof:
@@ -244,8 +230,8 @@ def roof_copy(device: Device) -> Roof:
     source = torch.empty(device.copy_size, device=device.device).normal_()
     target = torch.empty_like(source)
     deviate = lambda outputs, _: 0.0 if torch.equal(outputs[0], source) else math.inf
-    result = check_and_time(device, "torch", lambda: Started(lambda: (target.copy_(source),), None), deviate, 0.0)
-    return Roof("roof_copy", "fp32", 0, 2 * source.nbytes, result)
+    result = check_and_time(device, "torch", lambda: Started(lambda: (target.copy_(source),)), deviate, 0.0)
+    return result, 0, 2 * source.nbytes
 
 
 def roof_matmul(device: Device, dtype: str) -> Roof:
@@ -258,5 +244,5 @@ def roof_matmul(device: Device, dtype: str) -> Roof:
         gap.add(outputs[0][:CHUNK], a[:CHUNK].double() @ b.double())
         return gap.share if outputs[0].isfinite().all() else math.inf
 
-    result = check_and_time(device, "torch", lambda: Started(lambda: (torch.mm(a, b),), None), deviate, BOUNDS[dtype])
-    return Roof("roof_matmul", dtype, 2 * n**3, 3 * a.nbytes, result)
+    result = check_and_time(device, "torch", lambda: Started(lambda: (torch.mm(a, b),)), deviate, BOUNDS[dtype])
+    return result, 2 * n**3, 3 * a.nbytes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from kernels.tools import command
 from kernels.tools.command import Parser, count, interrupts_exit
 from kernels.tools.measurements import PROVIDERS, load, slug
 from kernels.tools.roofline import plot_all
-from kernels.tools.workloads import ALEXNET, DTYPES, OPERATORS, WORKLOADS, Workload
+from kernels.tools.workloads import DTYPES, OPERATORS, layers_of, operator
 
 # PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
@@ -30,31 +30,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "Without a GPU the kernels are interpreted, and the times are not speeds of the kernels.",
     )
     add = parser.add_argument
-    operators = ", ".join(OPERATORS)
-    add("operators", nargs="*", metavar="OPERATOR", help=f"whose layers: {operators} (those of the forward pass)")
+    names = ", ".join(OPERATORS)
+    add("operators", nargs="*", type=operator, metavar="OPERATOR", help=f"{names} (those of the forward pass)")
     add("--batch", nargs="+", type=count, metavar="N", help="images in one batch (1 128; without a GPU 1)")
     add("--dtype", nargs="+", choices=DTYPES, help="tf32: fp32 multiplied as TF32 (fp16; without a GPU fp32)")
     add("--providers", nargs="+", choices=tuple(PROVIDERS), help="whose times (all; without a GPU not compile)")
-    add(
-        "--pass",
-        dest="passes",
-        nargs="+",
-        choices=("forward", "backward"),
-        help="of each layer; backward of the network is a whole training step (forward)",
-    )
+    whole = "of each layer; backward of the network is a whole training step (forward)"
+    add("--pass", dest="passes", nargs="+", choices=("forward", "backward"), help=whole)
     add("--network", action="store_true", help="the whole network; without an OPERATOR only that")
     add("--preset", choices=("kernelbench",), help="KernelBench's two AlexNet problems, beside their published times")
     add("--plot", action="store_true", help="draws the table as PNGs beside it")
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the table (a checkout's notebooks/measurements; without a GPU no table is written)",
-    )
+    where = "folder of the table (a checkout's notebooks/measurements; without a GPU no table is written)"
+    add("--out", type=Path, metavar="DIR", help=where)
     args = parser.parse_args(argv)
-    for operator in args.operators:
-        if operator not in OPERATORS:
-            raise AlexNetError(f"OPERATOR must be one of {operators}, got {operator!r}")
     if args.preset and (args.operators or args.network or args.passes):
         raise AlexNetError("--preset chooses what to time: give neither OPERATOR nor --network nor --pass with it")
     return args
@@ -70,16 +58,16 @@ def complete(args: argparse.Namespace, interpreted: bool, measurements: Path | N
         raise AlexNetError("--plot: without a GPU it takes --out DIR, too")
     if not interpreted and not (args.out or measurements):
         raise AlexNetError("give --out DIR, the folder of the measured tables: no checkout of the project is here")
-    once = lambda given: list(dict.fromkeys(given or ()))  # in the order given
+    batch, dtype, providers = [1, 128], ["fp16"], list(PROVIDERS)
     if interpreted:
-        defaults = [1], ["fp32"], ["triton", "torch"]
-    else:
-        defaults = ([] if args.preset else [1, 128]), (["fp32", "tf32"] if args.preset else ["fp16"]), list(PROVIDERS)
+        batch, dtype, providers = [1], ["fp32"], ["triton", "torch"]
+    elif args.preset:
+        batch, dtype = [], ["fp32", "tf32"]
+    if not interpreted:
         args.out = args.out or measurements
-    args.batch = once(args.batch) or defaults[0]
-    args.dtype = once(args.dtype) or defaults[1]
-    args.providers = once(args.providers) or defaults[2]
-    args.passes = once(args.passes) or ["forward"]
+    once = lambda given, default: list(dict.fromkeys(given or default))  # in the order given
+    args.batch, args.dtype = once(args.batch, batch), once(args.dtype, dtype)
+    args.providers, args.passes = once(args.providers, providers), once(args.passes, ["forward"])
 
 
 def choose(args: argparse.Namespace) -> list[tuple[Work, int]]:
@@ -88,9 +76,7 @@ def choose(args: argparse.Namespace) -> list[tuple[Work, int]]:
 
     if args.preset:
         return [(item.work, batch) for item in KERNELBENCH for batch in args.batch or [item.batch]]
-    layers: Sequence[Workload] = () if args.network else ALEXNET
-    if args.operators:
-        layers = [layer for layer in WORKLOADS.values() if layer.operator in args.operators]
+    layers = layers_of(args.operators) if args.operators or not args.network else []
     chosen = []
     for name in args.passes:
         chosen += [Work(layer.name, (layer,), name) for layer in layers]
@@ -105,19 +91,19 @@ def compare_published(bench: Bench) -> None:
 
     bench.show("")
     bench.show("KernelBench's own times on an H100, float32 with TF32 in convolutions but not in linear layers:")
-    for item in KERNELBENCH:
-        bench.show(
-            f"  {item.work.name}, batch {item.batch}: eager {item.eager_ms:.2f} ms, compiled {item.compile_ms:.2f} ms"
-        )
+    for work, batch, eager, compiled in KERNELBENCH:
+        bench.show(f"  {work.name}, batch {batch}: eager {eager:.2f} ms, compiled {compiled:.2f} ms")
         if bench.device.interpreted:
             bench.show("    nothing here compares with them: that takes a GPU")
+            continue
         for row in bench.rows:
-            if (row.layer, row.batch) == (item.work.name, item.batch) and not bench.device.interpreted:
+            if (row.layer, row.batch) == (work.name, batch):
                 bench.show(f"    here, {row.dtype}: {PROVIDERS[row.provider]} {row.p50_ms:.2f} ms")
 
 
-def run(args: argparse.Namespace, measurements: Path | None) -> int:
-    """Measures. Returns 1 if something was wrong or failed."""
+def run(argv: list[str] | None, measurements: Path | None = None) -> int:
+    """Returns 1 if something was wrong or failed. ``measurements``: the default folder of tables on a GPU."""
+    args = parse(argv)
     with interrupts_exit():
         import torch
         import triton
@@ -155,6 +141,4 @@ def run(args: argparse.Namespace, measurements: Path | None) -> int:
     return 1 if faults else 0
 
 
-def main(argv: list[str] | None = None, measurements: Path | None = None) -> int:
-    """The command. ``measurements``: the default folder of tables on a GPU. Returns the exit status."""
-    return command.run("alexnet bench", lambda argv: run(parse(argv), measurements), argv)
+main = functools.partial(command.run, "alexnet bench", run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import functools
 import math
 import os
 import subprocess
@@ -107,15 +108,15 @@ class Bench:
 
     def roofs(self, dtype: str) -> None:
         """Measures the roofs for one dtype."""
-        for measure in (check.roof_copy, lambda device: check.roof_matmul(device, dtype)):
-            roof = measure(self.device)
-            what = roof.operator, roof.operator, "forward", roof.dtype, 1
-            self.record(what, "torch", roof.result, roof.flops, roof.bytes)
+        copy, matmul = check.roof_copy, functools.partial(check.roof_matmul, dtype=dtype)
+        for name, of, measure in (("roof_copy", "fp32", copy), ("roof_matmul", dtype, matmul)):
+            result, flops, bytes = measure(self.device)
+            self.record((name, name, "forward", of, 1), "torch", result, flops, bytes)
             self.device.release()
         found = roofs(self.rows, dtype)
         if found:
-            copy, rate = found.bandwidth * 1e-12, found.rate * 1e-12
-            self.show(f"roofs: copy {copy:.3g} TB/s, {dtype} matrix product {rate:.3g} TFLOP/s")
+            product = f"{dtype} matrix product {found.rate * 1e-12:.3g} TFLOP/s"
+            self.show(f"roofs: copy {found.bandwidth * 1e-12:.3g} TB/s, {product}")
 
     def work(self, work: Work, batch: int, dtype: str, providers: list[str], step: Callable[[], object]) -> None:
         """Measures one thing by every provider, and shows the comparison. Calls ``step`` after each provider."""
