@@ -41,8 +41,6 @@ class LayerSummary(NamedTuple):
 class AlexNet(nn.Module):
     """AlexNet for images of 227 x 227 pixels.
 
-    :meth:`from_weights` gives :class:`TorchvisionAlexNet` for torchvision's weights.
-
     Args:
         num_classes: outputs of fc8.
         keep_prob: the probability that dropout keeps an output of fc6 or fc7 in training.
@@ -57,21 +55,11 @@ class AlexNet(nn.Module):
     Example:
         >>> from model import weights
         >>> net = AlexNet.from_weights(weights.load("cifar10"))
-        >>> for layer in net.layers():
-        ...     print(layer.name, layer.output)
-        conv1 (1, 96, 55, 55)
-        pool1 (1, 96, 27, 27)
-        conv2 (1, 256, 27, 27)
-        pool2 (1, 256, 13, 13)
-        conv3 (1, 384, 13, 13)
-        conv4 (1, 384, 13, 13)
-        conv5 (1, 256, 13, 13)
-        pool5 (1, 256, 6, 6)
-        fc6 (1, 4096)
-        fc7 (1, 4096)
-        fc8 (1, 10)
+        >>> print(*(f"{layer.name} {layer.output}" for layer in net.layers() if "pool" in layer.name), sep=", ")
+        pool1 (1, 96, 27, 27), pool2 (1, 256, 13, 13), pool5 (1, 256, 6, 6)
     """
 
+    formulas: tuple[str | None, ...] = tuple(LRN)
     size = 227  # of the input
     pool1: LRNMaxPool2d | MaxPool2d  # without normalisation in torchvision's network
     pool2: LRNMaxPool2d | MaxPool2d
@@ -82,6 +70,9 @@ class AlexNet(nn.Module):
             raise ArgumentError(f"AlexNet: num_classes must be at least 1, got {num_classes}")
         if not 0.0 <= keep_prob <= 1.0:
             raise ArgumentError(f"AlexNet: keep_prob must be from 0 to 1, got {keep_prob}")
+        if lrn not in self.formulas:
+            accepted = ", ".join(map(repr, self.formulas))
+            raise ArgumentError(f"{type(self).__name__}: lrn must be one of {accepted}, got {lrn!r}")
         self.lrn = lrn
         self.make_convolutions()
         self.fc6 = Linear(256 * 6 * 6, 4096, relu=True)
@@ -94,13 +85,11 @@ class AlexNet(nn.Module):
 
     def make_convolutions(self) -> None:
         """conv1 to pool5."""
-        if self.lrn not in LRN:
-            accepted = ", ".join(map(repr, LRN))
-            raise ArgumentError(f"{type(self).__name__}: lrn must be one of {accepted}, got {self.lrn!r}")
         self.conv1 = Conv2d(3, 96, kernel_size=11, stride=4)
-        self.pool1 = LRNMaxPool2d(**LRN[self.lrn])
+        formula = LRN[str(self.lrn)]
+        self.pool1 = LRNMaxPool2d(**formula)
         self.conv2 = Conv2d(96, 256, kernel_size=5, padding=2, groups=2)
-        self.pool2 = LRNMaxPool2d(**LRN[self.lrn])
+        self.pool2 = LRNMaxPool2d(**formula)
         self.conv3 = Conv2d(256, 384, kernel_size=3, padding=1)
         self.conv4 = Conv2d(384, 384, kernel_size=3, padding=1, groups=2)
         self.conv5 = Conv2d(384, 256, kernel_size=3, padding=1, groups=2)
@@ -110,18 +99,16 @@ class AlexNet(nn.Module):
     def initialise(self, scheme: str = "paper") -> None:
         """Draws new weights.
 
-        Args:
-            scheme: ``"paper"``, from its section 5, draws weights from N(0, 0.01) and sets biases to 1 in conv2, conv4,
-                conv5, fc6 and fc7, which keeps ReLU alive early in training, and to 0 elsewhere. ``"bvlc"``, from
-                its train_val.prototxt, draws fc6 and fc7 from N(0, 0.005) and sets those biases to 0.1, which is
-                better for few classes and images.
+        ``"paper"``, from its section 5, draws weights from N(0, 0.01) and sets biases to 1 in conv2, conv4, conv5, fc6
+        and fc7, and to 0 elsewhere. ``"bvlc"``, from its train_val.prototxt, draws fc6 and fc7 from N(0, 0.005) and
+        sets those biases to 0.1, which is better for few classes and images.
         """
         if scheme not in ("paper", "bvlc"):
             raise ArgumentError(f"AlexNet: initialisation must be 'paper' or 'bvlc', got {scheme!r}")
         for name, layer in self.named_children():
             if not hasattr(layer, "weight") or layer.weight.is_meta:  # on meta there is nothing to draw
                 continue
-            std, bias = 0.01, 1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0
+            std, bias = 0.01, float(name in ("conv2", "conv4", "conv5", "fc6", "fc7"))
             if scheme == "bvlc":
                 std, bias = 0.005 if name in ("fc6", "fc7") else std, 0.1 * bias
             nn.init.normal_(layer.get_parameter("weight"), std=std)
@@ -173,13 +160,11 @@ class AlexNet(nn.Module):
     def load_initial_weights(self, weights_path: str | os.PathLike, skip_layer: Iterable[str] = ()) -> None:
         """Loads ``bvlc_alexnet.npy``, or another file that :func:`model.weights.load` reads.
 
-        Args:
-            weights_path: the file.
-            skip_layer: names of layers to leave as they are, such as ``("fc8",)`` to train it for other classes.
+        ``skip_layer`` names layers to leave as they are, such as ``("fc8",)`` to train it for other classes.
 
         Raises:
             model.weights.WeightsError: the file cannot be read, lacks a layer, or has one of another shape. The
-                message names the layer, and the network is as it was.
+                network is then as it was.
         """
         names = [name for name, layer in self.named_children() if hasattr(layer, "weight")]
         skipped = [skip_layer] if isinstance(skip_layer, str) else list(skip_layer)
@@ -190,9 +175,9 @@ class AlexNet(nn.Module):
 
     @staticmethod
     def from_weights(loaded: weights.Weights, keep_prob: float = 0.5) -> "AlexNet":
-        """Returns the network that the weights belong to, in evaluation mode. Draws no random weights."""
+        """Returns the network that the weights belong to, in evaluation mode: :class:`TorchvisionAlexNet` or this."""
         kind: type[AlexNet] = TorchvisionAlexNet if loaded.lrn is None else AlexNet
-        if loaded.lrn is not None and loaded.lrn not in LRN:
+        if loaded.lrn not in kind.formulas:
             raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
         if loaded.preprocess.size != kind.size:
             raise weights.WeightsError(
@@ -208,11 +193,11 @@ class AlexNet(nn.Module):
 class TorchvisionAlexNet(AlexNet):
     """torchvision's ``alexnet``, another network of that name: for 224 x 224 pixels, without groups or normalisation.
 
-    Its convolutions have 64, 192, 384, 256 and 256 filters, as in Krizhevsky 2014, "One weird trick for parallelizing
-    convolutional neural networks" (https://arxiv.org/abs/1404.5997). conv1 pads by 2. From 55 on, the walk to 6 is the
-    same. Arguments as :class:`AlexNet`, except that ``lrn`` can only be None.
+    Its convolutions are those of Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks"
+    (https://arxiv.org/abs/1404.5997). Arguments as :class:`AlexNet`, except that ``lrn`` can only be None.
     """
 
+    formulas = (None,)
     size = 224
 
     def __init__(self, num_classes: int = 1000, keep_prob: float = 0.5, lrn: str | None = None):
@@ -220,8 +205,6 @@ class TorchvisionAlexNet(AlexNet):
 
     def make_convolutions(self) -> None:
         """conv1 to pool5."""
-        if self.lrn is not None:
-            raise ArgumentError(f"{type(self).__name__}: lrn must be one of None, got {self.lrn!r}")
         self.conv1 = Conv2d(3, 64, kernel_size=11, stride=4, padding=2)
         self.pool1 = MaxPool2d(kernel_size=3, stride=2)
         self.conv2 = Conv2d(64, 192, kernel_size=5, padding=2)

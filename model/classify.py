@@ -45,7 +45,7 @@ def classify(
     graph: bool = False,
     show: bool = False,
 ) -> Iterator[Batch]:
-    """Classifies photos batch by batch, so that any number of them fits. Two other processes decode them.
+    """Classifies photos batch by batch. Two other processes decode them.
 
     Args:
         net: has the weights ``loaded``, and computes where its parameters are, in their dtype.

@@ -1,7 +1,4 @@
-"""``alexnet COMMAND ...`` or ``python -m model.cli COMMAND ...``: all commands of the project.
-
-A command's module is imported only if the command runs.
-"""
+"""``alexnet COMMAND ...``: all commands of the project. A command's module is imported only if the command runs."""
 
 import sys
 from importlib import import_module

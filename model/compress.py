@@ -28,13 +28,8 @@ def parse(argv: list[str] | None) -> dict[str, Any]:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="weights to compress: a name, or a file such as best.safetensors")
     add("out", metavar="OUT", help="the file to write, such as small.net")
-    add(
-        "--density",
-        nargs="+",
-        default=[],
-        metavar="LAYER=SHARE",
-        help="shares of weights to keep other than the paper's",
-    )
+    shares = "shares of weights to keep other than the paper's"
+    add("--density", nargs="+", default=[], metavar="LAYER=SHARE", help=shares)
     add("--data", metavar="DIR", help="photos as alexnet train takes them, to retrain and to measure with")
     add("--epochs", type=int, metavar="N", help="how often the retraining sees each photo; 0: only measure (1)")
     options = parser.add_argument_group("options of the retraining, which needs --data")

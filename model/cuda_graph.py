@@ -10,8 +10,7 @@ from kernels.ops.space_to_depth import fold_once
 class GraphedForward:
     """A network's forward pass for up to ``batch`` images, launched as one graph.
 
-    Every call copies images into the same input buffer and logits out of the same output buffer. The weights are those
-    at the time of capture, with conv1's already folded. Capture again after you change them.
+    The weights are those at the time of capture. Capture again after you change them.
 
     Args:
         net: a network on a GPU, in evaluation mode.
@@ -28,9 +27,8 @@ class GraphedForward:
         if net.training:
             raise ArgumentError("a CUDA graph takes a network in evaluation mode; call .eval() first")
         with torch.cuda.device(parameter.device), torch.inference_mode(), fold_once() as self.folded:
-            self.input = torch.empty(
-                shape, dtype=parameter.dtype, device=parameter.device, memory_format=torch.channels_last
-            ).zero_()
+            zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+            self.input = zeros.contiguous(memory_format=torch.channels_last)
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

@@ -82,7 +82,11 @@ def run(argv: list[str] | None) -> int:
             print(json.dumps(record(args, device_name(device), folder, loaded, targets, found)))
         else:
             print(*class_table(found, targets, loaded.classes), "", sep="\n")
-            print(f"{title}{details(args, found)} ({device_name(device)}, {args.operators}, {args.dtype})")
+            top5 = "" if found.top5 is None else f", top-5 {found.top5:.2%}"
+            crops = ", ten crops" if args.ten_crop else ""
+            skipped = f", {len(found.unreadable)} skipped that cannot be read" if found.unreadable else ""
+            where = f"({device_name(device)}, {args.operators}, {args.dtype})"
+            print(f"{title}{top5}, loss {found.loss:.4f}{crops}{skipped} {where}")
     if args.plot:
         draw(args.plot, found, [row for row in targets if found.confusion[row].any()], loaded.classes, title)
         print(f"drawn in {args.plot}", file=sys.stderr)
@@ -109,21 +113,12 @@ def record(
 ) -> dict:
     """Returns what ``--json`` prints."""
     shares = found.per_class()
-    return {
-        "weights": loaded.name,
-        "data": str(folder.path),
-        "device": device,
-        "operators": args.operators,
-        "dtype": args.dtype,
-        "ten_crop": args.ten_crop,
-        "images": found.photos,
-        "skipped": len(found.unreadable),
-        "loss": found.loss,
-        "top1": found.top1,
-        "top5": found.top5,
-        "classes": {loaded.classes[row]: shares[row] for row in targets},
-        "confusion": found.confusion.tolist(),
-    }
+    asked = {"operators": args.operators, "dtype": args.dtype, "ten_crop": args.ten_crop}
+    counts = {"images": found.photos, "skipped": len(found.unreadable)}
+    measured = {"loss": found.loss, "top1": found.top1, "top5": found.top5}
+    classes = {loaded.classes[row]: shares[row] for row in targets}
+    what = {"weights": loaded.name, "data": str(folder.path), "device": device, **asked}
+    return {**what, **counts, **measured, "classes": classes, "confusion": found.confusion.tolist()}
 
 
 def class_table(found: "Accuracy", targets: list[int], classes: tuple[str, ...]) -> list[str]:
@@ -132,14 +127,6 @@ def class_table(found: "Accuracy", targets: list[int], classes: tuple[str, ...])
     percent = lambda share: "-" if share is None else f"{share:.1%}"
     rows = [(one_line(classes[row]), percent(shares[row]), f"of {counts[row]}") for row in targets]
     return align(rows, left=(0, 2), widths=(0, 7, 0))
-
-
-def details(args: argparse.Namespace, found: "Accuracy") -> str:
-    """Returns the last line's numbers after top-1."""
-    top5 = "" if found.top5 is None else f", top-5 {found.top5:.2%}"
-    crops = ", ten crops" if args.ten_crop else ""
-    skipped = f", {len(found.unreadable)} skipped that cannot be read" if found.unreadable else ""
-    return f"{top5}, loss {found.loss:.4f}{crops}{skipped}"
 
 
 def draw(out: Path, found: "Accuracy", rows: list[int], classes: tuple[str, ...], title: str) -> None:

@@ -1,9 +1,8 @@
 """AlexNet in two halves, one per process, as over the two GPUs of 2012.
 
-That network was larger than the 3 GB of a GTX 580, so each of two GPUs had half of the filters of every layer
-(Krizhevsky et al., section 3.5 and figure 2). conv2, conv4 and conv5 read the maps of their own GPU only. That is why
-they have ``groups=2``. conv3 and the fully connected layers read the maps of both GPUs. The GPUs exchanged data only
-there.
+Each of two GPUs with 3 GB had half of the filters of every layer (Krizhevsky et al., section 3.5 and figure 2). conv2,
+conv4 and conv5 read the maps of their own GPU only, hence their ``groups=2``. conv3 and the fully connected layers read
+the maps of both GPUs. The GPUs exchanged data only there.
 """
 
 import dataclasses
@@ -49,10 +48,7 @@ class Other:
         return theirs.to(mine.device)
 
     def join(self, mine: torch.Tensor, part: torch.Tensor | None = None) -> torch.Tensor:
-        """The channels of both processes, process 0's first, as in one process.
-
-        If ``part`` is given, the processes exchange only that part of their channels.
-        """
+        """The channels of both processes, process 0's first. If ``part`` is given, they exchange only that."""
         theirs = self.swap(mine if part is None else part)
         return torch.cat([mine, theirs] if self.rank == 0 else [theirs, mine], 1)
 
@@ -60,8 +56,7 @@ class Other:
 class BorderedLRNMaxPool2d(LRNMaxPool2d):
     """Normalisation whose windows reach 2 channels into the other process's half, then pooling.
 
-    The paper's GPUs normalised only their own maps. BVLC's weights were trained in one process, with windows across the
-    border between the halves, so these logits need the maps on its other side.
+    The paper's GPUs normalised only their own maps. BVLC's weights were trained with windows across the border.
     """
 
     def __init__(self, other: Other, formula: LRNArguments):
@@ -123,11 +118,7 @@ class Half(nn.Module):
 
     @classmethod
     def from_weights(cls, loaded: weights.Weights, rank: int) -> "Half":
-        """The half of process ``rank``, from the weights of the whole network.
-
-        Raises:
-            WeightsError: they are of another network.
-        """
+        """The half of process ``rank``, from the weights of the whole network."""
         if loaded.lrn not in LRN:
             raise weights.WeightsError(f"{loaded.name}: lrn must be one of {', '.join(LRN)}, got {loaded.lrn!r}")
         with torch.device("meta"):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from model.alexnet import AlexNet
-    from model.classify import Batch, Prediction
+    from model.classify import Prediction
     from model.layer_times import LayerTimes
     from model.weights import Weights
 
@@ -75,10 +75,18 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
         from tqdm import tqdm
 
         from kernels import runtime
+        from kernels.tools.workloads import torch_dtype
+        from model import weights
+        from model.alexnet import AlexNet
         from model.classify import classify
         from model.layer_times import layer_table
 
-    loaded, net = load_network(args, device)
+    loaded = weights.load(weights.DEFAULT if args.weights is None else args.weights)
+    classes = len(loaded.classes)
+    top = min(5, classes) if args.top is None else args.top
+    if top > classes:
+        raise AlexNetError(f"--top must be at most the {classes} classes of {loaded.name}, got {top}")
+    net = AlexNet.from_weights(loaded).to(device, torch_dtype(args.dtype))
     if not args.images:
         print(f"no photo given: taking scikit-image's chelsea, a cat ({photos[0]})", file=sys.stderr)
     where = {"weights": loaded.name, "device": device_name(device), "mode": runtime.mode()}
@@ -90,7 +98,7 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
         maps: list[torch.Tensor] = []
         if args.plot:
             net.conv1.register_forward_hook(lambda _, __, output: maps.append(output))
-        for batch in classify(photos, net, loaded, batch=args.batch, top=args.top, graph=graph, show=several):
+        for batch in classify(photos, net, loaded, batch=args.batch, top=top, graph=graph, show=several):
             with tqdm.external_write_mode(sys.stderr):
                 for problem in batch.unreadable:
                     complain(problem)
@@ -99,9 +107,9 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
             read, seconds = read + len(batch.photos), seconds + batch.seconds
             layers = {"layers": times.records(len(batch.photos))} if times else {}
             table = table or (layer_table(layers["layers"], len(batch.photos)) + "\n\n" if times else "")
+            show = functools.partial(json_line, where, layers) if args.json else photo_table
             with command.output():
-                tables = map(photo_table, batch.photos, batch.predictions)
-                tqdm.write("\n".join(json_lines(batch, where, layers) if args.json else tables))
+                tqdm.write("\n".join(map(show, batch.photos, batch.predictions)))
     if not read:
         return 0
     summary = summarise(where, args.dtype, read, seconds)
@@ -111,20 +119,6 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
         draw(args.plot, photos[0], batch.predictions[0], maps[-1][0].float().cpu(), summary)
         print(f"drawn in {args.plot}", file=sys.stderr)
     return read
-
-
-def load_network(args: argparse.Namespace, device: "torch.device") -> "tuple[Weights, AlexNet]":
-    """Loads the weights and the network, and checks --top or sets it."""
-    from kernels.tools.workloads import torch_dtype
-    from model import weights
-    from model.alexnet import AlexNet
-
-    loaded = weights.load(weights.DEFAULT if args.weights is None else args.weights)
-    classes = len(loaded.classes)
-    args.top = min(5, classes) if args.top is None else args.top
-    if args.top > classes:
-        raise AlexNetError(f"--top must be at most the {classes} classes of {loaded.name}, got {args.top}")
-    return loaded, AlexNet.from_weights(loaded).to(device, torch_dtype(args.dtype))
 
 
 def time_layers(args: argparse.Namespace, net: "AlexNet", photos: int) -> "LayerTimes":
@@ -143,12 +137,9 @@ def time_layers(args: argparse.Namespace, net: "AlexNet", photos: int) -> "Layer
     return LayerTimes(net, roofs_for(device_name(device), args.dtype, folder) if folder else None)
 
 
-def json_lines(batch: "Batch", where: dict, layers: dict) -> list[str]:
-    """Returns one JSON object per photo."""
-    return [
-        json.dumps({"image": str(path), **where, "predictions": [asdict(p) for p in predictions], **layers})
-        for path, predictions in zip(batch.photos, batch.predictions, strict=True)
-    ]
+def json_line(where: dict, layers: dict, path: Path, predictions: "list[Prediction]") -> str:
+    """Returns a photo's likeliest classes as JSON."""
+    return json.dumps({"image": str(path), **where, "predictions": [asdict(p) for p in predictions], **layers})
 
 
 def photo_table(path: Path, predictions: "list[Prediction]") -> str:
@@ -165,10 +156,8 @@ def summarise(where: dict, dtype: str, read: int, seconds: float) -> str:
     """Returns the last line: with which weights, where, how many photos, in what time."""
     each = seconds / read
     per_photo = f"{each:.2f} s a photo" if each >= 0.1 else f"{each * 1e3:.2f} ms a photo"
-    return (
-        f"{one_line(where['weights'])} on {where['device']}, kernels {where['mode']}, {dtype}: "
-        f"{read} photo{'s' * (read > 1)} in {seconds:.2f} s, {per_photo}"
-    )
+    network = f"{one_line(where['weights'])} on {where['device']}, kernels {where['mode']}, {dtype}"
+    return f"{network}: {read} photo{'s' * (read > 1)} in {seconds:.2f} s, {per_photo}"
 
 
 def imagenet_hint(loaded: "Weights") -> str:

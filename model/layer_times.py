@@ -10,12 +10,7 @@ from model.device import synchronize
 
 
 class LayerTimes:
-    """Forward hooks that time each layer. They wait for the GPU before and after it.
-
-    Args:
-        net: the network, whose forward passes are timed from now on.
-        roofs: of its device, if they have been measured.
-    """
+    """Forward hooks that time each layer of ``net`` from now on. ``roofs`` are its device's, if they are measured."""
 
     def __init__(self, net: AlexNet, roofs: Roofs | None):
         self.net, self.device, self.roofs = net, net.fc8.weight.device, roofs
@@ -34,10 +29,7 @@ class LayerTimes:
         self.ms[name] = (time.perf_counter() - self.started) * 1e3
 
     def records(self, batch: int) -> list[dict]:
-        """Returns each layer's shape, cost and time in the newest forward pass, which had ``batch`` photos.
-
-        ``roofline``, the share of the roofline that it reaches, is None unless the roofs have been measured.
-        """
+        """Returns each layer's shape, cost and time in the newest forward pass, which had ``batch`` photos."""
         records = []
         for row in self.net.layers(batch):
             ms = self.ms[row.name]
@@ -53,19 +45,12 @@ def layer_table(records: list[dict], batch: int) -> str:
     floors = [record["ms"] * record["roofline"] for record in records if record["roofline"] is not None]
     share = sum(floors) / total["ms"] if floors else None
     total |= {"name": "total", "output": [], "gflops": total["flops"] / (total["ms"] * 1e6), "roofline": share}
-    rows = [
-        (
-            row["name"],
-            " x ".join(map(str, row["output"])),
-            f"{row['parameters']:,}",
-            f"{row['macs'] / 1e6:,.1f}",
-            f"{row['ms']:,.2f}",
-            f"{row['gflops']:,.1f}",
-            "-" if row["roofline"] is None else f"{row['roofline']:.0%}",
-        )
-        for row in [*records, total]
-    ]
-    header, *lines = align([("layer", "output", "parameters", "MMACs", "ms", "GFLOP/s", "of roof"), *rows], left=(0, 1))
+    rows: list[tuple[str, ...]] = [("layer", "output", "parameters", "MMACs", "ms", "GFLOP/s", "of roof")]
+    for row in [*records, total]:
+        counts = f"{row['parameters']:,}", f"{row['macs'] / 1e6:,.1f}", f"{row['ms']:,.2f}", f"{row['gflops']:,.1f}"
+        roof = "-" if row["roofline"] is None else f"{row['roofline']:.0%}"
+        rows.append((row["name"], " x ".join(map(str, row["output"])), *counts, roof))
+    header, *lines = align(rows, left=(0, 1))
     rule = "-" * len(header)
     title = f"layers, {batch} photo{'s' * (batch > 1)} in one pass:"
     return "\n".join([title, "", header, rule, *lines[:-1], rule, lines[-1]])

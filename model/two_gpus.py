@@ -1,8 +1,7 @@
 """``torchrun --nproc-per-node 2 -m model.two_gpus [IMAGE]``: AlexNet split over two processes as over the paper's GPUs.
 
-Each process computes its half (:mod:`model.halves`). They exchange maps with NCCL on two GPUs and with gloo elsewhere.
-The command prints the bytes that they exchange, and compares their logits with those of one process that has the whole
-network.
+Each process computes its half (:mod:`model.halves`). The command prints the bytes that they exchange, and compares
+their logits with those of one process that has the whole network.
 """
 
 import functools

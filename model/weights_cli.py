@@ -55,9 +55,8 @@ def verify(path: str) -> None:
         shape = " x ".join(map(str, weight.shape))
         zeros = 1.0 - weight.count_nonzero().item() / math.prod(weight.shape)
         print(f"  {layer}: {shape}, {zeros:.1%} zeros, and {len(bias)} biases")
-    print(
-        f"{total:,} parameters, {len(loaded.classes)} classes, normalisation {loaded.lrn or 'none'}: whole and finite"
-    )
+    classes, norm = len(loaded.classes), loaded.lrn or "none"
+    print(f"{total:,} parameters, {classes} classes, normalisation {norm}: whole and finite")
     bundled = path in weights.NAMED and weights.NAMED[path].bundled
     known = f"the published file of {name}" if name else "not a file with a known checksum"
     print("the bundled file" if bundled else known)
@@ -72,11 +71,9 @@ def convert(path: str, out: Path) -> None:
 
     loaded = weights.load(path)
     AlexNet.from_weights(loaded)  # checks that every layer is there and has its shape
-    tensors = {
-        f"{layer}.{part}": tensor
-        for layer, pair in loaded.layers.items()
-        for part, tensor in zip(("weight", "bias"), pair, strict=True)
-    }
+    tensors: dict = {}
+    for layer, (weight, bias) in loaded.layers.items():
+        tensors |= {f"{layer}.weight": weight, f"{layer}.bias": bias}
     checkpoint.write(out, tensors, meta=describe(loaded.classes, loaded.lrn, loaded.preprocess))
     print(f"{out}: {len(loaded.layers)} layers, {len(loaded.classes)} classes, {out.stat().st_size:,} bytes")
 

@@ -1,8 +1,8 @@
 """A training run in one file. A run that is killed at any moment leaves the old file or the new one, whole.
 
-Weights are stored as :mod:`model.weights.safetensors` reads them, so a checkpoint is also a file of weights. The
-run's position stands in the header's ``meta`` under ``training``. The header has no other entry: safetensors writes
-several in any order, and equal runs must give equal files.
+A checkpoint is also a file of weights, for :mod:`model.weights.safetensors`. The run's position stands in the header's
+``meta`` under ``training``. The header has no other entry: safetensors writes several in any order, and equal runs must
+give equal files.
 """
 
 import json
@@ -17,11 +17,7 @@ from kernels.tools.files import write_bytes
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
-    """Replaces ``path``; ``meta`` is JSON in the header.
-
-    Raises:
-        AlexNetError: the file cannot be written, for example since the disk is full.
-    """
+    """Replaces ``path``, or raises AlexNetError; ``meta`` is JSON in the header."""
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(packed, {"meta": json.dumps(meta)}))
 
@@ -37,7 +33,6 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))
             if "training" not in meta:
                 raise AlexNetError(f"{path}: holds weights but no run to resume; a new run can start from them")
-            names = list(file.keys())
-            return {name: file.get_tensor(name).clone() for name in names}, meta
+            return {name: file.get_tensor(name).clone() for name in list(file.keys())}, meta
     except (OSError, SafetensorError, ValueError) as error:
         raise AlexNetError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error

@@ -1,13 +1,9 @@
-"""Deep Compression: weights in a thirtieth of their bytes.
-
-Han, Mao and Dally 2016 (https://arxiv.org/abs/1510.00149) showed with AlexNet that few of its weights matter, and that
-those need few different values:
+"""Deep Compression: weights in a thirtieth of their bytes (Han, Mao and Dally 2016, https://arxiv.org/abs/1510.00149).
 
 1. Prune: of each layer only the largest weights stay, by default as many as in the paper's table 4.
 2. Retrain: the weights that stay learn to do without the others, which remain 0.
 3. Quantise: the weights of a convolution share 255 values, those of a fully connected layer 15. k-means finds them.
-4. Write the format of :mod:`model.weights.deep_compression`: one byte or half a byte for a weight's value, half a byte
-   for its place. That format leaves out the paper's last stage, Huffman coding.
+4. Write the format of :mod:`model.weights.deep_compression`, which leaves out the paper's last stage, Huffman coding.
 """
 
 import contextlib
@@ -50,16 +46,14 @@ def prune(weight: torch.Tensor, density: float) -> torch.Tensor:
 def cluster(values: np.ndarray, count: int) -> np.ndarray:
     """k-means in one dimension: the ``count`` centres, float32, in ascending order.
 
-    They start at equal distances from the smallest value to the largest. The paper's section 3.2 found this best: few
-    weights are large, but those matter most. Each cluster is an interval of the sorted values, so a round over millions
-    of values takes a few lookups in their running sums.
+    They start at equal distances from the smallest value to the largest, which the paper's section 3.2 found best. Each
+    cluster is an interval of the sorted values, so a round takes a few lookups in their running sums.
     """
     values = np.sort(values.astype(np.float64))
     sums = np.append(0.0, np.cumsum(values))
     centres = np.linspace(values[0], values[-1], count) if len(values) else np.zeros(count)
     for _ in range(1000):
-        ends = np.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
-        ends = np.concatenate([[0], ends, [len(values)]])
+        ends = np.r_[0, np.searchsorted(values, (centres[1:] + centres[:-1]) / 2), len(values)]
         sizes = np.diff(ends)
         means = np.where(sizes, np.diff(sums[ends]) / np.maximum(sizes, 1), centres)  # an empty cluster's stays
         if np.array_equal(means, centres):
@@ -89,16 +83,13 @@ def compress(
 
     Args:
         checkpoint: the weights' name or file.
-        out: the file to write. Until it is written, the retraining is in ``out`` with ``.training`` behind its name.
+        out: the file to write. Until then, the retraining is in ``out`` with ``.training`` behind its name.
         density: the share of weights that stays in a layer, if it is not to be the paper's.
         training: usually ``TrainingConfig("photos/", **RETRAINING)``. Without it, neither retrain nor measure.
         measure_only: do not retrain.
 
     Returns:
         Whether ``out`` is written. If not, a signal stopped the retraining, and ``training`` with ``resume`` goes on.
-
-    Raises:
-        AlexNetError: density, weights, images or ``out`` do not fit.
     """
     out, loaded = Path(out), weights.load(checkpoint)
     _check(loaded, out, density)
@@ -174,8 +165,8 @@ def _check(loaded: Weights, out: Path, density: Mapping[str, float]) -> None:
     """Checks, before any work, the density, that the weights have the format's layers, and that ``out`` is a file."""
     for layer, share in density.items():
         if layer not in DENSITY or not 0.0 < share <= 1.0:
-            names = ", ".join(DENSITY)
-            raise AlexNetError(f"density takes shares up to 1 for layers among {names}, got {layer}={share}")
+            accepted = ", ".join(DENSITY)
+            raise AlexNetError(f"density takes shares up to 1 for layers among {accepted}, got {layer}={share}")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise AlexNetError("runs in one process, not under torchrun")
     check_writable(out)

@@ -14,18 +14,11 @@ from kernels.errors import AlexNetError
 
 
 class Ranks:
-    """This process among all processes of the run.
-
-    Args:
-        device: where this process computes.
-
-    Raises:
-        AlexNetError: more processes on this machine than GPUs, or the others cannot be reached.
-    """
+    """This process, which computes on ``device``, among all processes of the run."""
 
     def __init__(self, device: torch.device):
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = device
+        self.device, self.first = device, self.rank == 0  # the first one writes and prints
         if self.size == 1:
             return
         if device.type == "cuda":
@@ -38,11 +31,6 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise AlexNetError(self.name(f"cannot reach the other ranks: {reason}")) from error
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes and prints."""
-        return self.rank == 0
 
     def name(self, message: object) -> str:
         """``message``, after the rank's number if there are several ranks."""

@@ -26,12 +26,9 @@ class Row(NamedTuple):
 
 
 class Log:
-    """``log.csv`` at ``path``, whose folder is made. The first ``steps`` rows of the run before stay.
+    """``log.csv`` at ``path``, whose folder is made. Of the run before, the first ``steps`` rows stay, if readable.
 
-    Later rows are of steps that a resumed run does again. Rows from the first one that cannot be read on go as well.
-
-    Raises:
-        AlexNetError: it cannot be written. Its methods raise this too.
+    All methods raise AlexNetError if the file cannot be written.
     """
 
     def __init__(self, path: Path, steps: int = 0):

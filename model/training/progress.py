@@ -18,26 +18,21 @@ REDRAW = 60.0  # seconds between two drawings of the curves
 
 
 class Progress:
-    """Rank 0 tells; on other ranks this only collects the photos that cannot be read.
+    """Rank 0 tells; on other ranks this only collects the photos that cannot be read. ``done`` counts steps."""
 
-    Args:
-        first: how many steps are done.
-        per_epoch: steps in an epoch.
-    """
-
-    def __init__(self, config: TrainingConfig, ranks: Ranks, first: int, per_epoch: int):
-        self.config, self.ranks, self.first, self.per_epoch = config, ranks, first, per_epoch
+    def __init__(self, config: TrainingConfig, ranks: Ranks, done: int, per_epoch: int):
+        self.config, self.ranks, self.done, self.per_epoch = config, ranks, done, per_epoch
         self.unreadable: set[str] = set()
-        self.log = ranks.agree(lambda: Log(Path(config.out) / "log.csv", first) if ranks.first else None)
+        self.log = ranks.agree(lambda: Log(Path(config.out) / "log.csv", done) if ranks.first else None)
         self.drawn = time.monotonic()
 
     @contextlib.contextmanager
     def bar(self) -> Iterator[None]:
         """The bar, on stderr if that is a terminal; afterwards the log is closed and the curves are drawn."""
-        batch = self.config.batch
-        total, done = self.per_epoch * self.config.epochs * batch, self.first * batch
+        total, batch = self.per_epoch * self.config.epochs, self.config.batch
         hide = None if self.ranks.first else True  # None: show it in a terminal
-        with tqdm(total=total, initial=done, unit="image", disable=hide, dynamic_ncols=True) as self.shown:
+        shown = tqdm(total=total * batch, initial=self.done * batch, unit="image", disable=hide, dynamic_ncols=True)
+        with shown as self.shown:
             yield
         if self.log:
             self.log.file.close()
@@ -76,11 +71,7 @@ class Progress:
         draw_curves(self.log.rows, self.per_epoch, Path(self.config.out) / "curves.png")
 
     def skip(self, problems: Iterable[str]) -> None:
-        """Names photos that cannot be read, each once. Rank 0 names its own at once.
-
-        Raises:
-            AlexNetError: there is one, and the run is strict.
-        """
+        """Names photos that cannot be read, each once. Raises AlexNetError if there is one and the run is strict."""
         for problem in problems:
             if self.config.strict:
                 raise AlexNetError(self.ranks.name(problem))
@@ -91,6 +82,6 @@ class Progress:
 
     def skip_all_ranks(self) -> None:
         """Names the photos that other ranks could not read. Every rank must call this."""
-        found = {problem for problems in self.ranks.gather(sorted(self.unreadable)) for problem in problems}
+        found = self.ranks.gather(sorted(self.unreadable))
         if self.ranks.first:
-            self.skip(sorted(found))
+            self.skip(sorted(set().union(*found)))

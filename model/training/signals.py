@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collect_signals() -> Iterator[list[int]]:
-    """A list that gets the first Ctrl-C and SIGTERM; the second ends the process. Python sends threads no signals."""
+    """A list that gets the first Ctrl-C and SIGTERM; the second ends the process."""
     received: list[int] = []
-    main = threading.current_thread() is threading.main_thread()
+    main = threading.current_thread() is threading.main_thread()  # other threads get no signals
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
 
     def note(number: int, _: object) -> None:

@@ -28,12 +28,11 @@ def make_optimizer(net: nn.Module, name: str, lr: float) -> torch.optim.Optimize
     """The optimizer for the parameters that train.
 
     ``sgd``: momentum 0.9 and weight decay 5e-4; biases at twice the rate and without decay, as in BVLC's network. The
-    paper writes v <- 0.9 v - 5e-4 lr w - lr g, w <- w + v. PyTorch keeps v without the factor lr. That is the same
-    while lr is constant; after lr falls, older gradients in v count at the new rate too. ``adamw``: decay 0.01, biases
-    without decay.
+    paper writes v <- 0.9 v - 5e-4 lr w - lr g, w <- w + v. PyTorch's v lacks the factor lr, so after lr falls, older
+    gradients count at the new rate too. ``adamw``: decay 0.01, biases without decay.
     """
-    trained = {key: parameter for key, parameter in net.named_parameters() if parameter.requires_grad}
-    weights, biases = ([p for key, p in trained.items() if key.endswith(part)] for part in ("weight", "bias"))
+    trained = [(key, parameter) for key, parameter in net.named_parameters() if parameter.requires_grad]
+    weights, biases = ([p for key, p in trained if key.endswith(part)] for part in ("weight", "bias"))
     decay, of_biases = {"sgd": (5e-4, 2.0), "adamw": (0.01, 1.0)}[name]
     groups = [
         {"params": weights, "weight_decay": decay, "base": lr},
@@ -47,7 +46,6 @@ class TrainStep:
 
     Args:
         net: on its device; its parameters are float32, whatever ``dtype`` is.
-        optimizer: over the parameters that train.
         dtype: of products, by torch.autocast. float16 scales the loss, so that small gradients do not become 0.
         seed: of the run; each step draws its dropout from it.
         rank, ranks: this process among those that train the same network. They average their gradients.

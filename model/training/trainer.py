@@ -35,14 +35,10 @@ class Trainer:
 
     In ``config.out`` it writes ``last.safetensors``, the newest checkpoint, ``best.safetensors``, the weights of the
     best validation, ``log.csv`` and ``curves.png``. ``initial`` are weights to start from, in place of those that
-    ``config.weights`` names.
+    ``config.weights`` names. Raises AlexNetError if the run cannot start.
 
-    A resumed run goes on exactly where its checkpoint was written. Its position is a number of steps, and all random
-    numbers are a function of the seed and the step (:mod:`model.randomness`): the same photos come next, in the same
-    crops, with the same dropout. It ends with the same weights, if the device computes the same twice.
-
-    Raises:
-        AlexNetError: the run cannot start.
+    A resumed run goes on exactly where its checkpoint was written, since all random numbers are a function of the seed
+    and the step (:mod:`model.randomness`). It ends with the same weights, if the device computes the same twice.
     """
 
     def __init__(self, config: TrainingConfig, initial: Weights | None = None):
@@ -61,8 +57,7 @@ class Trainer:
             self.per_epoch = len(self.photos.images) // config.batch
             self.steps = self.per_epoch * config.epochs
             self.rate = RATES[config.optimizer] if config.lr is None else config.lr
-            optimizer = make_optimizer(self.net, config.optimizer, self.rate)
-            dtype = torch_dtype(config.dtype)
+            optimizer, dtype = make_optimizer(self.net, config.optimizer, self.rate), torch_dtype(config.dtype)
             self.train_step = TrainStep(self.net, optimizer, dtype, config.seed, ranks.rank, ranks.size)
             if self.position.scaler is not None:
                 self.train_step.restore(tensors, self.position.scaler)
@@ -71,10 +66,7 @@ class Trainer:
         self.stopping = False
 
     def fit(self) -> bool:
-        """Trains to the last step, or until Ctrl-C or SIGTERM, and saves.
-
-        Returns:
-            Whether all steps are done. If not, a run with ``resume`` goes on.
+        """Trains to the last step, or until Ctrl-C or SIGTERM, and saves; returns whether all steps are done.
 
         Raises:
             AlexNetError: the run cannot go on. The last checkpoint stays.
@@ -94,8 +86,8 @@ class Trainer:
                 due = epoch_ends or (step + 1) % config.save_every == 0
                 # While a GPU computes the newest step, the one before it is logged.
                 rows = self.finished(0 if due or self.device.type == "cpu" else 1)
-                if due or self.stopping:
-                    self.check_weights(step + 1)
+                if (due or self.stopping) and not all(p.isfinite().all() for p in self.net.parameters()):
+                    self.diverged(f"step {step + 1} made weights of NaN or infinity")
                 if epoch_ends:
                     rows[-1] = self.validated(rows[-1])
                 self.progress.add(rows, epoch_ends)
@@ -150,13 +142,8 @@ class Trainer:
             self.stopping |= signals > 0.0
         return rows
 
-    def check_weights(self, step: int) -> None:
-        """Ends the run if the step made weights of NaN or infinity, before they are saved."""
-        if not torch.stack([parameter.isfinite().all() for parameter in self.net.parameters()]).all():
-            self.diverged(f"step {step} made weights of NaN or infinity")
-
     def diverged(self, what: str) -> None:
-        """Ends the run."""
+        """Ends the run, before what the step made is saved."""
         saved = self.position.step
         kept = f"{self.last}, of step {saved}, is kept" if saved else "no checkpoint was written yet"
         self.ranks.stop(f"{what}; {kept}; a lower lr may help")
