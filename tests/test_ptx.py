@@ -1,10 +1,13 @@
 """The PTX machine: launches that run as compiled code on the CPU."""
 
+import inspect
+
 import pytest
 import torch
 
 import kernels
-from kernels import runtime
+from kernels import ptx, runtime, tiles
+from kernels.ops.softmax import _softmax_kernel
 from tests import reference
 from tests.reference import assert_close, randn
 
@@ -35,3 +38,47 @@ def test_unknown_backends_are_refused():
         runtime.backend("ptx", "sm_100")
     with pytest.raises(runtime.BackendError, match='"ptx" or "default"'):
         runtime.backend("cuda")
+
+
+TILE = {"BLOCK_M": 1, "BLOCK_N": 64, "num_warps": 2}
+
+
+class Recorder:
+    """A watcher that lets the first program run alone."""
+
+    def begin(self, program, grid, ids, tensors):
+        self.program, self.grid, self.tensors = program, grid, tensors
+        self.steps, self.accesses = [], []
+        return ids[:1]
+
+    def step(self, group, instruction):
+        self.steps.append(instruction)
+
+    def access(self, group, instruction, space, lanes, addresses, size):
+        self.accesses.append((space, lanes, addresses, size))
+
+
+def test_a_watcher_sees_steps_and_accesses_of_the_programs_that_it_lets_run():
+    x, watcher = randn(5, 37), Recorder()
+    with runtime.backend("ptx"), runtime.set_inside(ptx.watcher, watcher), tiles.use("softmax", TILE):
+        kernels.softmax(x)
+    assert (watcher.program.name, watcher.grid) == ("_softmax_kernel", (5, 1, 1))
+    assert watcher.steps == watcher.program.code
+    load, store = [access for access in watcher.accesses if access[0] == "global"]
+    for (_, lanes, addresses, size), name in ((load, "x_ptr"), (store, "y_ptr")):
+        assert (size, lanes.tolist()) == (4, list(range(37)))
+        tensor, element = watcher.tensors.locate(addresses)
+        assert {watcher.tensors.names[index] for index in tensor} == {name}
+        assert element.tolist() == list(range(37))
+
+
+def test_an_instruction_names_the_line_of_the_kernel():
+    """Also if it is in a function inside an inlined function, here tl.max in online_softmax."""
+    watcher = Recorder()
+    with runtime.backend("ptx"), runtime.set_inside(ptx.watcher, watcher):
+        kernels.softmax(randn(5, 37))
+    lines, first = inspect.getsourcelines(_softmax_kernel.fn)
+    assert {step.line - first for step in watcher.steps} <= set(range(len(lines)))
+    (where,) = {step.where for step in watcher.steps if step.where.count(" in ") == 3}
+    assert [place.partition(":")[0] for place in where.split(" in ")] == ["standard.py"] * 2 + ["softmax.py"] * 2
+    assert watcher.program.file == inspect.getsourcefile(_softmax_kernel.fn)

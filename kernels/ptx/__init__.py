@@ -21,7 +21,7 @@ which sm_100 needs.
 
 from kernels.ptx.compiled import ARCHITECTURES, compile_launch
 from kernels.ptx.group import PtxError, PtxWarning
-from kernels.ptx.machine import Watcher, launch, run
+from kernels.ptx.machine import Watcher, launch, run, watcher
 from kernels.ptx.memory import Tensors
 from kernels.ptx.program import Instruction, Program, UnsupportedInstructionError
 
@@ -37,4 +37,5 @@ __all__ = [
     "compile_launch",
     "launch",
     "run",
+    "watcher",
 ]

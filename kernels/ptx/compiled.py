@@ -61,6 +61,7 @@ def compile_launch(kernel: Any, args: tuple, constants: dict, architecture: str)
             with _original_language():
                 compiled = triton.compile(source, target=target, options=options)
             _programs[key] = parse(compiled.asm["ptx"], compiled.metadata.shared)
+            _programs[key].file = twin.fn.__code__.co_filename
         return _programs[key]
 
 

@@ -12,6 +12,7 @@ import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +33,9 @@ Execute = Callable[["Run", Group], None]
 class Watcher(Protocol):
     """Sees every step of a run, for tracing and counting."""
 
+    def begin(self, program: Program, grid: tuple[int, ...], ids: Array, tensors: Tensors) -> Array:
+        """A launch of grid (x, y, z) begins. Returns which programs run: ``ids``, [programs, 3], or some of them."""
+
     def step(self, group: Group, instruction: Instruction) -> None:
         """The group has executed an instruction."""
 
@@ -39,6 +43,10 @@ class Watcher(Protocol):
         self, group: Group, instruction: Instruction, space: str, lanes: Array, addresses: Array, size: int
     ) -> None:
         """Threads access ``size`` bytes each, of ``space`` "global" or "shared". ``lanes`` number the group's."""
+
+
+watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+"""Sees the launches of this thread."""
 
 
 class Run(NamedTuple):
@@ -595,10 +603,10 @@ def _registers(operands: Iterable[Any]) -> Iterable[str]:
             yield from operand.split("|")
 
 
-def launch(
-    kernel: Any, grid: Sequence[int], args: tuple, constants: dict, architecture: str, watcher: Watcher | None = None
-) -> None:
+def launch(kernel: Any, grid: Sequence[int], args: tuple, constants: dict, architecture: str) -> None:
     """Compiles a launch ``kernel[grid](*args, **constants)`` for a GPU, and runs it on CPU tensors.
+
+    If :data:`watcher` is set, it sees every step.
 
     Raises:
         PtxError: the compiled kernel accesses memory that is not its own, races, or breaks another rule.
@@ -610,19 +618,16 @@ def launch(
     passed = [(name, v) for place, (name, v) in enumerate(given.items()) if not is_constant(twin, place, v)]
     tensors = Tensors((name, value) for name, value in passed if isinstance(value, torch.Tensor))
     addresses = iter(tensors.addresses)
-    run(program, grid, [next(addresses) if isinstance(v, torch.Tensor) else v for _, v in passed], tensors, watcher)
+    run(program, grid, [next(addresses) if isinstance(v, torch.Tensor) else v for _, v in passed], tensors)
 
 
-def run(
-    program: Program, grid: Sequence[int], arguments: Sequence[float], tensors: Tensors, watcher: Watcher | None = None
-) -> None:
+def run(program: Program, grid: Sequence[int], arguments: Sequence[float], tensors: Tensors) -> None:
     """Runs all programs of a grid.
 
     Args:
         grid: the number of programs along x, y and z; up to three numbers.
         arguments: the value of each parameter; of tensors their addresses.
         tensors: global memory.
-        watcher: sees every step.
     """
     steps, piece = decode(program)
     sizes = (*grid, 1, 1)[:3]
@@ -630,7 +635,9 @@ def run(
     ids = ids.transpose(2, 1, 0, 3).reshape(-1, 3)  # x runs fastest
     bits = [int(np.float32(v).view(np.uint32)) if isinstance(v, float) else int(v) for v in arguments]
     bits += [0] * (len(program.parameters) - len(bits))  # Triton's two hidden pointers, to scratch that is not used
-    context = Run(program, bits, tensors, watcher)
+    context = Run(program, bits, tensors, watcher.get())
+    if context.watcher is not None:
+        ids = context.watcher.begin(program, sizes, ids, tensors)
     at_once = max(1, THREADS_AT_ONCE // program.threads)
     with np.errstate(all="ignore"):
         for start in range(0, len(ids), at_once):

@@ -29,6 +29,7 @@ class Tensors:
 
     def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]]):
         self.names: list[str] = []
+        self.dtypes: list[torch.dtype] = []
         self.addresses: list[int] = []
         self._bytes: list[Array] = []
         for index, (name, tensor) in enumerate(tensors):
@@ -36,13 +37,15 @@ class Tensors:
             elements = last + 1 if tensor.numel() else 0
             flat = tensor.detach().as_strided((elements,), (1,))
             self.names.append(name)
+            self.dtypes.append(tensor.dtype)
             self._bytes.append(flat.view(torch.uint8).numpy())
             self.addresses.append((2 * index + 3 << SPACING - 1) + tensor.data_ptr() % 256)
 
-    def locate(self, address: int) -> tuple[str, int]:
-        """The argument at an address, or the nearest before it, and the distance in bytes from its first byte."""
-        index = min(max((address >> SPACING) - 1, 0), len(self.names) - 1)
-        return self.names[index], address - self.addresses[index]
+    def locate(self, address: Array) -> tuple[Array, Array]:
+        """For each address the number of the tensor there, and the distance in elements from its first."""
+        index = np.clip((address >> np.uint64(SPACING)).astype(np.int64) - 1, 0, len(self.names) - 1)
+        distance = address.astype(np.int64) - np.array(self.addresses)[index]
+        return index, distance // np.array([dtype.itemsize for dtype in self.dtypes])[index]
 
     def load(self, address: Array, width: int, count: int, complain: Complain) -> Array:
         """``count`` numbers of ``width`` bytes at each address: [addresses, count]."""

@@ -55,8 +55,8 @@ class Instruction:
     Attributes:
         number: its place in the program.
         text: as in the PTX, without the guard and the semicolon.
-        where: the line of Triton code that it comes from, ``"conv2d.py:57"``; behind it, if that line is in a function
-            that was inlined, the line of the kernel: ``"standard.py:43 in conv2d.py:57"``.
+        where: the line of Triton code that it comes from, ``"conv2d.py:57"``. If that line is in a function that was
+            inlined, the line of the call follows, up to the kernel: ``"standard.py:43 in conv2d.py:57"``.
         line: the line of the kernel's own file, 57.
         guard, negated: the predicate register of ``@%p1`` or ``@!%p1``; None if there is none.
         opcode, operands: ``"ld.global.v4.b32"``, and the operands: texts, tuples of texts, or addresses.
@@ -88,6 +88,7 @@ class Program:
         parameters: (name, PTX type) of each, in order.
         types: NumPy type of each declared register, by the register's prefix: ``{"%r": uint32}``.
         constants: numbers that stand in the code, as registers of one element, by the name that operands have.
+        file: of the kernel's Python code.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Program:
     code: list[Instruction] = field(default_factory=list)
     types: dict[str, type] = field(default_factory=dict)
     constants: dict[str, Array] = field(default_factory=dict)
+    file: str = ""
 
     def unsupported(self, instruction: Instruction, what: str = "is not known") -> UnsupportedInstructionError:
         """The error for an instruction that this machine cannot run."""
@@ -135,12 +137,13 @@ def parse(ptx: str, shared: int) -> Program:
     program = Program(name[1], int(threads[1]), shared, parameters)
     files = {number: Path(path).name for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx)}
     labels: dict[str, int] = {}
+    callers: dict[tuple, tuple] = {}
     where, line = "", 0
     body = rest[rest.index("{") + 1 :].split("\n}")[0]
     for text in body.splitlines():
         text = text.split("//")[0].strip()
         if text.startswith(".loc"):
-            where, line = _location(text, files)
+            where, line = _location(text, files, callers)
             continue
         for statement in filter(None, (part.strip() for part in text.split(";"))):
             while label := re.match(r"(\$\w+):\s*", statement):
@@ -155,15 +158,18 @@ def parse(ptx: str, shared: int) -> Program:
     return program
 
 
-def _location(text: str, files: dict[str, str]) -> tuple[str, int]:
-    """``.loc file line column[, function_name label, inlined_at file line column]`` (section 11.5)."""
-    here, _, caller = text.partition("inlined_at")
-    _, file, line, *_ = here.split()
-    where = f"{files.get(file)}:{line}"
+def _location(text: str, files: dict[str, str], callers: dict[tuple, tuple]) -> tuple[str, int]:
+    """``.loc file line column[, function_name label, inlined_at file line column]`` (section 11.5).
+
+    If the call is in a function that was inlined, too, a ``.loc`` before told ``callers`` where that one was called.
+    """
+    here, *caller = re.findall(r"(\d+) (\d+) (\d+)", text)
     if caller:
-        file, line, *_ = caller.split()
-        where += f" in {files.get(file)}:{line}"
-    return where, int(line)
+        callers[here] = caller[0]
+    chain = [here]
+    while chain[-1] in callers:
+        chain.append(callers[chain[-1]])
+    return " in ".join(f"{files.get(file)}:{line}" for file, line, _ in chain), int(chain[-1][1])
 
 
 def _instruction(number: int, text: str, where: str, line: int) -> Instruction:
