@@ -140,10 +140,14 @@ def parse(ptx: str, shared: int) -> Program:
     callers: dict[tuple, tuple] = {}
     where, line = "", 0
     body = rest[rest.index("{") + 1 :].split("\n}")[0]
+    inline = False
     for text in body.splitlines():
-        text = text.split("//")[0].strip()
+        text, _, comment = (part.strip() for part in text.partition("//"))
+        if comment.endswith("inline asm"):
+            inline = comment.startswith("begin")
         if text.startswith(".loc"):
-            where, line = _location(text, files, callers)
+            if not inline:  # where LLVM counts the lines of assembly on from the line of Python
+                where, line = _location(text, files, callers)
             continue
         for statement in filter(None, (part.strip() for part in text.split(";"))):
             while label := re.match(r"(\$\w+):\s*", statement):
