@@ -300,12 +300,13 @@ def test_fma_next_to_halfway():
 
 
 def test_fma_of_denormals():
-    """A denormal has fewer bits, and so is rounded elsewhere."""
+    """A denormal has fewer bits, and so is rounded elsewhere: products are close to half of the smallest one."""
     rows = []
     for _ in range(2000):
-        a, b = (RANDOM.randint(2**23, 2**24) * 2.0 ** RANDOM.randint(-100, -90) for _ in "ab")
-        c = RANDOM.choice([0, 1, -1, RANDOM.randint(-(2**23), 2**23)]) * 2.0**-149
-        rows.append(tuple(pattern("f32", value) for value in (a, b, c)))
+        i = RANDOM.choice([0, 2, 3, 7, 2**20, 2**22]) * 2.0**-23
+        a, b = (1 + i) * RANDOM.choice([1, -1]), RANDOM.choice([1 - i, 1, 1 + i]) * RANDOM.choice([1, 3, 2.0**-9])
+        c = RANDOM.choice([0, 1, -1, RANDOM.randint(-(2**23), 2**23)])
+        rows.append(tuple(pattern("f32", x) for x in (a * 2.0**-75, b * 2.0**-75, c * 2.0**-149)))
     check("fma.rn.f32", "f32", rows, [exactly("fma", "f32", *(decoded("f32", bits) for bits in row)) for row in rows])
 
 

@@ -86,11 +86,14 @@ def _arithmetic(program: Program, instruction: Instruction) -> Execute:
     return execute
 
 
+_SPECIAL = {f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"}
+
+
 def _mov(program: Program, instruction: Instruction) -> Execute:
     """mov also packs registers into a wider one, and takes one apart (section 9.7.9.4)."""
     target, source = instruction.operands
-    special = isinstance(source, str) and source[0] == "%" and "." in source
-    if special and source.partition(".")[0] not in ("%tid", "%ntid", "%ctaid", "%nctaid"):
+    register = isinstance(source, str) and source[0] == "%"
+    if register and source.rstrip("0123456789") not in program.types and source not in _SPECIAL:
         raise program.unsupported(instruction)
     if isinstance(source, tuple):
         if len(source) != 2:
@@ -387,10 +390,10 @@ def _mma(program: Program, instruction: Instruction) -> Execute:
     match instruction.parts:
         case ["mma", "sync", "aligned", shape, "row", "col", "f32", ("f16" | "bf16" | "tf32") as type_, other, "f32"]:
             per = 1 if type_ == "tf32" else 2
-            k = int(shape.removeprefix("m16n8k"))
+            k = 2 * per * len(names[1])
         case _:
             raise program.unsupported(instruction)
-    if other != type_ or k != 2 * per * len(names[1]) or len(names[1]) != 2 * len(names[2]):
+    if other != type_ or shape != f"m16n8k{k}" or len(names[1]) != 2 * len(names[2]):
         raise program.unsupported(instruction)
     sources = [[program.value(name, 4) for name in group] for group in names[1:]]
     at_a, at_b = fragments.positions("A", len(names[1]), per), fragments.positions("B", len(names[2]), per)
