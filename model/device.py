@@ -21,12 +21,9 @@ def add_options(add: Callable) -> None:
 
 
 def choose_device(name: str) -> "torch.device":
-    """Returns the device for a name: auto, cuda or cpu.
+    """Returns the device for a name: auto, cuda or cpu. Raises AlexNetError if it needs a GPU and there is none.
 
     Call it before you import :mod:`kernels.runtime`, which decides once whether kernels are compiled.
-
-    Raises:
-        AlexNetError: a GPU is asked for, and PyTorch finds none.
     """
     if name == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"

@@ -113,12 +113,12 @@ def record(
 ) -> dict:
     """Returns what ``--json`` prints."""
     shares = found.per_class()
-    asked = {"operators": args.operators, "dtype": args.dtype, "ten_crop": args.ten_crop}
-    counts = {"images": found.photos, "skipped": len(found.unreadable)}
-    measured = {"loss": found.loss, "top1": found.top1, "top5": found.top5}
+    asked = {name: getattr(args, name) for name in ("operators", "dtype", "ten_crop")}
+    photos = {"images": found.photos, "skipped": len(found.unreadable)}
+    measured = {name: getattr(found, name) for name in ("loss", "top1", "top5")}
     classes = {loaded.classes[row]: shares[row] for row in targets}
-    what = {"weights": loaded.name, "data": str(folder.path), "device": device, **asked}
-    return {**what, **counts, **measured, "classes": classes, "confusion": found.confusion.tolist()}
+    where = {"weights": loaded.name, "data": str(folder.path), "device": device}
+    return {**where, **asked, **photos, **measured, "classes": classes, "confusion": found.confusion.tolist()}
 
 
 def class_table(found: "Accuracy", targets: list[int], classes: tuple[str, ...]) -> list[str]:

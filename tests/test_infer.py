@@ -224,7 +224,7 @@ def test_no_memory_for_a_graph(monkeypatch, capsys):
     monkeypatch.setattr(runtime, "mode", lambda: "compiled")
     monkeypatch.setattr(AlexNet, "capture", full)
     cat = str(DATA / "chelsea.png")
-    assert main([cat, cat, "--batch", "1"]) == 2
+    assert main([cat, cat, "--batch", "1", "--device", "cpu"]) == 2
     out, err = capsys.readouterr()
     assert not out and err.splitlines()[-1].startswith("alexnet infer: error: batch 1 does not fit in the memory of ")
 

@@ -29,8 +29,8 @@ def photos_below(folder: str | Path, refuse: Callable[[OSError], object]) -> lis
     for path, folders, files in os.walk(str(folder), onerror=refuse, followlinks=True):
         here = Path(os.path.realpath(path))
         around = {here, *here.parents}  # a link to one of these would lead round in a circle
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in folders if Path(os.path.realpath(Path(path, name))) not in around]
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in shown if Path(os.path.realpath(Path(path, name))) not in around]
         found += [Path(path, name) for name in files if not name.startswith(".")]
     return sorted(photo for photo in found if photo.suffix.lower() in photo_suffixes())
 
@@ -73,11 +73,7 @@ class Folder:
 
 
 def read_folder(path: Path) -> Folder:
-    """Finds the photos of a folder with a sub-folder per class, in the order of their names.
-
-    Raises:
-        AlexNetError: no such folder, one that cannot be read, no sub-folders, or one without photos.
-    """
+    """Finds the photos of a folder with a sub-folder per class, in the order of their names, or raises AlexNetError."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -100,11 +96,7 @@ def read_folder(path: Path) -> Folder:
 
 
 def read_splits(path: Path) -> tuple[Folder, Folder | None]:
-    """Returns the photos to train and to validate with: ``path/train`` and ``path/val``, or ``path`` and None.
-
-    Raises:
-        AlexNetError: as :func:`read_folder`, or the two have different classes.
-    """
+    """Returns the photos to train and to validate with: ``path/train`` and ``path/val``, or ``path`` and None."""
     if not os.path.isdir(path / "train"):
         return read_folder(path), None
     training = read_folder(path / "train")

@@ -11,13 +11,10 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from model.photos.preprocess import SIZE, ImageError, open_image
 from model.randomness import generator
-
-Transform = Callable[[Image.Image], torch.Tensor]
 
 
 class Photos(Dataset):
@@ -25,10 +22,10 @@ class Photos(Dataset):
 
     Args:
         images: each photo's path and label: its class, or another number that tells it from the others in a batch.
-        transform: makes one input (3, 227, 227) of an image, or (crops, 3, 227, 227).
+        transform: makes one input (3, 227, 227) of a PIL image, or (crops, 3, 227, 227).
     """
 
-    def __init__(self, images: Sequence[tuple[str | Path, int]], transform: Transform, crops: int = 1):
+    def __init__(self, images: Sequence[tuple[str | Path, int]], transform: Callable, crops: int = 1):
         self.images, self.transform = images, transform
         self.bytes = crops * 3 * SIZE * SIZE * 4  # per photo
 

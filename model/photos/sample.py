@@ -7,11 +7,7 @@ from kernels.errors import AlexNetError
 
 
 def default_photo() -> Path:
-    """Returns the cat that comes with scikit-image, without importing the package.
-
-    Raises:
-        AlexNetError: scikit-image is not installed.
-    """
+    """Returns the cat that comes with scikit-image, without importing the package."""
     package = importlib.util.find_spec("skimage")
     folders = package.submodule_search_locations if package else None
     photo = Path(folders[0], "data", "chelsea.png") if folders else None

@@ -23,11 +23,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Returns (tensors by name, ``meta``).
-
-    Raises:
-        AlexNetError: the file cannot be read, or holds no run.
-    """
+    """Returns (tensors by name, ``meta``), or raises AlexNetError if the file holds no run."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("meta", "{}"))

@@ -46,8 +46,7 @@ class Start(NamedTuple):
 def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = None) -> Start:
     """The run in ``config.out`` if it is to go on, or a new one, from ``initial`` or what ``config`` says.
 
-    Raises:
-        AlexNetError: photos, weights, checkpoint and ``config`` do not fit together.
+    Raises AlexNetError if photos, weights, checkpoint and ``config`` do not fit together.
     """
     for option, names in (("skip_layer", config.skip_layer), ("freeze", config.freeze)):
         for name in names:

@@ -68,8 +68,7 @@ class Trainer:
     def fit(self) -> bool:
         """Trains to the last step, or until Ctrl-C or SIGTERM, and saves; returns whether all steps are done.
 
-        Raises:
-            AlexNetError: the run cannot go on. The last checkpoint stays.
+        Raises AlexNetError if the run cannot go on. The last checkpoint stays.
         """
         config, ranks = self.config, self.ranks
         self.progress.say(self.introduction())

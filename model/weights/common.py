@@ -77,10 +77,7 @@ class Probe(NamedTuple):
 
 
 def check_order(steps: Sequence[str], normalise: str, pool: str) -> None:
-    """Raises WeightsError if a graph pools before it normalises: CaffeNet does, and its weights have AlexNet's shapes.
-
-    ``steps`` are the names of the graph's steps, ``normalise`` and ``pool`` those of the first two of their kind.
-    """
+    """Refuses a graph that pools before it normalises: CaffeNet's weights have AlexNet's shapes."""
     if normalise in steps and pool in steps[: steps.index(normalise)]:
         raise WeightsError("pools before it normalises, as CaffeNet does, which is another network")
 
@@ -152,13 +149,10 @@ def _to_float32(value: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def state_dict_layers(keys: Iterable[str], tensor: Callable[[str], object]) -> dict[str, LayerTensors]:
-    """The layers of a state dict: keys such as ``conv1.weight``, or torchvision's.
-
-    ``DataParallel`` and ``torch.compile`` may have put their prefixes before them. ``tensor`` is a function from a key
-    to its tensor.
-    """
+    """The layers of a state dict with our names or torchvision's. ``tensor`` is a function from a key to its tensor."""
     ours, found = dict(zip(_TORCHVISION_NAMES, LAYER_NAMES, strict=True)), defaultdict[str, dict[str, str]](dict)
     for key in keys:
+        # DataParallel and torch.compile may have put their prefixes before the names.
         prefix, _, part = re.sub(r"^((module|_orig_mod)\.)+", "", key).rpartition(".")
         found[ours.get(prefix, prefix) or key][part] = key
     return find_layers(found, lambda layer: [tensor(found[layer][part]) for part in PARTS if part in found[layer]])

@@ -36,10 +36,7 @@ class Source(NamedTuple):
         return Path(urlsplit(self.url).path).name
 
     def check(self, path: Path) -> None:
-        """Raises WeightsError if a file is not the published one.
-
-        Without a checksum the file is decoded instead, which reads every byte.
-        """
+        """Raises WeightsError if a file is not the published one. Without a checksum the file is decoded instead."""
         size = path.stat().st_size
         if self.bytes not in (None, size):
             raise WeightsError(f"has {size:,} bytes, and {self.bytes:,} were published")
@@ -47,12 +44,9 @@ class Source(NamedTuple):
             deep_compression.read(path)
             return
         algorithm, _, expected = self.checksum.partition(":")
-        found = hashlib.new(algorithm)
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                found.update(block)
-        if found.hexdigest() != expected:
-            raise WeightsError(f"is another file: its {algorithm} is {found.hexdigest()}")
+        found = hashlib.new(algorithm, path.read_bytes()).hexdigest()
+        if found != expected:
+            raise WeightsError(f"is another file: its {algorithm} is {found}")
 
 
 class Named(NamedTuple):
@@ -128,8 +122,7 @@ def published_as(path: Path) -> str | None:
 def fetch(name: str) -> Path:
     """The file of a name. If it is not there yet, it is downloaded from the first of its sources that works.
 
-    Raises:
-        WeightsError: no source gave the published file. Nothing has been written then.
+    Raises WeightsError if no source gave the published file. Nothing has been written then.
     """
     named = NAMED[name]
     if named.bundled:
@@ -156,11 +149,7 @@ def fetch(name: str) -> Path:
 
 
 def _download(source: Source) -> Path:
-    """One source's file in the cache. It gets its name only when it is whole and is the published one.
-
-    Raises:
-        WeightsError: the source did not send the published file, or it cannot be written.
-    """
+    """One source's file in the cache. It gets its name only when it is whole and is the published one."""
     host, target = urlsplit(source.url).netloc, cache() / source.file
     partial = target.with_name(f"{source.file}.{os.getpid()}")
     headers = {"User-Agent": "alexnet-triton", "Accept-Encoding": "identity"}

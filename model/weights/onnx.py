@@ -1,8 +1,7 @@
 """``bvlcalexnet-12.onnx`` and similar: an ONNX graph (https://onnx.ai/onnx/repo-docs/IR.html), a protocol buffer.
 
-It has five convolutions and three fully connected layers. Their names differ between exporters, but their order does
-not: the first ``Conv`` is conv1, the first ``Gemm`` is fc6, and a node's second and third inputs are its weight and
-bias. The layout is Caffe's, with fc6's columns in the order C, H, W.
+Names differ between exporters, but the order does not: the first of five ``Conv`` is conv1, the first of three
+``Gemm`` is fc6, and a node's second and third inputs are its weight and bias. The layout is Caffe's.
 """
 
 import os

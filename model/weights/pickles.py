@@ -1,8 +1,8 @@
 """A check of pickles from unknown sources, before anything is built from them.
 
 A pickle is a program. ``find_class`` decides which functions it may call, but even without any call it can take all
-memory or all time: build millions of objects, claim a buffer of 2^60 bytes, call one function on one long text again
-and again, or use as a dictionary's key a tuple of two tuples of two tuples and so on, which takes 2^60 steps to hash.
+memory or all time: build millions of objects, claim a buffer of 2^60 bytes, or use as a dictionary's key a tuple of two
+tuples of two tuples and so on, which takes 2^60 steps to hash.
 """
 
 import io

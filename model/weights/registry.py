@@ -3,6 +3,7 @@
 Each format is a module with ``matches(probe)``, ``read(path)`` and a ``DESCRIPTION``.
 """
 
+import errno
 import io
 import os
 import stat
@@ -20,15 +21,12 @@ DEFAULT = "cifar10"
 
 
 def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
-    """Reads weights by their registered name, or from a file.
+    """Reads weights by a name in :data:`NAMED`, or from a file.
 
-    Args:
-        name_or_path: a name in :data:`NAMED`, or else a path. A name's file is downloaded if it is neither bundled nor
-            in the cache.
+    A name's file is downloaded if it is neither bundled nor in the cache.
 
     Raises:
-        WeightsError: there is no such name or file, a download failed, the format is unknown, or the file does not hold
-            what its format promises.
+        WeightsError: there is no such name or file, a download failed, the format is unknown, or the file is damaged.
     """
     name = os.fspath(name_or_path)
     path = fetch(name) if name in NAMED else Path(name)
@@ -47,21 +45,15 @@ def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
 
 
 def format_of(path: str | os.PathLike, name: str) -> ModuleType:
-    """The module in :data:`FORMATS` that reads a file. Messages call the file ``name``.
-
-    Raises:
-        WeightsError: the file cannot be read, or no format matches it.
-    """
+    """The module in :data:`FORMATS` that reads a file, or WeightsError. Messages call the file ``name``."""
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait
-            raise WeightsError(f"{name}: cannot be read: a pipe, not a file")
+            raise OSError(errno.EINVAL, "a pipe, not a file")
         with open(path, "rb") as file:
             head = file.read(512)
             size = file.seek(0, io.SEEK_END)
             file.seek(max(size - 64, 0))
             probe = Probe(head, file.read(64), size)
-    except WeightsError:
-        raise
     except FileNotFoundError:
         raise WeightsError(f"{name}: no such file, and no weights of that name ({', '.join(NAMED)})") from None
     except (OSError, ValueError) as error:

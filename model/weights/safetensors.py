@@ -1,9 +1,8 @@
 """safetensors (https://github.com/huggingface/safetensors), which the checkpoints of ``alexnet train`` are, too.
 
 The length of a header, the header as JSON, then the numbers. Each layer is ``<layer>.weight`` and ``<layer>.bias`` in
-PyTorch's layout, under our layers' names or torchvision's, as float32, float16, bfloat16 or float64. In our own files
-the header's entry ``meta`` is JSON: classes, mean (B, G, R), lrn, resize. What the optimizer needs is beside the
-layers under ``optimizer.`` and is ignored here.
+PyTorch's layout, under our layers' names or torchvision's. In our own files the header's entry ``meta`` is JSON:
+classes, mean (B, G, R), lrn, resize. What is under ``optimizer.`` is ignored here.
 
 The library maps the file and checks its header before it reads: offsets that overlap, leave holes or pass the end.
 """
