@@ -176,9 +176,10 @@ def test_load_refuses_what_is_not_text(tmp_path):
 
 def test_nothing_to_plot(tmp_path):
     path = tmp_path / "plot.png"
-    assert roofline.plot_roofline([], path, dtype="fp16", batch=4) is None
-    assert roofline.plot_roofline(TABLE, path, dtype="fp16", batch=5) is None
-    assert roofline.plot_roofline(TABLE[2:], path, dtype="fp16", batch=4) is None
+    assert roofline.plot_roofline([], path, dtype="fp16") is None
+    assert roofline.plot_roofline(TABLE, path, dtype="bf16") is None
+    assert roofline.plot_roofline(TABLE, path, dtype="fp16", pass_="backward") is None
+    assert roofline.plot_roofline(TABLE[2:], path, dtype="fp16") is None
     assert roofline.plot_speed(TABLE, path, layer="conv1", dtype="fp16") is None
     assert not path.exists()
 

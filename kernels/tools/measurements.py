@@ -8,8 +8,7 @@ kernel reaches the numbers of a datasheet.
 
 import csv
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,14 +98,14 @@ def tables(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.csv") if path.stem != "interpreter")
 
 
-def roofs(rows: Iterable[Row], dtype: str) -> Roofs | None:
+def roofs(rows: Sequence[Row], dtype: str) -> Roofs | None:
     """The measured roofs for products in ``dtype``. None unless both are in the table."""
-    rows = list(rows)
-    copies = [row for row in rows if row.operator == "roof_copy"]
-    products = [row for row in rows if row.operator == "roof_matmul" and row.dtype == dtype]
-    if not (copies and products):
+    date = lambda row: row.date
+    copy = max((row for row in rows if row.operator == "roof_copy"), key=date, default=None)
+    products = (row for row in rows if row.operator == "roof_matmul" and row.dtype == dtype)
+    matmul = max(products, key=date, default=None)
+    if not (copy and matmul):
         return None
-    copy, matmul = (max(found, key=lambda row: row.date) for found in (copies, products))
     return Roofs(copy.bytes / copy.p50_ms * 1e3, matmul.flops / matmul.p50_ms * 1e3)
 
 
@@ -117,11 +116,7 @@ def roofs_for(gpu: str, dtype: str, folder: Path) -> Roofs | None:
 
 
 def share(row: Row, roofs: Roofs) -> float:
-    """How much of the roofline a timing reaches: 1 is the floor.
-
-    A network's FLOPs and bytes are the sums of its layers', so its floor here is a little under the sum of the layers'
-    floors.
-    """
+    """How much of the roofline a timing reaches: 1 is the floor. A network's is under the sum of its layers' floors."""
     return roofs.floor_ms(row.flops, row.bytes) / row.p50_ms
 
 
@@ -131,14 +126,6 @@ class Comparison(NamedTuple):
     ours: Row | None
     best: Row | None
 
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> "Comparison":
-        """Compares the timings of one thing."""
-        rows = list(rows)
-        ours = next((row for row in rows if row.provider == "triton"), None)
-        others = [row for row in rows if row.provider != "triton"]
-        return cls(ours, min(others, key=lambda row: row.p50_ms, default=None))
-
     @property
     def ratio(self) -> float | None:
         """How many times as fast ours is as the best of the others: over 1 if ours is faster."""
@@ -147,14 +134,23 @@ class Comparison(NamedTuple):
 
 def compare(rows: Iterable[Row]) -> dict[tuple[str, str, str, int], Comparison]:
     """A comparison for each (layer, pass, dtype, batch) that was timed, in the table's order, without the roofs."""
-    timed: dict[tuple[str, str, str, int], list[Row]] = {}
+    compared: dict[tuple[str, str, str, int], Comparison] = {}
     for row in rows:
         if row.operator not in ROOFS:
-            timed.setdefault((row.layer, row.pass_, row.dtype, row.batch), []).append(row)
-    return {key: Comparison.of(found) for key, found in timed.items()}
+            key = row.layer, row.pass_, row.dtype, row.batch
+            ours, best = compared.get(key, (None, None))
+            if row.provider == "triton":
+                ours = row
+            elif best is None or row.p50_ms < best.p50_ms:
+                best = row
+            compared[key] = Comparison(ours, best)
+    return compared
 
 
-def main_batch(rows: Iterable[Row], dtype: str, pass_: str = "forward") -> int | None:
-    """The batch that most layers were timed at in ``dtype``; the largest of several. None if none was timed."""
-    counts = Counter(batch for _, *key, batch in compare(rows) if key == [pass_, dtype])
-    return max(counts, key=lambda batch: (counts[batch], batch), default=None)
+def main_batch(rows: Iterable[Row], dtype: str, pass_: str = "forward") -> tuple[int, dict[str, Comparison]]:
+    """The batch that most layers were timed at in ``dtype``, the largest of several, and its comparisons by layer."""
+    batches: dict[int, dict[str, Comparison]] = {}
+    for (layer, *key, batch), found in compare(rows).items():
+        if key == [pass_, dtype]:
+            batches.setdefault(batch, {})[layer] = found
+    return max(batches.items(), key=lambda item: (len(item[1]), item[0]), default=(0, {}))

@@ -64,13 +64,10 @@ def section(path: Path, readme: Path) -> list[str]:
             )
     for dtype in dict.fromkeys(dtype for _, _, dtype, _ in compared):
         for pass_ in ("forward", "backward"):
-            key = [pass_, dtype, main_batch(rows, dtype, pass_)]
-            single = {name: found for (name, *k), found in compared.items() if name != "alexnet" and k == key}
+            batch, layers = main_batch(rows, dtype, pass_)
+            single = [[name, *_cells(found, False, rows)] for name, found in layers.items() if name != "alexnet"]
             if single:
-                lines += _table(
-                    [f"{dtype}, batch {key[2]}, {pass_}", "ours, ms", "best baseline, ms", *tail],
-                    [[layer, *_cells(found, False, rows)] for layer, found in single.items()],
-                )
+                lines += _table([f"{dtype}, batch {batch}, {pass_}", "ours, ms", "best baseline, ms", *tail], single)
     link = lambda file: Path(os.path.relpath(file, readme.parent)).as_posix()
     for plot in plot_all(rows, path.parent, path.stem):
         lines += [f"![{plot.stem.removeprefix(path.stem + '-').replace('-', ', ')}]({link(plot)})", ""]

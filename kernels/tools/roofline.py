@@ -13,7 +13,7 @@ from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser, count
 from kernels.tools.files import write_figure
-from kernels.tools.measurements import PROVIDERS, ROOFS, Roofs, Row, TableError, compare, load, main_batch, roofs
+from kernels.tools.measurements import PROVIDERS, ROOFS, Roofs, Row, TableError, load, main_batch, roofs
 from kernels.tools.workloads import ALEXNET, DTYPES, torch_dtype
 
 # matplotlib takes a second to import: inside functions, so that --help does not import it.
@@ -112,21 +112,21 @@ def _roofline(path: Path, title: str, limits: Roofs, points: Mapping[str, tuple[
     return path
 
 
-def plot_roofline(rows: list[Row], path: Path, *, dtype: str, batch: int, pass_: str = "forward") -> Path | None:
-    """Draws every layer of a GPU's table that was timed in ``dtype`` at ``batch``, under the measured roofs.
+def plot_roofline(rows: list[Row], path: Path, *, dtype: str, pass_: str = "forward") -> Path | None:
+    """Draws the layers of a GPU's table in ``dtype``, at their main batch, under the measured roofs.
 
     Returns:
-        ``path``, a PNG. None, and no file, if the table has no roofs or no such rows.
+        ``path``, a PNG. None, and no file, if the table has no roofs or no such layers.
     """
     limits = roofs(rows, dtype)
-    points = {}
-    for (layer, *key), both in compare(rows).items():
-        if key == [pass_, dtype, batch]:
-            there = [row for row in both if row]
-            speed = {row.provider: row.flops / row.p50_ms * 1e-9 for row in there}
-            points[layer] = (there[0].flops / there[0].bytes, speed)
-    if limits is None or not points:
+    batch, compared = main_batch(rows, dtype, pass_)
+    if limits is None or not compared:
         return None
+    points = {}
+    for layer, both in compared.items():
+        there = [row for row in both if row]
+        speed = {row.provider: row.flops / row.p50_ms * 1e-9 for row in there}
+        points[layer] = (there[0].flops / there[0].bytes, speed)
     latest = max(row.date for row in rows)[:10]
     title = f"{rows[0].gpu}, {dtype}, batch {batch}, {pass_}; measured {latest}"
     return _roofline(path, title, limits, points)
@@ -192,15 +192,15 @@ def plot_speed(rows: list[Row], path: Path, *, layer: str, dtype: str) -> Path |
 
 
 def plot_all(rows: list[Row], folder: Path, stem: str) -> list[Path]:
-    """Draws a GPU's table: a roofline for each dtype and pass, at its main batch, and the network's speed if several
-    batches were timed. Returns the PNGs."""
+    """Draws a GPU's table: a roofline for each dtype and pass, and the network's speed if several batches were timed.
+
+    Returns the PNGs.
+    """
     drawn = []
     for dtype in dict.fromkeys(row.dtype for row in rows if row.operator not in ROOFS):
         for pass_ in ("forward", "backward"):
             path = folder / f"{stem}-roofline-{dtype}{'-backward' * (pass_ == 'backward')}.png"
-            batch = main_batch(rows, dtype, pass_)
-            if batch is not None:
-                drawn.append(plot_roofline(rows, path, dtype=dtype, batch=batch, pass_=pass_))
+            drawn.append(plot_roofline(rows, path, dtype=dtype, pass_=pass_))
         whole = ("alexnet", "forward", dtype)
         if len({row.batch for row in rows if (row.layer, row.pass_, row.dtype) == whole}) > 1:
             drawn.append(plot_speed(rows, folder / f"{stem}-speed-{dtype}.png", layer="alexnet", dtype=dtype))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+Size = int | tuple[int, ...] | list[int]
+
 
 def _with_relu(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def operator(*arguments: Any, relu: bool = False, **options: Any) -> torch.Tensor:
@@ -25,13 +27,7 @@ def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def lrn_max_pool2d(
-    input: torch.Tensor,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    kernel_size: int | tuple[int, ...] | list[int],
-    stride: int | tuple[int, ...] | list[int],
+    input: torch.Tensor, size: int, alpha: float, beta: float, k: float, kernel_size: Size, stride: Size
 ) -> torch.Tensor:
     """As :func:`kernels.lrn_max_pool2d`."""
     normalise = _banded_local_response_norm if input.device.type == "cpu" else local_response_norm

@@ -6,8 +6,6 @@ interpreter. Of its inside, this file uses the loop over the grid, the builder's
 tensor.
 """
 
-from __future__ import annotations
-
 import contextlib
 import linecache
 import sys

@@ -1,7 +1,5 @@
 """Each result is compared with float64, and timed only if it is right: by :func:`check_and_time`."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -58,17 +56,15 @@ def deviation(work: Work, operands: Tensors, outputs: Tensors, forward: torch.Te
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _chunks(images: torch.Tensor) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
-
-
 def _forward_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float:
     (output,), (input, *parameters) = outputs, operands
+    if len(output) != len(input):
+        return math.inf
     parameters = [parameter.double() for parameter in parameters]
     gap = Gap()
-    for chunk in _chunks(input):
-        gap.add(output[chunk], work.theirs(input[chunk].double(), *parameters))
-    return gap.share if len(output) == len(input) else math.inf
+    for x, got in zip(input.split(CHUNK), output.split(CHUNK), strict=True):
+        gap.add(got, work.theirs(x.double(), *parameters))
+    return gap.share
 
 
 def _dropout_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float:
@@ -78,8 +74,8 @@ def _dropout_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float
         return math.inf
     p = work.layers[0].arguments["p"]
     gap = Gap()
-    for chunk in _chunks(input):
-        gap.add(output[chunk], torch.where(output[chunk] == 0, 0.0, input[chunk].double() / (1.0 - p)))
+    for x, got in zip(input.split(CHUNK), output.split(CHUNK), strict=True):
+        gap.add(got, torch.where(got == 0, 0.0, x.double() / (1.0 - p)))
     kept = output.numel() * (1.0 - p)
     return gap.share if abs(int(output.count_nonzero()) - kept) <= 6.0 * math.sqrt(kept * p) else math.inf
 
@@ -96,9 +92,10 @@ def _backward_deviation(work: Work, operands: Tensors, outputs: Tensors, forward
     unmasked: dict[str, Function] = {"bias_relu": torch.add, "dropout": lambda x: x}
     exact = unmasked.get(layer.operator, functools.partial(getattr(torch_ops, layer.operator), **arguments))
     of_input = Gap()
-    for chunk in _chunks(input):
-        x: Any = input[chunk].double().requires_grad_(not layer.first)
-        back, y = gradient[chunk].double(), forward[chunk]
+    for start in range(0, len(input), CHUNK):
+        part = slice(start, start + CHUNK)
+        x: Any = input[part].double().requires_grad_(not layer.first)
+        back, y = gradient[part].double(), forward[part]
         if layer.operator == "bias_relu" or layer.arguments.get("relu"):
             back = torch.where(y <= 0, 0.0, back)
         elif layer.operator == "dropout":
@@ -106,12 +103,12 @@ def _backward_deviation(work: Work, operands: Tensors, outputs: Tensors, forward
         with torch.enable_grad():
             exact(x, *parameters).backward(back)
         if not layer.first:
-            of_input.add(outputs[0][chunk], x.grad)
-    gaps = [] if layer.first else [of_input]
-    for got, parameter in zip(outputs[len(gaps) :], parameters, strict=True):
-        gaps.append(Gap())
-        gaps[-1].add(got, parameter.grad)
-    return max(gap.share for gap in gaps)
+            of_input.add(outputs[0][part], x.grad)
+    compared = [] if layer.first else [of_input]
+    for got, parameter in zip(outputs[len(compared) :], parameters, strict=True):
+        compared.append(Gap())
+        compared[-1].add(got, parameter.grad)
+    return max(gap.share for gap in compared)
 
 
 def _step_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float:
@@ -123,10 +120,9 @@ def _step_deviation(work: Work, operands: Tensors, outputs: Tensors) -> float:
     """
     input, *given, target = operands
     parameters: list[Any] = [x.double().requires_grad_() for x in given]
-    for chunk in _chunks(input):
+    for x, wanted in zip(input.split(CHUNK), target.split(CHUNK), strict=True):
         with torch.enable_grad():
-            y = work.theirs(input[chunk].double(), *parameters)
-            functional.cross_entropy(y, target[chunk], reduction="sum").backward()
+            functional.cross_entropy(work.theirs(x.double(), *parameters), wanted, reduction="sum").backward()
     pairs = zip(outputs, parameters, strict=True)
     shares = [((got.double() - exact.grad).norm() / exact.grad.norm()).item() for got, exact in pairs]
     return max(share if math.isfinite(share) else math.inf for share in shares)

@@ -1,7 +1,5 @@
 """The device that times: a GPU with graphs and events, or the CPU, where Triton interprets the kernels."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import math

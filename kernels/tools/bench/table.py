@@ -1,7 +1,5 @@
 """The table of a run: the CSV that rows are added to, and the lines on the screen."""
 
-from __future__ import annotations
-
 import csv
 import datetime
 import functools
@@ -22,7 +20,7 @@ from kernels.tools.bench.check import Result
 from kernels.tools.bench.device import Device
 from kernels.tools.bench.works import Work
 from kernels.tools.columns import align
-from kernels.tools.measurements import COLUMNS, PROVIDERS, Comparison, Row, roofs, share
+from kernels.tools.measurements import COLUMNS, PROVIDERS, Row, load, roofs
 from kernels.tools.workloads import torch_dtype
 
 
@@ -37,15 +35,13 @@ class Table:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("a+", newline="", encoding="utf-8", errors="replace")  # it may not be text
+            self.file = path.open("a", newline="", encoding="utf-8")
         except OSError as error:
             raise AlexNetError(f"--out: cannot write {path}: {error.strerror}") from None
-        self.file.seek(0)
-        header = self.file.readline().strip()
-        if header and header != ",".join(COLUMNS):
-            raise AlexNetError(f"--out: {path} is not such a table: its first line is {header!r}")
         self.writer = csv.writer(self.file, lineterminator="\n")
-        if not header:
+        if self.file.tell():
+            load(path)
+        else:
             self.writer.writerow(COLUMNS)
 
     def append(self, row: Row) -> None:
@@ -142,27 +138,23 @@ class Bench:
             step()
         del operands
         self.device.release()
-        self.show(self.line(what, found))
+        self.show(self.line(what, found, flops, bytes))
         for problem in self.problems[known:]:
             self.show(f"  {problem}")
 
-    def line(self, what: tuple, found: dict[str, Result]) -> str:
+    def line(self, what: tuple, found: dict[str, Result], flops: int, bytes: int) -> str:
         """The comparison as a line of the table on the screen."""
         _, layer, pass_, dtype, batch = what
-        rows = [row for row in self.rows if (row.operator, row.layer, row.pass_, row.dtype, row.batch) == what]
-        both = Comparison.of(rows)
-        ours, best = both
+        ours = found.get("triton", Result("-", None, problem="-"))
+        others = [result for provider, result in found.items() if provider != "triton" and result.times]
+        best = min(others, key=lambda result: result.p50_ms, default=None)
         limits = None if self.device.interpreted else roofs(self.rows, dtype)
-        mine = found.get("triton")
         return _line(
-            layer,
-            pass_,
-            batch,
-            dtype,
-            f"{ours.p50_ms:.4g}" if ours else (mine.problem.split(":")[0] if mine else "-"),
+            *(layer, pass_, batch, dtype),
+            f"{ours.p50_ms:.4g}" if ours.times else ours.problem.split(":")[0],
             f"{best.p50_ms:.4g}" if best else "-",
-            found[best.provider].variant if best else "-",
-            f"{both.ratio:.2f}x" if both.ratio else "-",
-            f"{share(ours, limits):.1%}" if ours and limits else "-",
-            f"{mine.error:.1e}" if mine and not math.isnan(mine.error) else "-",
+            best.variant if best else "-",
+            f"{best.p50_ms / ours.p50_ms:.2f}x" if best and ours.times else "-",
+            f"{limits.floor_ms(flops, bytes) / ours.p50_ms:.1%}" if limits and ours.times else "-",
+            "-" if math.isnan(ours.error) else f"{ours.error:.1e}",
         )

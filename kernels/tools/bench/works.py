@@ -1,7 +1,5 @@
 """What is timed: a pass of one layer, or of the whole network, on our kernels and on PyTorch's."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from types import ModuleType
