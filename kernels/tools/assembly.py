@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from unittest import mock
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -31,7 +32,6 @@ from kernels.tools.columns import align
 from kernels.tools.command import Parser, count
 from kernels.tools.workloads import DTYPES, OPERATORS, WORKLOADS, names_of, torch_dtype
 
-# PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
     from kernels.runtime import Launch
 
@@ -49,9 +49,9 @@ class Assembly(NamedTuple):
     kernel: str
     config: Config
     chosen: bool  # whether the layer runs with this config on that GPU
+    shared: int  # bytes of shared memory (LDS on AMD) per program
     registers: int  # per thread
     spills: int  # bytes of stack on NVIDIA, registers on AMD
-    shared: int  # bytes of shared memory (LDS on AMD) per program
     copies: dict[int, int]  # bytes of an asynchronous copy global -> shared: how many of them are in the code
     tensor_cores: int  # matrix instructions in the code
     text: dict[str, str]  # "ptx" and "sass", or "amdgcn"
@@ -73,21 +73,14 @@ def assemble(tasks: Iterable[Task]) -> Iterator[tuple[Task, list[Assembly]]]:
 
     In other processes, where Triton compiles. In this one it may interpret.
     """
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "0"
-    try:
-        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-            tasks = list(tasks)
-            yield from zip(tasks, pool.map(_assemble, tasks), strict=True)
-    finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
+    tasks = list(tasks)
+    pool = ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="0"), pool:
+        yield from zip(tasks, pool.map(_assemble, tasks), strict=True)
 
 
 def _assemble(task: Task) -> list[Assembly]:
-    return [compile_launch(launch, config, chosen, task.architecture) for launch, config, chosen in launches(task)]
+    return [compile_launch(*launch, task.architecture) for launch in launches(task)]
 
 
 def launches(task: Task) -> Iterator[tuple[Launch, Config, bool]]:
@@ -114,14 +107,15 @@ def _recorded(task: Task) -> list[tuple[Problem, Config, Launch]]:
         operands = layer.operands(task.batch, torch_dtype(task.dtype), "cpu")  # never filled
     except RuntimeError as error:
         raise AlexNetError(f"--batch {task.batch}: {task.layer}'s tensors do not fit in the memory here") from error
-    for operand in layer.trained(operands) if task.backward else []:
-        operand.requires_grad_()
-    with tiles.target(task.architecture):
-        with runtime.record_launches() as recorded, tiles.record_configs() as configs:
-            output = layer.run(*operands)
-        if task.backward:
-            with runtime.record_launches() as recorded, tiles.record_configs() as configs:
-                torch.autograd.grad(output, layer.trained(operands), torch.empty_like(output))
+    trained = operands[layer.first :]
+    for operand in trained:
+        operand.requires_grad_(task.backward)
+    with tiles.target(task.architecture), runtime.record_launches() as recorded, tiles.record_configs() as configs:
+        output = layer.run(*operands)
+        if task.backward:  # without the forward pass before it
+            recorded.clear()
+            configs.clear()
+            torch.autograd.grad(output, trained, torch.empty_like(output))
     return [(problem, config, launch) for (problem, config), launch in zip(configs, recorded, strict=True)]
 
 
@@ -144,10 +138,13 @@ def compile_launch(launch: Launch, config: Config, chosen: bool, architecture: s
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=TARGETS[architecture], options=given)  # the rest: warps and stages
     numbers = (_numbers_amd if architecture.startswith("gfx") else _numbers_nvidia)(compiled.asm)
-    return Assembly(kernel.__name__, config, chosen, shared=compiled.metadata.shared, **numbers)
+    return Assembly(kernel.__name__, config, chosen, compiled.metadata.shared, *numbers)
 
 
-def _numbers_nvidia(asm: dict) -> dict:
+Numbers = tuple[int, int, dict[int, int], int, dict[str, str]]  # the last fields of an Assembly
+
+
+def _numbers_nvidia(asm: dict) -> Numbers:
     ptx = asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -157,13 +154,8 @@ def _numbers_nvidia(asm: dict) -> dict:
     registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK"))
     widths = re.findall(r"cp\.async\.c[ag]\.shared\.global\s+\[[^\]]*\],\s*\[[^\]]*\],\s*(\w+)", ptx)
     matrix = re.findall(r"^\s*(?:@\S+\s+)?(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)", ptx, re.M)
-    return {
-        "registers": registers,
-        "spills": stack,
-        "copies": dict(Counter(int(width, 0) for width in widths)),
-        "tensor_cores": len(matrix),
-        "text": {"ptx": ptx, "sass": sass},
-    }
+    copies = Counter(int(width, 0) for width in widths)
+    return registers, stack, copies, len(matrix), {"ptx": ptx, "sass": sass}
 
 
 def _tool(name: str, *arguments: str | Path) -> str:
@@ -171,16 +163,13 @@ def _tool(name: str, *arguments: str | Path) -> str:
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _numbers_amd(asm: dict) -> dict:
+def _numbers_amd(asm: dict) -> Numbers:
     text = asm["amdgcn"]
-    field = lambda name: int(re.findall(rf"\.{name}:\s*(\d+)", text)[0])
-    return {
-        "registers": field("vgpr_count"),
-        "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
-        "copies": {},
-        "tensor_cores": len(re.findall(r"^\s*v_mfma", text, re.M)),
-        "text": {"amdgcn": text},
-    }
+    registers, *spills = (
+        int(re.findall(rf"\.{name}:\s*(\d+)", text)[0])
+        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    )
+    return registers, sum(spills), {}, len(re.findall(r"^\s*v_mfma", text, re.M)), {"amdgcn": text}
 
 
 # The command
@@ -192,11 +181,11 @@ def _print_table(results: Iterable[tuple[Task, list[Assembly]]]) -> None:
     def show(*cells: object) -> None:
         print(align([cells], left=(0, 1, 2, 6), widths=(5, 19, 58, 9, 6, 6, 15, 6))[0], flush=True)
 
+    short = lambda key: key.removeprefix("BLOCK_").removeprefix("num_")
     show("layer", "kernel", "  config", "registers", "spills", "shared", "copies", "matrix")
     for task, assemblies in results:
         for a in assemblies:
             name = a.kernel.removeprefix("_").removesuffix("_kernel")
-            short = lambda key: key.removeprefix("BLOCK_").removeprefix("num_")
             config = " ".join(["*" if a.chosen else " ", *(f"{short(key)}={size}" for key, size in a.config.items())])
             copies = " ".join(f"{number}x{width}B" for width, number in sorted(a.copies.items())) or "-"
             show(task.layer, name, config, a.registers, a.spills, a.shared, copies, a.tensor_cores or "-")

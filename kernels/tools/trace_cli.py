@@ -24,7 +24,7 @@ def run(argv: list[str] | None) -> int:
     layer = WORKLOADS[names_of(args.operator, args.layer)[0]]
     if len(args.program) > 3:
         raise AlexNetError(f"--program: takes up to three ids, got {len(args.program)}")
-    with interrupts_exit():  # PyTorch takes seconds to import: here, so that --help does not import it
+    with interrupts_exit():
         import torch
 
         from kernels import runtime
@@ -32,11 +32,11 @@ def run(argv: list[str] | None) -> int:
 
     torch.manual_seed(0)
     operands = layer.random_operands(1, torch.float32, "cpu")
-    with runtime.record_launches() as launches, tiles.target(args.architecture):
-        layer.run(*operands)
-    names = [launch.kernel.__name__ for launch in launches]
-    kernel = next(name for name in names if name.startswith(f"_{args.operator}"))
     with tiles.target(args.architecture):
+        with runtime.record_launches() as launches:
+            layer.run(*operands)
+        names = [launch.kernel.__name__ for launch in launches]
+        kernel = next(name for name in names if name.startswith(f"_{args.operator}"))
         print(trace(lambda: layer.run(*operands), kernel, args.program).listing())
     return 0
 

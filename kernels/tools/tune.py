@@ -30,7 +30,6 @@ from kernels.tools.command import Parser, count, interrupts_exit
 from kernels.tools.files import write_bytes
 from kernels.tools.workloads import DTYPES, OPERATORS, WORKLOADS, layers_of, operator, torch_dtype
 
-# PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
     from kernels.tools.bench.device import Gpu
 
@@ -51,13 +50,9 @@ def tune(gpu: Gpu, task: Task) -> dict[Problem, Config]:
     layer = WORKLOADS[task.layer]
     work = Work(layer.name, (layer,), "backward" if task.backward else "forward")
     operands = work.random_operands(task.batch, torch_dtype(task.dtype), gpu.device)
-    started = lambda: work.start(work.ours, kernels.cross_entropy, operands)
+    started = work.start(work.ours, kernels.cross_entropy, operands)  # a backward pass after its forward pass
     with tiles.record_configs() as recorded:
-        started().run()
-    if task.backward:  # leaves out the forward pass before it
-        with tiles.record_configs() as before:
-            started()
-        recorded = recorded[len(before) :]
+        started.run()
     found = {}
     for problem in dict.fromkeys(problem for problem, _ in recorded):
         timed = []

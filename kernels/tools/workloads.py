@@ -38,7 +38,7 @@ class Workload(NamedTuple):
     input: cost.Shape  # of one image, without N
     parameters: tuple[cost.Shape, ...]  # of weight and bias
     arguments: dict  # the operator's other arguments
-    first: bool = False  # reads the photo, whose gradient is not needed
+    first: bool = False  # reads the photo, whose gradient is not needed: operands[first:] have gradients
 
     def cost(self, batch: int = 1, itemsize: int = 4, *, backward: bool = False) -> cost.Cost:
         """The cost of the layer, or of its backward pass, for a batch of images. ``itemsize``: bytes per element."""
@@ -67,10 +67,6 @@ class Workload(NamedTuple):
     def run(self, *operands: torch.Tensor) -> torch.Tensor:
         """Runs the layer on our kernels."""
         return getattr(kernels, self.operator)(*operands, **self.arguments)
-
-    def trained(self, operands: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The operands whose gradients the backward pass computes."""
-        return list(operands[1:] if self.first else operands)
 
 
 def _conv(name: str, input: cost.Shape, weight: cost.Shape, **geometry: object) -> Workload:

@@ -17,7 +17,6 @@ from kernels.tools.measurements import PROVIDERS, load, slug
 from kernels.tools.roofline import plot_all
 from kernels.tools.workloads import DTYPES, OPERATORS, layers_of, operator
 
-# PyTorch takes seconds to import: inside functions, so that --help does not import it.
 if TYPE_CHECKING:
     from kernels.tools.bench.table import Bench
     from kernels.tools.bench.works import Work
