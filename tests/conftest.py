@@ -6,9 +6,13 @@ The same tests run interpreted on a CPU and compiled where there is a GPU.
 import pytest
 import torch
 
+import kernels
 from kernels import runtime, tiles
 from tests.guards import Guards, poison_allocations
 from tests.small_tiles import small_tile
+
+for operator in kernels.__all__:
+    getattr(kernels, operator)  # registers it: tests ask for torch.ops.alexnet
 
 
 @pytest.fixture

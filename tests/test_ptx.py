@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+import triton
 
 import kernels
 from kernels import ptx, runtime, tiles
@@ -79,6 +80,7 @@ def test_an_instruction_names_the_line_of_the_kernel():
         kernels.softmax(randn(5, 37))
     lines, first = inspect.getsourcelines(_softmax_kernel.fn)
     assert {step.line - first for step in watcher.steps} <= set(range(len(lines)))
-    (where,) = {step.where for step in watcher.steps if step.where.count(" in ") == 3}
-    assert [place.partition(":")[0] for place in where.split(" in ")] == ["standard.py"] * 2 + ["softmax.py"] * 2
+    if not triton.__version__.startswith(("3.6.", "3.7.")):  # which do not say where a function was inlined
+        (where,) = {step.where for step in watcher.steps if step.where.count(" in ") == 3}
+        assert [place.partition(":")[0] for place in where.split(" in ")] == ["standard.py"] * 2 + ["softmax.py"] * 2
     assert watcher.program.file == inspect.getsourcefile(_softmax_kernel.fn)

@@ -22,7 +22,7 @@ import torch
 from kernels.ptx import arithmetic, fragments
 from kernels.ptx.compiled import bind, compile_launch, is_constant, jit_twin
 from kernels.ptx.group import Group, PtxWarning, Registers
-from kernels.ptx.memory import Shared, Tensors
+from kernels.ptx.memory import COPIED, STORED, Shared, Tensors
 from kernels.ptx.program import SIGNED, UNSIGNED, Address, Array, Instruction, Program, size_of
 
 THREADS_AT_ONCE = 16384  # of all programs of a group: large arrays make NumPy fast
@@ -174,17 +174,22 @@ def _st(program: Program, instruction: Instruction) -> Execute:
     return store
 
 
-def _store_shared(group: Group, instruction: Instruction, lanes: Array, address: Array, values: Array) -> None:
+def _store_shared(
+    group: Group, instruction: Instruction, lanes: Array, address: Array, values: Array, how: int = STORED
+) -> None:
     """Stores to shared memory. Warns if threads store different values to one address, where one of them stays.
 
     That need not be wrong. Triton lets several threads hold the same sum, and each may add in another order.
     """
     complain = lambda index, what: group.fault(instruction, int(lanes[index]), what)
-    lost = group.shared.store(group.row[lanes], group.warp[lanes], address, values, complain)
+    lost = group.shared.store(group.row[lanes], group.warp[lanes], address, values, complain, how)
     if lost is not None:
-        where = f"{instruction.text}; {instruction.where}"
-        text = f"{group.program.name}: threads store different values to one shared address, one stays ({where})"
-        warnings.warn(text, PtxWarning, stacklevel=2)
+        _warn(group, instruction, "threads store different values to one shared address, one stays")
+
+
+def _warn(group: Group, instruction: Instruction, what: str) -> None:
+    where = f"{instruction.text}; {instruction.where}"
+    warnings.warn(f"{group.program.name}: {what} ({where})", PtxWarning, stacklevel=2)
 
 
 # Asynchronous copies (section 9.7.9.25)
@@ -269,7 +274,7 @@ def _arrive(group: Group, allowed: int) -> None:
     while len(group.committed) > allowed:
         for copy in group.committed.pop(0):
             np.subtract.at(group.shared.copies.reshape(-1), copy.pieces, 1)
-            _store_shared(group, copy.instruction, copy.lanes, copy.address, copy.values)
+            _store_shared(group, copy.instruction, copy.lanes, copy.address, copy.values, COPIED)
 
 
 # What a warp, or a program, does together
@@ -526,9 +531,11 @@ def _operand(
     run.saw(group, instruction, "shared", lanes, flat, size)
     pieces = shared.pieces(group.row[lanes], flat, size, complain)
     shared.check_read(pieces, group.warp[lanes], complain, everyone=True)
-    unfenced = shared.unfenced.reshape(-1)[pieces].any(1)
-    if unfenced.any():
-        complain(int(unfenced.argmax()), "wgmma reads what was written without a fence.proxy.async after it")
+    unfenced = shared.unfenced.reshape(-1)[pieces].max(1)
+    if (unfenced == STORED).any():
+        complain(int(unfenced.argmax()), "wgmma reads what was stored without a fence.proxy.async after it")
+    if (unfenced == COPIED).any():  # PTX asks for the fence; Triton 3.6 leaves it out
+        _warn(group, instruction, "wgmma reads what cp.async copied without a fence.proxy.async after it")
     used.append(pieces)
     rows = (group.row[lanes] * shared.stride + flat) // size
     return _numbers(type_, shared.bytes.reshape(-1).view(UNSIGNED[size])[rows].reshape(-1, *shape))

@@ -14,6 +14,7 @@ from kernels.ptx.program import UNSIGNED, Array
 
 SPACING = 36  # tensors lie 2^36 bytes apart, so that no access past one ends in another
 NOBODY, SEVERAL = -1, 63  # instead of a warp
+COPIED, STORED = 1, 2  # by cp.async, and by a thread
 _WARPS = 64
 
 Complain = Callable[[int, str], NoReturn]
@@ -113,7 +114,7 @@ class Shared:
         self.reader = np.full((programs, pieces), NOBODY, np.int32)  # the same; SEVERAL for more than one warp
         self.copies = np.zeros((programs, pieces), np.int16)  # cp.async on their way
         self.reads = np.zeros((programs, pieces), np.int16)  # wgmma that read
-        self.unfenced = np.zeros((programs, pieces), np.bool_)  # written by threads or cp.async since the last fence
+        self.unfenced = np.zeros((programs, pieces), np.int8)  # written since the last fence: STORED or COPIED
         self.barriers = 0
 
     def select(self, programs: Array) -> "Shared":
@@ -178,7 +179,9 @@ class Shared:
         if crossed.any():
             reader[pieces[crossed]] = several
 
-    def store(self, program: Array, warp: Array, address: Array, values: Array, complain: Complain) -> int | None:
+    def store(
+        self, program: Array, warp: Array, address: Array, values: Array, complain: Complain, how: int = STORED
+    ) -> int | None:
         """Stores [addresses, count] numbers. Of several threads at one address, the last one's stays.
 
         Returns:
@@ -191,7 +194,7 @@ class Shared:
         self.check_write(pieces, warp, complain, changes=(memory[rows] != values).any(1))
         memory[rows] = values
         self.writer.reshape(-1)[pieces] = self.barriers * _WARPS + warp.astype(np.int32)[:, None]
-        self.unfenced.reshape(-1)[pieces] = True
+        self.unfenced.reshape(-1)[pieces] = how
         lost = (memory[rows] != values).any(1)
         return int(lost.argmax()) if lost.any() else None
 

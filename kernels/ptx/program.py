@@ -135,45 +135,64 @@ def parse(ptx: str, shared: int) -> Program:
         raise UnsupportedInstructionError("the PTX has no kernel with a number of threads (.entry, .reqntid)")
     parameters = [(param, type_) for type_, param in re.findall(r"\.param\s+\.(\w+)[^,\n]*?(\w+_param_\d+)", head)]
     program = Program(name[1], int(threads[1]), shared, parameters)
-    files = {number: Path(path).name for number, path in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx)}
+    lines = _Lines(dict(re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', ptx)))
     labels: dict[str, int] = {}
-    callers: dict[tuple, tuple] = {}
-    where, line = "", 0
     body = rest[rest.index("{") + 1 :].split("\n}")[0]
-    inline = False
     for text in body.splitlines():
-        text, _, comment = (part.strip() for part in text.partition("//"))
-        if comment.endswith("inline asm"):
-            inline = comment.startswith("begin")
-        if text.startswith(".loc"):
-            if not inline:  # where LLVM counts the lines of assembly on from the line of Python
-                where, line = _location(text, files, callers)
-            continue
+        text = lines.read(text)
         for statement in filter(None, (part.strip() for part in text.split(";"))):
             while label := re.match(r"(\$\w+):\s*", statement):
                 labels[label[1]], statement = len(program.code), statement[label.end() :]
             if declared := re.match(r"\.reg\s+\.(\w+)\s+(%\w+)<\d+>", statement):
                 program.types[declared[2]] = dtype_of(declared[1])
             elif statement not in ("", "{", "}") and not statement.startswith("."):
-                program.code.append(_instruction(len(program.code), statement, where, line))
+                program.code.append(_instruction(len(program.code), statement, lines.where, lines.line))
     for instruction in program.code:
         if instruction.parts[0] == "bra":
             instruction.target = labels[instruction.operands[0]]
     return program
 
 
-def _location(text: str, files: dict[str, str], callers: dict[tuple, tuple]) -> tuple[str, int]:
-    """``.loc file line column[, function_name label, inlined_at file line column]`` (section 11.5).
+class _Lines:
+    """Which line of Python the PTX comes from, as ``.loc`` says (section 11.5):
 
-    If the call is in a function that was inlined, too, a ``.loc`` before told ``callers`` where that one was called.
+    .loc file line column[, function_name label, inlined_at file line column]
+
+    If the call is in a function that was inlined, too, a ``.loc`` before told where that one was called. Triton 3.6
+    does not say where functions were inlined. There the kernel's line stays what it was before.
     """
-    here, *caller = re.findall(r"(\d+) (\d+) (\d+)", text)
-    if caller:
-        callers[here] = caller[0]
-    chain = [here]
-    while chain[-1] in callers:
-        chain.append(callers[chain[-1]])
-    return " in ".join(f"{files.get(file)}:{line}" for file, line, _ in chain), int(chain[-1][1])
+
+    def __init__(self, files: dict[str, str]):
+        self.files = files
+        self.callers: dict[tuple, tuple] = {}
+        self.first = ("", 0)  # the file and line of the kernel's ``def``
+        self.where, self.line = "", 0
+        self.in_assembly = False
+
+    def read(self, text: str) -> str:
+        """Takes in a line of PTX, and returns what it has besides its location and comments."""
+        text, _, comment = (part.strip() for part in text.partition("//"))
+        if comment.endswith("inline asm"):
+            self.in_assembly = comment.startswith("begin")
+        if not text.startswith(".loc"):
+            return text
+        if not self.in_assembly:  # where LLVM counts the lines of assembly on from the line of Python
+            self._locate(text)
+        return ""
+
+    def _locate(self, text: str) -> None:
+        here, *caller = re.findall(r"(\d+) (\d+) (\d+)", text)
+        if caller:
+            self.callers[here] = caller[0]
+        chain = [here]
+        while chain[-1] in self.callers:
+            chain.append(self.callers[chain[-1]])
+        self.where = " in ".join(f"{Path(self.files.get(file, '')).name}:{line}" for file, line, _ in chain)
+        file, line = chain[-1][0], int(chain[-1][1])
+        if not self.line:
+            self.first = (file, line)
+        if file == self.first[0] and line >= self.first[1]:
+            self.line = line
 
 
 def _instruction(number: int, text: str, where: str, line: int) -> Instruction:
