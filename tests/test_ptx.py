@@ -84,3 +84,10 @@ def test_an_instruction_names_the_line_of_the_kernel():
         (where,) = {step.where for step in watcher.steps if step.where.count(" in ") == 3}
         assert [place.partition(":")[0] for place in where.split(" in ")] == ["standard.py"] * 2 + ["softmax.py"] * 2
     assert watcher.program.file == inspect.getsourcefile(_softmax_kernel.fn)
+
+
+def test_calls_that_were_inlined_in_a_circle_have_an_end():
+    """Triton's unrolled loops say so of tl.maximum in local_response_norm, in fp16 for sm_80."""
+    x = randn(2, 20, 5, 6, dtype=torch.float16)
+    with runtime.backend("ptx", "sm_80"):
+        assert_close(kernels.local_response_norm(x, 5), reference.local_response_norm(x, 5))

@@ -181,12 +181,12 @@ class _Lines:
         return ""
 
     def _locate(self, text: str) -> None:
-        here, *caller = re.findall(r"(\d+) (\d+) (\d+)", text)
-        if caller:
-            self.callers[here] = caller[0]
+        here, *callers = re.findall(r"(\d+) (\d+) (\d+)", text)
+        if callers:
+            self.callers[here] = callers[0]
         chain = [here]
-        while chain[-1] in self.callers:
-            chain.append(self.callers[chain[-1]])
+        while (caller := self.callers.get(chain[-1])) and caller not in chain:  # unrolled loops may go in a circle
+            chain.append(caller)
         self.where = " in ".join(f"{Path(self.files.get(file, '')).name}:{line}" for file, line, _ in chain)
         file, line = chain[-1][0], int(chain[-1][1])
         if not self.line:
