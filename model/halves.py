@@ -17,6 +17,7 @@ from kernels.tools.workloads import LRNArguments
 from model import weights
 from model.alexnet import LRN
 from model.layers import Conv2d, Linear, LRNMaxPool2d, MaxPool2d
+from model.weights.common import reason
 
 
 class Row(NamedTuple):
@@ -42,7 +43,7 @@ class Other:
         try:
             distributed.all_gather(both, sent)
         except RuntimeError as error:
-            raise AlexNetError(f"process {self.rank} lost the other one: {first_line(error)}") from error
+            raise AlexNetError(f"process {self.rank} lost the other one: {reason(error)}") from error
         theirs = both[1 - self.rank]
         self.bytes += theirs.nbytes
         return theirs.to(mine.device)
@@ -139,8 +140,3 @@ def table(rows: list[Row]) -> str:
     cells = lambda row: (row.layer, " x ".join(map(str, row.shape)), f"{row.parameters:,}", f"{row.received:,}")
     header, *lines = align([("layer", "holds", "parameters", "bytes received"), *map(cells, [*rows, total])])
     return "\n".join([header, "-" * len(header), *lines])
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

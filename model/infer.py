@@ -18,7 +18,6 @@ from kernels.tools import command
 from kernels.tools.columns import align
 from kernels.tools.command import Parser, count, interrupts_exit, one_line, png
 from kernels.tools.files import check_writable, write_figure
-from model import checkout
 from model.device import add_options, batch_fits, choose_device, device_name
 
 complain = functools.partial(command.complain, "alexnet infer")
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
-    from model.alexnet import AlexNet
     from model.classify import Prediction
-    from model.layer_times import LayerTimes
     from model.weights import Weights
 
 
@@ -79,7 +76,7 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
         from model import weights
         from model.alexnet import AlexNet
         from model.classify import classify
-        from model.layer_times import layer_table
+        from model.layer_times import LayerTimes, layer_table
 
     loaded = weights.load(weights.DEFAULT if args.weights is None else args.weights)
     classes = len(loaded.classes)
@@ -94,7 +91,7 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
     graph = several and runtime.mode() == "compiled" and not (args.layers or args.plot)  # which use hooks
     read, seconds, table = 0, 0.0, ""
     with batch_fits(args.batch, device):
-        times = time_layers(args, net, len(photos)) if args.layers else None
+        times = LayerTimes(net, args.dtype, min(len(photos), args.batch)) if args.layers else None
         maps: list[torch.Tensor] = []
         if args.plot:
             net.conv1.register_forward_hook(lambda _, __, output: maps.append(output))
@@ -119,22 +116,6 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
         draw(args.plot, photos[0], batch.predictions[0], maps[-1][0].float().cpu(), summary)
         print(f"drawn in {args.plot}", file=sys.stderr)
     return read
-
-
-def time_layers(args: argparse.Namespace, net: "AlexNet", photos: int) -> "LayerTimes":
-    """Times the network's layers from now on. Compiles the kernels first, which is not a layer's time."""
-    import torch
-
-    from kernels import runtime
-    from kernels.tools.measurements import roofs_for
-    from model.layer_times import LayerTimes
-
-    if runtime.mode() != "compiled":
-        return LayerTimes(net, None)
-    with torch.inference_mode():
-        net(net.conv1.weight.new_zeros(min(photos, args.batch), 3, net.size, net.size))
-    folder, device = checkout.MEASUREMENTS, net.conv1.weight.device
-    return LayerTimes(net, roofs_for(device_name(device), args.dtype, folder) if folder else None)
 
 
 def json_line(where: dict, layers: dict, path: Path, predictions: "list[Prediction]") -> str:

@@ -3,17 +3,30 @@
 import functools
 import time
 
+import torch
+
+from kernels import runtime
 from kernels.tools.columns import align
-from kernels.tools.measurements import Roofs
+from kernels.tools.measurements import Roofs, roofs_for
+from model import checkout
 from model.alexnet import AlexNet
-from model.device import synchronize
+from model.device import device_name, synchronize
 
 
 class LayerTimes:
-    """Forward hooks that time each layer of ``net`` from now on. ``roofs`` are its device's, if they are measured."""
+    """Forward hooks that time each layer of ``net``, which computes in ``dtype``, from now on.
 
-    def __init__(self, net: AlexNet, roofs: Roofs | None):
-        self.net, self.device, self.roofs = net, net.fc8.weight.device, roofs
+    A first pass over ``batch`` photos compiles the kernels, which is not a layer's time.
+    """
+
+    def __init__(self, net: AlexNet, dtype: str, batch: int):
+        self.net, self.device = net, net.fc8.weight.device
+        self.roofs: Roofs | None = None  # of the device, if they have been measured
+        if runtime.mode() == "compiled":
+            with torch.inference_mode():
+                net(net.fc8.weight.new_zeros(batch, 3, net.size, net.size))
+            if checkout.MEASUREMENTS:
+                self.roofs = roofs_for(device_name(self.device), dtype, checkout.MEASUREMENTS)
         self.started = 0.0
         self.ms: dict[str, float] = {}  # of the newest forward pass
         for name, layer in net.named_children():

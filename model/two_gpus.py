@@ -30,6 +30,7 @@ def compute(rank: int, image: str | None) -> int:
     from model.alexnet import AlexNet
     from model.photos.preprocess import open_image
     from model.photos.sample import default_photo
+    from model.weights.common import reason
 
     photo = image or default_photo()
     loaded = weights.load()
@@ -43,7 +44,7 @@ def compute(rank: int, image: str | None) -> int:
     try:
         distributed.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise AlexNetError(f"process {rank} did not find the other one: {halves.first_line(error)}") from error
+        raise AlexNetError(f"process {rank} did not find the other one: {reason(error)}") from error
 
     half, x = halves.Half.from_weights(loaded, rank).to(device), x.to(device)
     with torch.inference_mode():

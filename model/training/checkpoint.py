@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from kernels.errors import AlexNetError
 from kernels.tools.files import write_bytes
+from model.weights.common import reason
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
@@ -31,4 +32,4 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
                 raise AlexNetError(f"{path}: holds weights but no run to resume; a new run can start from them")
             return {name: file.get_tensor(name).clone() for name in list(file.keys())}, meta
     except (OSError, SafetensorError, ValueError) as error:
-        raise AlexNetError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise AlexNetError(f"{path}: cannot be read: {reason(error)}") from error

@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from kernels.errors import AlexNetError
+from model.weights.common import reason
 
 
 class Ranks:
@@ -29,8 +30,7 @@ class Ranks:
         try:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise AlexNetError(self.name(f"cannot reach the other ranks: {reason}")) from error
+            raise AlexNetError(self.name(f"cannot reach the other ranks: {reason(error)}")) from error
 
     def name(self, message: object) -> str:
         """``message``, after the rank's number if there are several ranks."""
