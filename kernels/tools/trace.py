@@ -99,6 +99,17 @@ class TraceError(AlexNetError, ValueError):
     """The program did not run. The message says what did."""
 
 
+def check_program(program: tuple[int, ...], grid: tuple[int, ...], kernel: str) -> None:
+    """Raises TraceError if a program is outside of a kernel's grid."""
+    if not all(0 <= index < size for index, size in zip(program, grid, strict=True)):
+        raise TraceError(f"program {program} is outside the grid {grid} of {kernel}")
+
+
+def not_launched(kernel: str, launched: Sequence[str]) -> TraceError:
+    """The error for a kernel that is not among those launched."""
+    return TraceError(f"kernel {kernel!r} was not launched; launched: {', '.join(dict.fromkeys(launched)) or 'none'}")
+
+
 def trace(call: Callable[[], object], kernel: str, program: Sequence[int] = (0, 0, 0)) -> Trace:
     """Runs one program of a kernel and records its steps.
 
@@ -120,8 +131,7 @@ def trace(call: Callable[[], object], kernel: str, program: Sequence[int] = (0, 
     with mock.patch.object(interpreter.GridExecutor, "__call__", launch):
         call()
     if recorder.trace is None:
-        launched = ", ".join(dict.fromkeys(recorder.launched)) or "none"
-        raise TraceError(f"kernel {kernel!r} was not launched; launched: {launched}")
+        raise not_launched(kernel, recorder.launched)
     return recorder.trace
 
 
@@ -176,8 +186,7 @@ class _Recorder:
 
         def one(values: dict) -> tuple[int]:
             grid = (*(whole(values) if callable(whole) else whole), 1, 1)[:3]
-            if not all(0 <= index < size for index, size in zip(self.program, grid, strict=True)):
-                raise TraceError(f"program {self.program} is outside the grid {grid} of {self.kernel}")
+            check_program(self.program, grid, self.kernel)
             self.trace = Trace(self.kernel, self.program, grid, arguments, [])
             return (1,)
 
