@@ -91,3 +91,15 @@ def test_calls_that_were_inlined_in_a_circle_have_an_end():
     x = randn(2, 20, 5, 6, dtype=torch.float16)
     with runtime.backend("ptx", "sm_80"):
         assert_close(kernels.local_response_norm(x, 5), reference.local_response_norm(x, 5))
+
+
+def test_declarations_are_not_locations():
+    """LLVM declares ``.local`` memory for some kernels, which then do not use it."""
+    ptx_text = """.visible .entry kernel()
+.reqntid 32
+{
+.local .align 2 .b8 __local_depot0[2];
+.loc 1 7 0
+ret;
+}"""
+    assert [step.line for step in ptx.program.parse(ptx_text, 0).code] == [7]

@@ -174,7 +174,7 @@ class _Lines:
         text, _, comment = (part.strip() for part in text.partition("//"))
         if comment.endswith("inline asm"):
             self.in_assembly = comment.startswith("begin")
-        if not text.startswith(".loc"):
+        if not re.match(r"\.loc\s", text):
             return text
         if not self.in_assembly:  # where LLVM counts the lines of assembly on from the line of Python
             self._locate(text)
