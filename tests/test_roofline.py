@@ -7,8 +7,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from kernels.errors import AlexNetError
 from kernels.tools import measurements, readme, roofline
-from kernels.tools.measurements import COLUMNS, Roofs, Row, TableError
+from kernels.tools.measurements import COLUMNS, Roofs, Row
 
 GPU = "Imaginary GPU 1"
 TEXT = f"# Title\n\nAbove.\n\n{readme.BEGIN}\nold\n{readme.END}\n\nBelow.\n"
@@ -110,9 +111,9 @@ def test_load_takes_the_latest_of_each_timing(table):
 )
 def test_load_refuses(tmp_path, text, words):
     (tmp_path / "table.csv").write_text(text)
-    with pytest.raises(TableError, match=re.escape(words)):
+    with pytest.raises(AlexNetError, match=re.escape(words)):
         measurements.load(tmp_path / "table.csv")
-    with pytest.raises(TableError, match="No such file"):
+    with pytest.raises(AlexNetError, match="No such file"):
         measurements.load(tmp_path / "none.csv")
 
 
@@ -170,7 +171,7 @@ def test_plots(table, tmp_path):
 
 def test_load_refuses_what_is_not_text(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"\x89PNG")
-    with pytest.raises(TableError, match=r"table\.csv: not a table: "):
+    with pytest.raises(AlexNetError, match=r"table\.csv: not a table: "):
         measurements.load(tmp_path / "table.csv")
 
 

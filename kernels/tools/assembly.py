@@ -35,13 +35,6 @@ from kernels.tools.workloads import DTYPES, OPERATORS, WORKLOADS, names_of, torc
 if TYPE_CHECKING:
     from kernels.runtime import Launch
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-
 
 class Assembly(NamedTuple):
     """One compiled kernel, and numbers about its code."""
@@ -135,9 +128,11 @@ def compile_launch(launch: Launch, config: Config, chosen: bool, architecture: s
         # What Triton's launcher tells the compiler about an argument. PyTorch aligns its memory to 16 bytes.
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(position,)] = [["tt.divisibility", 16]]
+    amd = architecture.startswith("gfx")
+    target = GPUTarget("hip", architecture, 64) if amd else GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=TARGETS[architecture], options=given)  # the rest: warps and stages
-    numbers = (_numbers_amd if architecture.startswith("gfx") else _numbers_nvidia)(compiled.asm)
+    compiled = triton.compile(source, target=target, options=given)  # the rest: warps and stages
+    numbers = (_numbers_amd if amd else _numbers_nvidia)(compiled.asm)
     return Assembly(kernel.__name__, config, chosen, compiled.metadata.shared, *numbers)
 
 

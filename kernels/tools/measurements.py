@@ -44,10 +44,6 @@ class Row(NamedTuple):
 COLUMNS = tuple(name.rstrip("_") for name in Row._fields)
 
 
-class TableError(AlexNetError):
-    """A table that cannot be read."""
-
-
 class Roofs(NamedTuple):
     """The most that a device can do."""
 
@@ -63,7 +59,7 @@ def load(path: str | Path) -> list[Row]:
     """Reads a table. If a timing was repeated, the latest counts. The order is the table's.
 
     Raises:
-        TableError: no such file, not a CSV, other columns, or something else where a number belongs.
+        AlexNetError: no such file, not a CSV, other columns, or something else where a number belongs.
     """
     latest: dict[tuple, Row] = {}
     try:
@@ -71,20 +67,16 @@ def load(path: str | Path) -> list[Row]:
             lines = csv.reader(file)
             header = next(lines, [])
             if tuple(header) != COLUMNS:
-                raise TableError(f"{path}: columns must be {','.join(COLUMNS)}, got {','.join(header)}")
+                raise AlexNetError(f"{path}: columns must be {','.join(COLUMNS)}, got {','.join(header)}")
             for line in lines:
-                try:
-                    types = Row.__annotations__.values()
-                    row = Row(*(kind(value) for kind, value in zip(types, line, strict=True)))
-                except ValueError as error:
-                    raise TableError(f"{path}, line {lines.line_num}: {error}") from None
+                row = Row(*(kind(value) for kind, value in zip(Row.__annotations__.values(), line, strict=True)))
                 key = (row.gpu, row.operator, row.layer, row.pass_, row.dtype, row.batch, row.provider)
                 if key not in latest or row.date >= latest[key].date:  # within a second, the lower line is the later
                     latest[key] = row
     except OSError as error:
-        raise TableError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path}: not a table: {error}") from None
+        raise AlexNetError(f"{path}: {error.strerror}") from None
+    except (ValueError, csv.Error) as error:
+        raise AlexNetError(f"{path}: not a table: line {lines.line_num}: {error}") from None
     return list(latest.values())
 
 

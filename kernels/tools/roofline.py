@@ -13,7 +13,7 @@ from kernels.errors import AlexNetError
 from kernels.tools import command
 from kernels.tools.command import Parser, count
 from kernels.tools.files import write_figure
-from kernels.tools.measurements import PROVIDERS, ROOFS, Roofs, Row, TableError, load, main_batch, roofs
+from kernels.tools.measurements import PROVIDERS, ROOFS, Roofs, Row, load, main_batch, roofs
 from kernels.tools.workloads import ALEXNET, DTYPES, torch_dtype
 
 # matplotlib takes a second to import: inside functions, so that --help does not import it.
@@ -43,10 +43,8 @@ def draw(axes: Axes, limits: Roofs, points: Mapping[str, tuple[float, Mapping[st
     """Draws points under two roofs: TFLOP/s over FLOP per byte. Set the title before, since names are placed by it.
 
     Args:
-        axes: where to draw.
-        limits: the roofs.
-        points: by name, the FLOP per byte, and the TFLOP/s of each provider of :data:`PROVIDERS`. The provider
-            ``"floor"`` stands for a computed point, which is not measured.
+        points: by name, the FLOP per byte, and the TFLOP/s of each provider of :data:`PROVIDERS`, or of ``"floor"`` for
+            a computed point, which is not measured.
     """
     from matplotlib import ticker
 
@@ -115,8 +113,7 @@ def _roofline(path: Path, title: str, limits: Roofs, points: Mapping[str, tuple[
 def plot_roofline(rows: list[Row], path: Path, *, dtype: str, pass_: str = "forward") -> Path | None:
     """Draws the layers of a GPU's table in ``dtype``, at their main batch, under the measured roofs.
 
-    Returns:
-        ``path``, a PNG. None, and no file, if the table has no roofs or no such layers.
+    Returns ``path``, a PNG; None, and no file, if the table has no roofs or no such layers.
     """
     limits = roofs(rows, dtype)
     batch, compared = main_batch(rows, dtype, pass_)
@@ -146,14 +143,7 @@ def plot_model(path: Path, limits: Roofs, *, dtype: str, batch: int) -> Path:
 def plot_speed(rows: list[Row], path: Path, *, layer: str, dtype: str) -> Path | None:
     """Draws images per second forward over batch: a line per provider from p20 to p80, and the roofline's limit.
 
-    Args:
-        rows: a GPU's table.
-        path: the PNG.
-        layer: a layer, or ``alexnet`` for the whole network.
-        dtype: which rows.
-
-    Returns:
-        ``path``. None, and no file, if the table has no such rows.
+    ``layer``: or ``alexnet``, the whole network. Returns ``path``, a PNG; None, and no file, if there is no such row.
     """
     from matplotlib import ticker
 
@@ -234,7 +224,7 @@ def run(argv: list[str] | None) -> int:
     if args.table:
         drawn = plot_all(load(args.table), args.out, Path(args.table).stem)
         if not drawn:
-            raise TableError(f"{args.table}: nothing to draw: takes measured layers, and roofs of the same dtype")
+            raise AlexNetError(f"{args.table}: nothing to draw: takes measured layers, and roofs of the same dtype")
     elif args.bandwidth and args.rate:
         print("not measured: the model's floors, under the roofs given")
         limits = Roofs(args.bandwidth * 1e12, args.rate * 1e12)

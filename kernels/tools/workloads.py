@@ -18,16 +18,15 @@ from kernels.tools import cost
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "tf32": "float32"}
-DTYPES = tuple(_DTYPES)
-"""The commands' names of dtypes. ``tf32`` is float32, multiplied as TF32."""
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "tf32": "float32"}
+"""The commands' names of dtypes, and PyTorch's. ``tf32`` is float32, multiplied as TF32."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype that the commands call ``name``."""
     import torch
 
-    return getattr(torch, _DTYPES[name])
+    return getattr(torch, DTYPES[name])
 
 
 class Workload(NamedTuple):

@@ -155,13 +155,8 @@ def check_and_time(
 ) -> Result:
     """Runs, compares, and times if the result is right. A failure becomes a result, too, so that the rest goes on.
 
-    Args:
-        device: where.
-        variant: who computes, for the report.
-        start: prepares the work.
-        deviate: the error of its outputs, given them and the output of the forward pass, if they are gradients.
-        bound: the largest allowed error.
-        trains: whether it is a training step, which folds filters each time.
+    ``deviate`` gives the error of outputs, from them and the output of the forward pass if they are gradients.
+    ``trains``: whether it is a training step, which folds filters each time.
     """
     try:
         run, outputs, started = device.prepare(start, trains)
