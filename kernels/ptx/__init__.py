@@ -10,7 +10,9 @@ tensors. Read it in this order:
     memory.py        global memory (the tensors) and shared memory, with their checks
     fragments.py     which thread holds which element of a tensor core's operands
     group.py         programs that run in lock step: their registers, masks and branches
-    machine.py       the instructions that are more than arithmetic, and the loop that runs them all
+    instructions.py  loads and stores, asynchronous copies, barriers, what a warp does together
+    tensor_cores.py  mma and wgmma
+    machine.py       the loop that runs them all
 
 Section numbers are those of the PTX ISA 8.8 (https://docs.nvidia.com/cuda/parallel-thread-execution/).
 
@@ -21,12 +23,14 @@ which sm_100 needs.
 
 from kernels.ptx.compiled import ARCHITECTURES, compile_launch
 from kernels.ptx.group import PtxError, PtxWarning
-from kernels.ptx.machine import Watcher, launch, run, watcher
+from kernels.ptx.instructions import Copy, Watcher, watcher
+from kernels.ptx.machine import launch, run
 from kernels.ptx.memory import Tensors
 from kernels.ptx.program import Instruction, Program, UnsupportedInstructionError
 
 __all__ = [
     "ARCHITECTURES",
+    "Copy",
     "Instruction",
     "Program",
     "PtxError",

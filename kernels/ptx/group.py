@@ -10,6 +10,7 @@ branch differently, each keeps its own place. The threads at the lowest instruct
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -180,7 +181,21 @@ class Group:
             parts.append(part)
         return parts
 
-    # Faults
+    # Checks
+
+    def together(self, instruction: Instruction, threads: int = 32) -> None:
+        """All threads of each warp, or of each warp group of 128, must execute the instruction, or none."""
+        if self.running is not None:
+            parts = self.running.reshape(-1, threads)
+            torn = parts.any(1) & ~parts.all(1)
+            if torn.any():
+                lane = int(torn.argmax()) * threads + int(parts[torn][0].argmin())
+                self.fault(instruction, lane, "a thread does not take part in what its warp does together")
+
+    def warn(self, instruction: Instruction, what: str) -> None:
+        """Warns with PtxWarning."""
+        where = f"{instruction.text}; {instruction.where}"
+        warnings.warn(f"{self.program.name}: {what} ({where})", PtxWarning, stacklevel=2)
 
     def fault(self, instruction: Instruction, lane: int, what: str) -> NoReturn:
         """Raises PtxError for a thread, given by its number in the flat arrays."""

@@ -19,7 +19,7 @@ from kernels import ptx, runtime
 from kernels.ptx import Instruction, Program, PtxError, fragments
 from kernels.ptx.arithmetic import decode, halves
 from kernels.ptx.group import Group
-from kernels.ptx.machine import Copy
+from kernels.ptx.instructions import Copy
 from kernels.ptx.memory import SPACING
 from kernels.ptx.program import SIGNED, UNSIGNED, Address, Array
 from kernels.tools.trace import TraceError, check_program, not_launched
