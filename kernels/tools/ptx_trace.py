@@ -227,16 +227,27 @@ class PtxTrace(NamedTuple):
             facts.append(f"wgmma in flight: {step.products}")
         return facts
 
-    def texts(self, step: Step, bits: Array) -> list[str]:
-        """A register's values in some threads as text, in the type that the instruction, or the tensor, gives them."""
-        if bits.dtype == np.bool_:
-            return ["true" if bit else "false" for bit in bits]
+    def numbers(self, step: Step, bits: Array) -> Array:
+        """A register's values in some threads, in the type that the instruction, or the tensor, gives them.
+
+        [threads, 1], or [threads, 2] of a register that holds two halves.
+        """
         type_, bits = self._type(step), np.ascontiguousarray(bits)
+        if bits.dtype == np.bool_:
+            return bits[:, None]
         if type_ in BYTES and BYTES[type_] <= bits.itemsize:
-            parts = bits.view(UNSIGNED[BYTES[type_]]).reshape(len(bits), -1)
-            rows = [", ".join(f"{number:.6g}" for number in row) for row in decode(type_.removeprefix("t"), parts)]
-            return [f"({row})" if parts.shape[1] > 1 else row for row in rows]
-        return [self._integer(value, bits.itemsize) for value in bits.view(SIGNED[bits.itemsize]).tolist()]
+            return decode(type_.removeprefix("t"), bits.view(UNSIGNED[BYTES[type_]]).reshape(len(bits), -1))
+        return bits.view(SIGNED[bits.itemsize])[:, None]
+
+    def texts(self, step: Step, bits: Array) -> list[str]:
+        """The same as text. An address is a tensor and an element."""
+        numbers = self.numbers(step, bits)
+        if numbers.dtype.kind == "b":
+            return ["true" if number else "false" for (number,) in numbers.tolist()]
+        if numbers.dtype.kind == "i":
+            return [self._integer(number, bits.itemsize) for (number,) in numbers.tolist()]
+        rows = [", ".join(f"{number:.6g}" for number in row) for row in numbers]
+        return [f"({row})" if numbers.shape[1] > 1 else row for row in rows]
 
     def _type(self, step: Step) -> str:
         if step.instruction.parts[0] == "ldmatrix":
@@ -247,7 +258,6 @@ class PtxTrace(NamedTuple):
         return next((part for part in parts if re.fullmatch(r"t?f\d+|bf16|[bsu]\d+", part)), "")
 
     def _integer(self, value: int, size: int) -> str:
-        """Of an address the tensor and the element there."""
         if 1 <= value >> SPACING <= len(self.tensors.names):
             (index,), (element,) = self.tensors.locate(np.array([value], np.uint64))
             return f"{self.tensors.names[index]} {'-' if element < 0 else '+'} {abs(element):,}"

@@ -9,6 +9,7 @@ photo     the photo that all notebooks use
 features  conv1's input, weight and bias for this photo, with the bundled weights
 source    the source of a kernel in ``kernels/``
 stepping  one program of a kernel, step by step: strip of figures, slider
+instructions  the same program as compiled code: registers, shared memory, fragments of tensor cores
 maps      which elements a tile touches, which lanes a mask switches off
 compiler  registers, spills and copies of a kernel compiled for a GPU
 passes    what each kernel of a plan reads and writes

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lesson import source, style
 
@@ -61,29 +61,37 @@ def slider(found: Trace, kernel: Callable) -> None:
     Without a running Python, only that step is shown. ``kernel`` is the traced kernel, for its source.
     """
     start = next((number for number, step in enumerate(found.steps) if step.accesses), 0)
+    picture = lambda figure, step: draw(figure, found, kernel, step)
+    text = f"a slider over {len(found.steps)} steps of {found.kernel}"
+    show(picture, text, height=4.2, step=(start, len(found.steps) - 1))
+
+
+def show(picture: Callable[..., None], text: str, height: float, **sliders: tuple[int, int]) -> None:
+    """Displays a picture with sliders. Without a running Python it stays as it begins.
+
+    Args:
+        picture: called as ``picture(figure, **numbers)``, with the number of each slider. It draws.
+        text: in place of the picture where none can be shown.
+        height: of the picture, in inches.
+        sliders: (number at the start, last number) of each slider, by its name. The first number is 0.
+    """
 
     @functools.cache
-    def picture(number: int) -> bytes:
-        figure = Figure(figsize=(style.WIDTH, 4.2), dpi=100, layout="constrained")
-        draw(figure, found, kernel, number)
+    def png(*numbers: int) -> bytes:
+        figure = Figure(figsize=(style.WIDTH, height), dpi=100, layout="constrained")
+        picture(figure, **dict(zip(sliders, numbers, strict=True)))
         file = io.BytesIO()
         figure.savefig(file, metadata={"Software": None})
         return file.getvalue()
 
-    number = ipywidgets.IntSlider(
-        start, 0, len(found.steps) - 1, description="step", layout=ipywidgets.Layout(width="600px")
-    )
-    image = ipywidgets.Image(value=picture(start), format="png")
-    number.observe(lambda change: setattr(image, "value", picture(change["new"])), "value")
-    live = ipywidgets.VBox([number, image])._repr_mimebundle_()
-    display(
-        {
-            **live,
-            "image/png": picture(start),
-            "text/plain": f"a slider over {len(found.steps)} steps of {found.kernel}",
-        },
-        raw=True,
-    )
+    wide = ipywidgets.Layout(width="600px")
+    moved = [ipywidgets.IntSlider(at, 0, last, description=name, layout=wide) for name, (at, last) in sliders.items()]
+    first = png(*(at for at, _ in sliders.values()))
+    image = ipywidgets.Image(value=first, format="png")
+    for slider in moved:
+        slider.observe(lambda _: setattr(image, "value", png(*(slider.value for slider in moved))), "value")
+    live = ipywidgets.VBox([*moved, image])._repr_mimebundle_()
+    display({**live, "image/png": first, "text/plain": text}, raw=True)
 
 
 def draw(figure: Figure, found: Trace, kernel: Callable, number: int) -> None:
@@ -102,26 +110,38 @@ def draw(figure: Figure, found: Trace, kernel: Callable, number: int) -> None:
 
 def _source(axes: Axes, found: Trace, kernel: Callable, step: Step, number: int) -> None:
     """Draws the lines around the line that has run, marks that line, and says in words what it did."""
-    axes.set_axis_off()
     axes.set_title(
         f"{found.kernel}, program {found.program} of {found.grid}: step {number} of {len(found.steps) - 1}",
         fontsize=10,
     )
     first, lines = source.lines(kernel)
-    here = step.line - first
-    start = max(0, min(here - CONTEXT, len(lines) - 2 * CONTEXT - 1))
-    shown = list(range(start, min(len(lines), start + 2 * CONTEXT + 1)))
-    facts = step.facts()[:4]
-    height = 1 / (2 * CONTEXT + 1 + len(facts) + 0.5)
-    mono = FontProperties(family="monospace", size=7.5)
-    for row, index in enumerate(shown):
-        y = 1 - (row + 0.5) * height
-        if index == here:
+    text(axes, *around(lines, step.line - first, CONTEXT), step.facts()[:4])
+
+
+def around(lines: Sequence[str], here: int, context: int) -> tuple[list[str], int]:
+    """Returns a line and some lines before and after it, and the line's place among them."""
+    start = max(0, min(here - context, len(lines) - 2 * context - 1))
+    return list(lines[start : start + 2 * context + 1]), here - start
+
+
+def text(
+    axes: Axes, lines: Sequence[str], here: int = -1, facts: Sequence[str] = (), *, rows: int = 0, size: float = 7.5
+) -> None:
+    """Writes lines of code, with one of them marked, and facts under them in blue.
+
+    Args:
+        here: which line to mark; -1 for none.
+        rows: for how many lines and facts there is room; by default for these.
+        size: of the font, in points.
+    """
+    axes.set_axis_off()
+    height = 1 / (max(rows, len(lines) + len(facts)) + 0.5)
+    mono = FontProperties(family="monospace", size=size)
+    for row, line in enumerate([*lines, *facts]):
+        fact = row >= len(lines)
+        y = 1 - (row + (1 if fact else 0.5)) * height
+        if row == here:
             axes.axhspan(y - height / 2, y + height / 2, color=style.YELLOW, alpha=0.6, linewidth=0)
-        axes.text(0.005, y, lines[index][:124], va="center", fontproperties=mono, parse_math=False)
-    for row, fact in enumerate(facts):
-        y = 1 - (len(shown) + row + 1) * height
-        axes.text(
-            0.005, y, fact[:124], va="center", color=style.BLUE, fontproperties=mono, parse_math=False, weight="bold"
-        )
+        look = {"color": style.BLUE, "weight": "bold"} if fact else {}
+        axes.text(0.005, y, line[:124], va="center", fontproperties=mono, parse_math=False, clip_on=True, **look)
     axes.set(xlim=(0, 1), ylim=(0, 1))
