@@ -216,6 +216,27 @@ def _product(type_: str) -> Function:
     return lambda a, b: (_view(type_, a).astype(wide) * _view(type_, b).astype(wide)).view(UNSIGNED[2 * size_of(type_)])
 
 
+def _upper_half(type_: str) -> Function:
+    """The product's upper half. Of 64 bits it is summed from products of 32 bits, which NumPy can hold."""
+    size = size_of(type_)
+    if size < 8:
+        whole, unsigned, wide = _product(type_), UNSIGNED[size], UNSIGNED[2 * size]
+        return lambda a, b: (whole(a, b) >> wide(8 * size)).astype(unsigned)
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+    def compute(a: Array, b: Array) -> Array:
+        middle = (a >> half) * (b & low) + ((a & low) * (b & low) >> half)
+        other = (a & low) * (b >> half) + (middle & low)
+        upper = (a >> half) * (b >> half) + (middle >> half) + (other >> half)
+        if _signed(type_):
+            upper = (
+                upper - np.where(a >> np.uint64(63), b, np.uint64(0)) - np.where(b >> np.uint64(63), a, np.uint64(0))
+            )
+        return upper
+
+    return compute
+
+
 def _multiply(base: str, modifiers: list[str], type_: str) -> Operation:
     """mul and mad: the product's lower half, its upper half, or all of it."""
     if type_ in FLOATS:
@@ -226,8 +247,7 @@ def _multiply(base: str, modifiers: list[str], type_: str) -> Operation:
     elif which == "wide":
         product = _product(type_)
     elif which == "hi":
-        whole, unsigned, wide = _product(type_), UNSIGNED[size], UNSIGNED[2 * size]
-        product = lambda a, b: (whole(a, b) >> wide(8 * size)).astype(unsigned)
+        product = _upper_half(type_)
     else:
         raise UnknownOperationError(which)
     if base == "mul":
