@@ -7,11 +7,11 @@
 #
 # - write such a layer as a product of matrices, first with one program per output, then in tiles,
 # - count what a tile reads, and see why a large tile reads less,
-# - step through a program of `kernels/ops/linear.py`,
+# - step through a program of `kernels/ops/linear.py`, as Python and as the instructions of a GPU,
 # - see that memory limits this layer for one photo, and arithmetic for many photos.
 
 # %%
-from lesson import machine, maps, product, roof, source, stepping, style
+from lesson import instructions, machine, maps, product, roof, source, stepping, style
 from lesson.check import nb05
 
 import numpy as np
@@ -23,6 +23,8 @@ import kernels
 from kernels import runtime, tiles
 from kernels.ops.linear import _linear_kernel, _linear_row_kernel
 from kernels.tools import cost, torch_ops
+from kernels.tools.ptx_counts import count
+from kernels.tools.ptx_trace import trace_ptx
 from kernels.tools.trace import trace
 from kernels.tools.workloads import WORKLOADS
 from model import weights
@@ -240,6 +242,86 @@ for place, which, title in ((axes[0], 1, "in its second step"), (axes[1], None, 
 assert loaded(found, "a_ptr", "b_ptr") == (7 + 36) * 200
 
 # %% [markdown]
+# ## What the GPU runs
+#
+# A GPU does not run this Python. Triton compiles it to PTX, NVIDIA's assembly, for 128 threads per program here. 32
+# threads are a **warp**: they execute an instruction together, each on its own registers. What is one tile in Python is
+# spread over the registers of all threads.
+#
+# A CPU can execute this PTX, too, and watch it: `trace_ptx` runs one program. The layer is now 64 x 128 times 128 x 64
+# in fp16, compiled for an A100 (sm_80). The slider begins where the first warp takes its part of `x` from shared
+# memory.
+
+# %%
+halves = torch.randn(64, 128).half(), torch.randn(64, 128).half()
+TILE_64 = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 1, "num_warps": 4, "num_stages": 3}
+
+
+def product_of_halves():
+    with tiles.use("linear", TILE_64):
+        return kernels.linear(*halves)
+
+
+found = trace_ptx(product_of_halves, "_linear_kernel", arch="sm_80")
+instructions.slider(found, found.find("ldmatrix")[0], warp=0, lane=5)
+
+# %% [markdown]
+# `ldmatrix` loads four matrices of 8 x 8. Each thread gives the address of one row; thread 5 that of row 5, in the red
+# frame. Each thread gets two neighbours of each matrix; thread 5 gets row 1, columns 2 and 3.
+#
+# In shared memory, a row of `x`'s tile fills all 32 **banks**. A bank gives 4 bytes at a time. So eight rows of a
+# matrix that lie one under another would have to wait for each other. Therefore the copy from `x` has **swizzled** the
+# tile: it has exchanged the 16-byte pieces of each row, in another way in each of eight rows. Now no two rows of the
+# matrix are in the same banks.
+#
+# Then `mma` multiplies. In the pictures, the number is the thread that holds the element:
+
+# %%
+number = found.find("mma")[0]
+operands = found.fragments(number)
+left, right, made = (held.values for held in operands)
+assert (left == halves[0][:16, :16].float().numpy()).all()
+assert (right == halves[1][:8, :16].T.float().numpy()).all()
+assert np.allclose(made, left @ right, atol=1e-4)
+assert operands[2].held(5) == [(1, 2), (1, 3), (9, 2), (9, 3)]
+figure, axes = style.figure(1, 3, height=2.8, width_ratios=(2, 1, 1))
+figure.suptitle("D = A x B, 16 x 16 times 16 x 8, held by one warp", x=0.01, ha="left")
+for place, held in zip(axes, operands, strict=True):
+    instructions.fragment(held, 5, axes=place)
+
+# %% [markdown]
+# An H100 (sm_90) multiplies 64 rows with one `wgmma`, which four warps execute together. It reads both operands from
+# shared memory, and adds to an accumulator of 64 x 64 in the registers of 128 threads. Eight of them add 16 terms each,
+# and so make the whole product:
+
+# %%
+found = trace_ptx(product_of_halves, "_linear_kernel", arch="sm_90")
+filled = [found.fragments(number)[0].values for number in found.find("wgmma.mma_async")]
+expected = (halves[0].double() @ halves[1].double().T).numpy()
+assert len(filled) == 128 // 16 and np.abs(filled[-1] - expected).max() < 1e-4
+figure, axes = style.figure(1, 4, height=2.4)
+figure.suptitle("The accumulator after 1, 3, 5 and 8 wgmma", x=0.01, ha="left")
+for place, terms in zip(axes, (1, 3, 5, 8), strict=True):
+    style.tile(place, filled[terms - 1], f"{16 * terms} of 128 terms", limit=np.abs(expected).max(), signed=True)
+
+# %% [markdown]
+# `count` runs all programs and counts. Each load of a warp asks for **sectors** of 32 bytes, and each access to shared
+# memory takes **wavefronts**. If there were no swizzle, there would be bank conflicts: more wavefronts for the same
+# bytes.
+
+# %%
+kinds = count(product_of_halves, "sm_80").kinds()
+print("              requests  bytes  sectors  wavefronts  conflicts")
+for kind in ("cp.async", "ldmatrix", "st.global"):
+    t = kinds[kind]
+    print(f"{kind:12}  {t.requests:8}  {t.loaded + t.stored:5}  {t.sectors:7}  {t.wavefronts:10}  {t.conflicts:9}")
+assert kinds["cp.async"].loaded == 2 * 64 * 128 * 2 and kinds["cp.async"].sectors * 32 == kinds["cp.async"].loaded
+assert all(tally.conflicts == 0 for tally in kinds.values())
+assert kinds["mma"].instructions == 64 * 64 * 128 // (16 * 8 * 16)
+
+# %% [markdown]
+# In the terminal, `alexnet trace conv2d --ptx --dtype fp16` steps through a layer of AlexNet, and `--counts` counts.
+#
 # ## One photo
 #
 # Tensor cores multiply at least 16 rows. With a batch of 1, 15 of these rows are empty. Tensor cores do not help here
