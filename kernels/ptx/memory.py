@@ -1,7 +1,7 @@
 """Global memory, which is the tensors, and shared memory. Each access is checked before it happens.
 
-An access is checked for all threads at once. What is wrong is returned as a :class:`Problem`: which of the threads, and
-what it did. The caller knows the instruction and makes the error's text.
+An access is checked for all threads at once. If one is wrong, the caller's ``complain`` gets its place and what it did.
+The caller knows the instruction, and raises the error.
 """
 
 from collections.abc import Callable, Iterable
@@ -93,11 +93,11 @@ class Tensors:
 
 
 class Shared:
-    """Shared memory of a group of programs, and what is known of each piece of it.
+    """Shared memory of a group of programs, and what happened to each piece of it.
 
-    The pieces are as large as the kernel's smallest access. For races: who wrote and read a piece since the last
-    barrier. For asynchronous copies: whether one is on its way to the piece. For wgmma: whether one reads it, and
-    whether ``fence.proxy.async`` came after the last write.
+    A piece is as large as the kernel's smallest access. To find races, a piece knows which warps wrote and read it
+    since the last barrier. It also knows whether an asynchronous copy is on its way to it, whether a wgmma reads it,
+    and whether ``fence.proxy.async`` came after the last write.
 
     Args:
         programs: how many.
@@ -148,10 +148,10 @@ class Shared:
         return self.bytes.reshape(-1).view(UNSIGNED[width]).reshape(-1, count)[rows]
 
     def check_read(self, pieces: Array, warp: Array, complain: Complain, everyone: bool = False) -> None:
-        """Complains of what no thread wrote, of what a copy may still write, and of another warp's fresh write.
+        """Refuses to read what nobody wrote, what a copy may still write, or what another warp wrote since the barrier.
 
         Args:
-            everyone: whether four warps read together, so that any fresh write but their own is another warp's.
+            everyone: four warps read together. Any write since the last barrier is then another warp's for some.
         """
         writer = self.writer.reshape(-1)[pieces]
         unwritten = writer == NOBODY
@@ -199,7 +199,7 @@ class Shared:
         return int(lost.argmax()) if lost.any() else None
 
     def check_write(self, pieces: Array, warp: Array, complain: Complain, changes: Array | None = None) -> None:
-        """Complains of what another warp wrote or read since the last barrier, and of what a wgmma still reads.
+        """Refuses to write what another warp wrote or read since the last barrier, or what a wgmma still reads.
 
         Args:
             changes: which accesses change what is there, if not all: warps may write the same value twice.
