@@ -233,7 +233,7 @@ WGMMA = {
     "proxy": "fence.proxy.async.shared::cta;",
     "barrier": "bar.sync 0;",
     "begin": f"mov.b64 %rd2, {DESCRIPTOR};\nsetp.eq.s32 %p1, 0, 1;\nmov.b32 %c0, 0;\nmov.b32 %c1, 0;\nmov.b32 %c2, 0;\n"
-    "mov.b32 %c3, 0;",
+    "mov.b32 %c3, 0;\nadd.u32 %c0, %c0, 0;",
     "fence": "wgmma.fence.sync.aligned;",
     "product": PRODUCT,
     "chained": PRODUCT,
@@ -271,6 +271,13 @@ def test_wgmma_as_it_should_be():
 ])  # fmt: skip
 def test_wgmma_with_a_fault(message, marked, changes):
     refused(message, wgmma(marked, **changes), threads=128, shared=2048)
+
+
+def test_a_move_behind_the_fence_is_a_warning():
+    """LLVM moves registers there, and ptxas decides which register an accumulator is."""
+    with pytest.warns(PtxWarning, match="%c1 was moved, and no wgmma.fence"):
+        run(wgmma(begin=WGMMA["begin"].replace("mov.b32 %c1, 0;", ""), fence=WGMMA["fence"] + "\nmov.b32 %c1, 0;"),
+            threads=128, shared=2048)  # fmt: skip
 
 
 def test_products_of_programs_that_part():

@@ -60,7 +60,8 @@ class Group:
         places: where each thread is, if they are at different places.
         pending, committed: asynchronous copies since the last commit, and the committed groups of copies.
         multiplying, products: the same of wgmma.
-        dirty: registers that wgmma reads, if other instructions wrote them since the last ``wgmma.fence``.
+        dirty: registers that wgmma reads, if other instructions wrote them since the last ``wgmma.fence``: by name the
+            first part of the instruction's opcode.
     """
 
     def __init__(self, program: Program, ids: Array, registers: Registers, shared: Shared):
@@ -72,7 +73,7 @@ class Group:
         self.committed: list[list[Any]] = []
         self.multiplying: list[Any] = []
         self.products: list[list[Any]] = []
-        self.dirty: set[str] = set()
+        self.dirty: dict[str, str] = {}
         lanes = np.arange(self.size)
         self.row, self.thread = lanes // program.threads, lanes % program.threads
         self.warp = self.thread // 32
@@ -174,7 +175,7 @@ class Group:
             pick = lambda value, chosen=chosen: value[chosen] if len(value) == len(self.ids) > 1 else value
             registers = Registers(self.program, {name: pick(value) for name, value in self.registers.items()})
             part = Group(self.program, self.ids[chosen], registers, self.shared.select(chosen))
-            part.next, part.dirty = place, set(self.dirty)
+            part.next, part.dirty = place, dict(self.dirty)
             some = lambda entries, chosen=chosen: [entry.select(self, chosen) for entry in entries]
             part.pending, part.committed = some(self.pending), list(map(some, self.committed))
             part.multiplying, part.products = some(self.multiplying), list(map(some, self.products))

@@ -145,7 +145,7 @@ def _run_group(run: Run, group: Group, steps: list[Step]) -> list[Group]:
             continue
         execute(run, group)
         if dirties:
-            group.dirty |= dirties
+            group.dirty |= dict.fromkeys(dirties, instruction.parts[0])
         if watch:
             watch(group, instruction)
         group.advance()
