@@ -48,18 +48,27 @@ def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | N
     check(value.device == like.device, f"{operator}: {name} must be on {like.device} as input is, got {value.device}")
 
 
+def batched(operator: str, input: torch.Tensor, filled: int) -> torch.Tensor:
+    """``input``, (N, C, H, W) or (C, H, W) with the last ``filled`` of these at least 1, as (N, C, H, W)."""
+    check_tensor(operator, "input", input)
+    shape = tuple(input.shape)
+    fits = len(shape) in (3, 4) and 0 not in shape[-filled:]
+    takes = f"(N, C, H, W) or (C, H, W) with the last {filled} at least 1"
+    check(fits, f"{operator}: input must be {takes}, got shape {shape}")
+    return input if len(shape) == 4 else input.unsqueeze(0)
+
+
 def gradient_wanted(tensor: torch.Tensor) -> bool:
     """Whether autograd needs the gradient of ``tensor``."""
     return torch.is_grad_enabled() and tensor.requires_grad
 
 
-def integer(operator: str, name: str, value: object) -> int:
-    """``value`` as an int. NumPy's integers are accepted; a bool or a float is a TypeError, as in PyTorch."""
+def integer(operator: str, name: str, value: object, low: int = -(2**63)) -> int:
+    """``value`` as an int of 64 bits, at least ``low``. NumPy's integers are accepted, a bool or a float is not."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
-    number = int(value)
-    check(-(2**63) <= number < 2**63, f"{operator}: {name} must be from -2^63 to 2^63 - 1, got {number}")
-    return number
+    check(low <= int(value) < 2**63, f"{operator}: {name} must be from {low} to 2^63 - 1, got {value}")
+    return int(value)
 
 
 def number(operator: str, name: str, value: object) -> float:
@@ -76,12 +85,13 @@ def boolean(operator: str, name: str, value: object) -> bool:
     return value
 
 
-def pair(operator: str, name: str, value: int | Sequence[int]) -> list[int]:
-    """``value`` as [vertical, horizontal]. An int, or a sequence of one int, stands for both."""
+def pair(operator: str, name: str, value: int | Sequence[int], low: int) -> list[int]:
+    """``value`` as [vertical, horizontal], each at least ``low``. An int, or a sequence of one, stands for both."""
     values = [value] if isinstance(value, numbers.Real) else value
     if not isinstance(values, (tuple, list)):
         raise TypeError(f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
     values = [integer(operator, name, v) for v in values]
     check(len(values) in (1, 2), f"{operator}: {name} must be an int or a pair of ints, got {value!r}")
+    check(min(values) >= low, f"{operator}: {name} must be at least {low}, got {value!r}")
     check(max(values) < 2**31, f"{operator}: {name} must be below 2^31, got {value!r}")
     return values * 2 if len(values) == 1 else values

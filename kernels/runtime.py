@@ -11,6 +11,7 @@ names (default: sm_80), and ``with backend("ptx", arch="sm_90")`` those inside.
 
 import contextlib
 import importlib
+import inspect
 import os
 import threading
 import warnings
@@ -46,7 +47,6 @@ if INTERPRETED:
     warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning, "triton.runtime.interpreter")
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
-
 # The interpreter keeps its place in the grid in a global variable, and the compiler cannot run while it runs.
 _one_at_a_time = threading.Lock()
 
@@ -55,23 +55,17 @@ class BackendError(AlexNetError, ValueError):
     """A backend, or an architecture for it, that does not exist."""
 
 
-def _ptx_from_environment() -> str | None:
-    """The architecture that ALEXNET_BACKEND and ALEXNET_ARCH ask for."""
-    name = os.environ.get("ALEXNET_BACKEND")
-    if name is None:
-        return None
-    if name != "ptx":
-        raise BackendError(f"ALEXNET_BACKEND must be ptx or not set, got {name!r}")
-    return _known(os.environ.get("ALEXNET_ARCH", "sm_80"))
-
-
 def _known(arch: str) -> str:
     if arch not in ptx.ARCHITECTURES:
         raise BackendError(f"the PTX machine knows {', '.join(ptx.ARCHITECTURES)}, got {arch!r}")
     return arch
 
 
-_ptx: ContextVar[str | None] = ContextVar("ptx", default=_ptx_from_environment())  # noqa: B039 - a str
+_name = os.environ.get("ALEXNET_BACKEND")
+if _name not in (None, "ptx"):
+    raise BackendError(f"ALEXNET_BACKEND must be ptx or not set, got {_name!r}")
+_arch = _known(os.environ.get("ALEXNET_ARCH", "sm_80")) if _name else None
+_ptx: ContextVar[str | None] = ContextVar("ptx", default=_arch)  # the architecture, if launches go to the PTX machine
 
 
 def mode() -> str:
@@ -82,13 +76,8 @@ def mode() -> str:
 def backend(name: str, arch: str = "sm_80") -> AbstractContextManager[str | None]:
     """Inside the ``with``, this thread's launches run elsewhere than by default.
 
-    Args:
-        name: ``"ptx"`` executes the PTX that Triton compiles, on CPU tensors; ``"default"`` is what the process began
-            with, without ALEXNET_BACKEND.
-        arch: the GPU to compile for, for ``"ptx"``: sm_75, sm_80, sm_86, sm_89 or sm_90.
-
-    Raises:
-        BackendError: another name, or another architecture.
+    ``"ptx"`` executes the PTX that Triton compiles for ``arch``, on CPU tensors; ``"default"`` is what the process
+    began with, without ALEXNET_BACKEND. Another name or architecture raises BackendError.
     """
     if name not in ("ptx", "default"):
         raise BackendError(f'backend must be "ptx" or "default", got {name!r}')
@@ -168,45 +157,49 @@ def is_recording() -> bool:
 def register(
     name: str, launcher: Callable, output: Callable, setup: Callable | None = None, gradient: Callable | None = None
 ) -> Callable:
-    """Registers a launcher as the PyTorch operator ``alexnet::name`` for autograd, torch.compile and torch.export.
+    """Registers the PyTorch operator ``alexnet::name``, for autograd, torch.compile and torch.export, and returns it.
 
     Args:
-        output: takes the launcher's arguments, and makes tensors of the result's shapes, dtypes and memory order.
-        setup: ``setup(ctx, inputs, output)`` saves what ``gradient`` needs, as in
-            :func:`torch.library.register_autograd`.
-        gradient: ``gradient(ctx, *gradients)`` makes the gradients of the inputs. Without it there is none.
-
-    Returns:
-        The operator, which is called as the launcher is.
+        launcher: writes the results into its last argument. Its annotations become the operator's.
+        output: makes tensors of the results' shapes, dtypes and memory order from the arguments before the last. If all
+            are empty, the launcher is not called.
+        setup, gradient: as :func:`torch.library.register_autograd` takes them. Without them there is no gradient.
 
     ``torch.library.custom_op`` would do the same, but its first call imports torch._dynamo, which takes seconds.
     """
 
+    def operator(*args):
+        results = output(*args)
+        if any(result.numel() for result in (results if isinstance(results, tuple) else (results,))):
+            launcher(*args, results)
+        return results
+
     def no_gradient(*_):
         raise NotImplementedError(f"{name} has no gradient: the kernels are differentiated once")
 
+    *arguments, results = inspect.signature(launcher).parameters.values()
+    signature = inspect.Signature(arguments, return_annotation=results.annotation)
+    operator.__signature__ = signature  # type: ignore[attr-defined]
     qualified = f"alexnet::{name}"
-    torch.library.define(qualified, torch.library.infer_schema(launcher, mutates_args=()))
-    torch.library.impl(qualified, "CompositeExplicitAutograd", launcher)
+    torch.library.define(qualified, torch.library.infer_schema(operator, mutates_args=()))
+    torch.library.impl(qualified, "CompositeExplicitAutograd", operator)
     torch.library.register_fake(qualified, output)
     torch.library.register_autograd(qualified, gradient or no_gradient, setup_context=setup)
     return getattr(torch.ops.alexnet, name).default
 
 
-def autocast(device_type: str, *tensors: torch.Tensor | None, dtype: torch.dtype | None = None) -> list:
-    """The tensors as an operator sees them under :class:`torch.autocast`, and unchanged outside it.
+def autocast(*tensors: torch.Tensor | None, dtype: torch.dtype | None = None) -> tuple:
+    """The tensors as an operator sees them under :class:`torch.autocast` of the first's device, else as they are.
 
-    All floating-point tensors except float64 are cast to ``dtype``, or if it is None to autocast's own dtype, which
-    products take. Sums of exponentials take float32
-    (https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference). Gradients pass through the casts.
+    All floating-point tensors except float64 are cast to ``dtype``, which is float32 for sums of exponentials, or if it
+    is None to autocast's own (https://docs.pytorch.org/docs/stable/amp.html#autocast-op-reference).
     """
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # meta has no autocast
-        return list(tensors)
-    dtype = dtype or torch.get_autocast_dtype(device_type)
-    return [
-        x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype is not torch.float64 else x
-        for x in tensors
-    ]
+    device = tensors[0].device.type if isinstance(tensors[0], torch.Tensor) else "meta"  # which has no autocast
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = dtype or torch.get_autocast_dtype(device)
+    cast = lambda x: x.is_floating_point() and x.dtype is not torch.float64
+    return tuple(x.to(dtype) if isinstance(x, torch.Tensor) and cast(x) else x for x in tensors)
 
 
 def runs_on(device: torch.device) -> bool:

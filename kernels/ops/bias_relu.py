@@ -16,7 +16,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor
-from kernels.ops.cost import Cost, Shape
+from kernels.ops.cost import Cost, Shape, elementwise
 from kernels.ops.epilogue import epilogue_gradient
 from kernels.tiles.families import ELEMENTWISE
 
@@ -43,11 +43,8 @@ def _bias_relu_kernel(
 tiles.register("bias_relu", ELEMENTWISE)
 
 
-def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    output = torch.empty_like(input)
+def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor, output: torch.Tensor) -> None:
     elements = input.numel()
-    if elements == 0:
-        return output
     # Usually the bias varies along one dimension only, and the input is read in memory order. Any other bias is first
     # expanded to the input's shape: one element of bias for each of x.
     varying = [d for d in range(-bias.dim(), 0) if bias.shape[d] != 1]
@@ -63,11 +60,6 @@ def launch_bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         x, bias, output, elements, LENGTH=length, STEP=step,
         INDEX=runtime.index_type(x), **tiles.lookup("bias_relu", x, elements, 1, 1),
     )  # fmt: skip
-    return output
-
-
-def _bias_relu_output(input, bias):
-    return torch.empty_like(input)
 
 
 def _save(ctx, inputs, output):
@@ -89,7 +81,9 @@ def _gradients(ctx, grad):
     return grad_input, total.reshape(ctx.bias_shape) if ctx.needs_input_grad[1] else None
 
 
-_bias_relu = runtime.register("bias_relu", launch_bias_relu, _bias_relu_output, _save, _gradients)
+_bias_relu = runtime.register(
+    "bias_relu", launch_bias_relu, lambda input, bias: torch.empty_like(input), _save, _gradients
+)
 
 
 def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -103,8 +97,7 @@ def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         A tensor of ``input``'s shape, dtype and memory order; computed in float32.
 
     Raises:
-        TypeError: an argument that is not a tensor.
-        ArgumentError: a bias that does not broadcast to ``input``'s shape, or another dtype or device.
+        TypeError, ArgumentError: no tensor, another dtype or device, or a bias that does not broadcast.
 
     Example:
         >>> kernels.bias_relu(torch.tensor([[1.0, -2.0]]), torch.tensor([0.5, 0.5]))
@@ -120,12 +113,8 @@ def bias_relu(input: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def cost(input: Shape, bias: Shape, *, itemsize: int = 4) -> Cost:
-    """For any shapes that broadcast to ``input``'s."""
-    elements = math.prod(input)
-    return Cost(input, 0, 2 * elements, (2 * elements + math.prod(bias)) * itemsize)
+    return elementwise(input, 2, 2, itemsize, others=math.prod(bias))
 
 
 def gradient_cost(input: Shape, bias: Shape, *, itemsize: int = 4) -> Cost:
-    """For any shapes that broadcast to ``input``'s."""
-    elements = math.prod(input)
-    return Cost(input, 0, 2 * elements, (3 * elements + math.prod(bias)) * itemsize)
+    return elementwise(input, 2, 3, itemsize, others=math.prod(bias))

@@ -27,10 +27,11 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import ArgumentError, boolean, check, check_tensor, integer, pair
+from kernels.arguments import batched, boolean, check, check_tensor, integer, pair
 from kernels.ops import conv2d_backward
 from kernels.ops.cost import Cost, Shape, product_gradient
-from kernels.ops.geometry import convolution_constants, output_size
+from kernels.ops.epilogue import save_product
+from kernels.ops.geometry import channels_last, convolution_constants, output_size
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds
 from kernels.ops.split_k import launch_add_partials
 from kernels.tiles import products
@@ -112,11 +113,9 @@ tiles.register("conv2d", products.by_rule(split=True))
 def launch_conv2d(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, relu: bool,
-) -> torch.Tensor:  # fmt: skip
+    output: torch.Tensor,
+) -> None:  # fmt: skip
     """See :func:`conv2d`; ``padding`` is (top, bottom, left, right)."""
-    output = _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
-    if output.numel() == 0:
-        return output
     if folds(weight.shape, stride, dilation, groups):
         x = fold_input(input, weight.shape, stride[0], padding, *output.shape[2:])
         w = fold_weight(weight, stride[0])
@@ -140,7 +139,6 @@ def launch_conv2d(
     )  # fmt: skip
     if splits > 1:
         launch_add_partials(y, output, bias, relu)
-    return output
 
 
 def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu):
@@ -149,40 +147,30 @@ def _conv2d_output(input, weight, bias, stride, padding, dilation, groups, relu)
     P = output_size(H, R, stride[0], padding[0] + padding[1], dilation[0])
     Q = output_size(W, S, stride[1], padding[2] + padding[3], dilation[1])
     K = K if channels else 0  # no channels in, no channels out, as in PyTorch
-    return torch.empty((N, K, P, Q), dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    return channels_last((N, K, P, Q), input)
 
 
-_conv2d = runtime.register("conv2d", launch_conv2d, _conv2d_output, conv2d_backward.save, conv2d_backward.gradients)
+_conv2d = runtime.register("conv2d", launch_conv2d, _conv2d_output, save_product, conv2d_backward.gradients)
 
 
 def _both_ends(padding, stride, dilation, kernel_size) -> list[int]:
     """``padding`` as [top, bottom, left, right]."""
-    if isinstance(padding, str) and padding == "valid":
+    if not isinstance(padding, str):
+        vertical, horizontal = pair("conv2d", "padding", padding, low=0)
+        return [vertical, vertical, horizontal, horizontal]
+    check(padding in ("same", "valid"), f"conv2d: padding must be 'same', 'valid', an int or a pair, got {padding!r}")
+    if padding == "valid":
         return [0, 0, 0, 0]
-    if isinstance(padding, str) and padding == "same":
-        check(stride == [1, 1], f"conv2d: padding='same' takes stride 1, got stride={tuple(stride)}")
-        ends = []
-        for d, k in zip(dilation, kernel_size, strict=True):
-            ends += [d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2]  # an odd pixel goes to the end
-        return ends
-    if isinstance(padding, str):
-        raise ArgumentError(f"conv2d: padding must be 'same', 'valid', an int or a pair, got {padding!r}")
-    vertical, horizontal = pair("conv2d", "padding", padding)
-    check(min(vertical, horizontal) >= 0, f"conv2d: padding must not be negative, got {padding}")
-    return [vertical, vertical, horizontal, horizontal]
+    check(stride == [1, 1], f"conv2d: padding='same' takes stride 1, got stride={tuple(stride)}")
+    height, width = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
+    return [height // 2, height - height // 2, width // 2, width - width // 2]  # an odd pixel goes to the end
 
 
 def conv2d(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    relu: bool = False,
-) -> torch.Tensor:
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+    stride: int | Sequence[int] = 1, padding: int | Sequence[int] | str = 0, dilation: int | Sequence[int] = 1,
+    groups: int = 1, *, relu: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """2-D convolution, as :func:`torch.nn.functional.conv2d`, with an optional ReLU in the same kernel.
 
     Args:
@@ -198,53 +186,43 @@ def conv2d(
         (N, K, P, Q) or (K, P, Q) in channels_last memory; accumulated in float32.
 
     Raises:
-        TypeError: an argument of the wrong type.
-        ArgumentError: anything else that ``torch.nn.functional.conv2d`` refuses, and dtypes other than those above.
+        TypeError, ArgumentError: what ``torch.nn.functional.conv2d`` refuses, and other dtypes.
 
     Example:
-        conv1 of AlexNet for a photo of 227 x 227 pixels in channels_last memory.
+        conv1 of AlexNet for a photo of 227 x 227 pixels.
 
-        >>> x = torch.randn(1, 3, 227, 227).contiguous(memory_format=torch.channels_last)
+        >>> x = torch.randn(1, 3, 227, 227)
         >>> kernels.conv2d(x, torch.randn(96, 3, 11, 11), torch.zeros(96), stride=4, relu=True).shape
         torch.Size([1, 96, 55, 55])
     """
-    if isinstance(input, torch.Tensor):
-        input, weight, bias = runtime.autocast(input.device.type, input, weight, bias)
-    check_tensor("conv2d", "input", input)
+    input, weight, bias = runtime.autocast(input, weight, bias)
+    batch = batched("conv2d", input, filled=2)
     check_tensor("conv2d", "weight", weight, like=input)
-    check(input.dim() in (3, 4), f"conv2d: input must be (N, C, H, W) or (C, H, W), got shape {tuple(input.shape)}")
-    check(weight.dim() == 4, f"conv2d: weight must be (K, C / groups, R, S), got shape {tuple(weight.shape)}")
-    stride = pair("conv2d", "stride", stride)
-    dilation = pair("conv2d", "dilation", dilation)
-    groups = integer("conv2d", "groups", groups)
+    stride = pair("conv2d", "stride", stride, low=1)
+    dilation = pair("conv2d", "dilation", dilation, low=1)
+    groups = integer("conv2d", "groups", groups, low=1)
     relu = boolean("conv2d", "relu", relu)
-    check(min(stride) >= 1, f"conv2d: stride must be at least 1, got {tuple(stride)}")
-    check(min(dilation) >= 1, f"conv2d: dilation must be at least 1, got {tuple(dilation)}")
-    check(groups >= 1, f"conv2d: groups must be at least 1, got {groups}")
 
-    K, C, R, S = weight.shape
-    *_, channels, H, W = input.shape
+    shape = tuple(weight.shape)
+    check(
+        weight.dim() == 4 and 0 not in (shape[0], *shape[2:]),
+        f"conv2d: weight must be (K, C / groups, R, S), with filters and taps, got shape {shape}",
+    )
+    K, C, R, S = shape
+    _, channels, H, W = batch.shape
     padding = _both_ends(padding, stride, dilation, (R, S))
-    check(min(K, R, S) >= 1, f"conv2d: weight must have filters and taps, got shape {tuple(weight.shape)}")
     check(K % groups == 0, f"conv2d: weight's {K} filters must be divisible by groups={groups}")
-    check(
-        channels == C * groups,
-        f"conv2d: weight of shape {tuple(weight.shape)} with groups={groups} takes input of {C * groups} channels, "
-        f"got {channels}",
-    )
-    padded = (H + padding[0] + padding[1], W + padding[2] + padding[3])
-    span = (dilation[0] * (R - 1) + 1, dilation[1] * (S - 1) + 1)
-    check(
-        padded[0] >= span[0] and padded[1] >= span[1],
-        f"conv2d: the filter spans {span[0]} x {span[1]}, more than the padded input's {padded[0]} x {padded[1]}",
-    )
-    check(min(H, W) >= 1, f"conv2d: input may be empty in N or C only, got shape {tuple(input.shape)}")
+    takes = f"weight of shape {shape} with groups={groups} takes input of {C * groups} channels"
+    check(channels == C * groups, f"conv2d: {takes}, got {channels}")
+    height, width = H + padding[0] + padding[1], W + padding[2] + padding[3]
+    rows, columns = dilation[0] * (R - 1) + 1, dilation[1] * (S - 1) + 1
+    fits = rows <= height and columns <= width
+    check(fits, f"conv2d: the filter spans {rows} x {columns}, more than the padded input's {height} x {width}")
     if bias is not None:
         check_tensor("conv2d", "bias", bias, like=input)
         check(bias.shape == (K,), f"conv2d: bias must be of shape ({K},), got {tuple(bias.shape)}")
 
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output = _conv2d(batched, weight, bias, stride, padding, dilation, groups, relu)
+    output = _conv2d(batch, weight, bias, stride, padding, dilation, groups, relu)
     return output if input.dim() == 4 else output.squeeze(0)
 
 

@@ -33,7 +33,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.ops.epilogue import epilogue_gradient
-from kernels.ops.geometry import convolution_constants
+from kernels.ops.geometry import channels_last, convolution_constants
 from kernels.ops.space_to_depth import fold_input, fold_weight, folds, launch_depth_to_space
 from kernels.ops.split_k import launch_add_partials
 from kernels.tiles import products
@@ -204,19 +204,17 @@ tiles.register("conv2d_weight_gradient", products.by_model(sums_the_batch=True))
 
 def launch_conv2d_input_gradient(
     grad: torch.Tensor, weight: torch.Tensor, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> torch.Tensor:  # fmt: skip
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, output: torch.Tensor,
+) -> None:  # fmt: skip
     """dx from dz. ``size`` is the input's shape, ``padding`` is (top, bottom, left, right)."""
-    if 0 in size:
-        return _gradient_output(grad, weight, size)
     if folds(weight.shape, stride, dilation, groups):
         N, C, _, _ = size
         B = stride[0]
         w = fold_weight(weight, B)
-        folded = (N, C * B * B, grad.shape[2] + w.shape[2] - 1, grad.shape[3] + w.shape[3] - 1)
-        dx = launch_conv2d_input_gradient(grad, w, folded, (1, 1), (0, 0, 0, 0), (1, 1), 1)
-        return launch_depth_to_space(dx, B, padding[0], padding[2], size)
-    output = _gradient_output(grad, weight, size)
+        dx = channels_last((N, C * B * B, grad.shape[2] + w.shape[2] - 1, grad.shape[3] + w.shape[3] - 1), grad)
+        launch_conv2d_input_gradient(grad, w, dx.shape, (1, 1), (0, 0, 0, 0), (1, 1), 1, dx)
+        launch_depth_to_space(dx, B, padding[0], padding[2], output)
+        return
     dz = grad.contiguous(memory_format=torch.channels_last)
     w = weight.contiguous(memory_format=torch.channels_last)
     _, _, H, W = size
@@ -238,24 +236,24 @@ def launch_conv2d_input_gradient(
         STEP_H=STEP_H, STEP_W=STEP_W, PIXELS=pixels,
         PRECISION=runtime.dot_precision(dz.dtype), INDEX=runtime.index_type(dz, w, output), **config,
     )  # fmt: skip
-    return output
 
 
 def launch_conv2d_weight_gradient(
     grad: torch.Tensor, input: torch.Tensor, size: Sequence[int],
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-) -> torch.Tensor:  # fmt: skip
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, output: torch.Tensor,
+) -> None:  # fmt: skip
     """dw from dz. ``size`` is the weight's shape, ``padding`` is (top, bottom, left, right)."""
     if grad.numel() == 0:
-        return _gradient_output(grad, input, size).zero_()
+        output.zero_()
+        return
     if folds(size, stride, dilation, groups):
         K, C, R, S = size
         B = stride[0]
         x = fold_input(input, size, B, padding, *grad.shape[2:])
-        folded = (K, C * B * B, triton.cdiv(R, B), triton.cdiv(S, B))
-        dw = launch_conv2d_weight_gradient(grad, x, folded, (1, 1), (0, 0, 0, 0), (1, 1), 1)
-        return launch_depth_to_space(dw, B, 0, 0, size)
-    output = _gradient_output(grad, input, size)
+        dw = channels_last((K, C * B * B, triton.cdiv(R, B), triton.cdiv(S, B)), grad)
+        launch_conv2d_weight_gradient(grad, x, dw.shape, (1, 1), (0, 0, 0, 0), (1, 1), 1, dw)
+        launch_depth_to_space(dw, B, 0, 0, output)
+        return
     dz = grad.contiguous(memory_format=torch.channels_last)
     x = input.contiguous(memory_format=torch.channels_last)
     sizes = convolution_constants(x.shape, size, dz.shape, stride, padding, dilation, groups)
@@ -272,23 +270,14 @@ def launch_conv2d_weight_gradient(
     )  # fmt: skip
     if splits > 1:
         launch_add_partials(dw, output)
-    return output
 
 
 def _gradient_output(grad, other, size, *_):
-    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    return channels_last(size, grad)
 
 
 conv2d_input_gradient = runtime.register("conv2d_input_gradient", launch_conv2d_input_gradient, _gradient_output)
 conv2d_weight_gradient = runtime.register("conv2d_weight_gradient", launch_conv2d_weight_gradient, _gradient_output)
-
-
-def save(ctx, inputs, output):
-    """Keeps what the gradients need of conv2d's arguments and output."""
-    input, weight, _, *ctx.geometry, relu = inputs
-    need_input, need_weight, *_ = ctx.needs_input_grad
-    ctx.sizes = input.shape, weight.shape
-    ctx.save_for_backward(input if need_weight else None, weight if need_input else None, output if relu else None)
 
 
 def gradients(ctx, grad):

@@ -25,6 +25,12 @@ class Cost(NamedTuple):
     bytes: int
 
 
+def elementwise(input: Shape, flops: int, tensors: int, itemsize: int, others: int = 0) -> Cost:
+    """Takes FLOPs per element, how many tensors of the input's shape are read or written, and elements of others."""
+    elements = math.prod(input)
+    return Cost(input, 0, flops * elements, (tensors * elements + others) * itemsize)
+
+
 def product_gradient(
     forward: Cost, input: Shape, weight: Shape, *, relu: bool, bias: bool, first: bool, itemsize: int
 ) -> Cost:

@@ -26,8 +26,6 @@ from kernels.ops.cost import Cost, Shape
 from kernels.ops.softmax import LOWEST, online_softmax
 from kernels.tiles.families import ELEMENTWISE, ROWS_OF_CLASSES
 
-REDUCTIONS = ("none", "mean", "sum")
-
 
 @triton.jit
 def _load_q(
@@ -126,23 +124,22 @@ def _reduce_losses_kernel(
 
 @triton.jit
 def _cross_entropy_gradient_kernel(
-    grad_ptr,  # [] if the losses were reduced, else [M]
     x_ptr, target_ptr, weight_ptr,  # [M, C]; [M] classes, or [M, C] probabilities; [C]
+    grad_ptr,  # [] if the losses were reduced, else [M]
     log_sum_exp_ptr, divisor_ptr,  # [2, M]; []
     dx_ptr,  # [M, C]
     M, ignored, smoothing,
-    C: tl.constexpr, HAS_WEIGHT: tl.constexpr, PROBABILITIES: tl.constexpr,
-    REDUCED: tl.constexpr, MEAN: tl.constexpr,
+    C: tl.constexpr, HAS_WEIGHT: tl.constexpr, PROBABILITIES: tl.constexpr, REDUCTION: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     offs_m = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
-    if REDUCED:
-        grad = tl.load(grad_ptr).to(tl.float32) + tl.zeros((BLOCK_M,), dtype=tl.float32)
-        if MEAN:
-            grad /= tl.load(divisor_ptr)
-    else:
+    if REDUCTION == "none":
         grad = tl.load(grad_ptr + offs_m, mask=mask_m, other=0.0).to(tl.float32)
+    else:
+        grad = tl.load(grad_ptr).to(tl.float32) + tl.zeros((BLOCK_M,), dtype=tl.float32)
+        if REDUCTION == "mean":
+            grad /= tl.load(divisor_ptr)
     largest = tl.load(log_sum_exp_ptr + offs_m, mask=mask_m, other=0.0)
     log_total = tl.load(log_sum_exp_ptr + M + offs_m, mask=mask_m, other=0.0)
     if PROBABILITIES:
@@ -175,81 +172,63 @@ tiles.register("reduce_losses", ELEMENTWISE)
 tiles.register("cross_entropy_gradient", ROWS_OF_CLASSES)
 
 
+def _launch(operator, kernel, input, target, weight, others, ignore_index, label_smoothing, **constants):
+    M, C = input.shape
+    weights = input if weight is None else weight.contiguous()  # without a weight the kernel does not read it
+    runtime.launch(
+        kernel, lambda META: (triton.cdiv(M, META["BLOCK_M"]),),
+        input.contiguous(), target.contiguous(), weights, *others, M, ignore_index, label_smoothing,
+        C=C, HAS_WEIGHT=weight is not None, PROBABILITIES=target.is_floating_point(), **constants,
+        INDEX=runtime.index_type(input), **tiles.lookup(operator, input, M, C, 1),
+    )  # fmt: skip
+
+
 def launch_cross_entropy(
     input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None,
     ignore_index: int, reduction: str, label_smoothing: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """For [M, C] logits; returns (loss, log_sum_exp, divisor).
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:  # fmt: skip
+    """For [M, C] logits; the results are (loss, log_sum_exp, divisor).
 
     These are [], [2, M] and []; without a reduction [M], [2, M] and empty.
     """
-    loss, log_sum_exp, divisor = _output(input, target, weight, ignore_index, reduction, label_smoothing)
+    loss, log_sum_exp, divisor = results
     M, C = input.shape
     # Checked here, not in the public function: there, torch.compile and torch.export would have to know the numbers.
     if runtime.INTERPRETED and not runtime.is_recording() and not target.is_floating_point():
         wrong = target[(target != ignore_index) & ((target < 0) | (target >= C))]
         if len(wrong):
             raise IndexError(f"cross_entropy: target must be from 0 to {C - 1}, got {wrong[0].item()}")
-    x, target = input.contiguous(), target.contiguous()
-    losses = loss if reduction == "none" else torch.empty(M, dtype=torch.float32, device=x.device)
-    divisors = torch.empty(M, dtype=torch.float32, device=x.device)
+    losses = loss if reduction == "none" else log_sum_exp.new_empty(M)
+    divisors = log_sum_exp.new_empty(M)
     if M > 0:
-        config = tiles.lookup("cross_entropy", x, M, C, 1)
-        grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
-        runtime.launch(
-            _cross_entropy_kernel, grid,
-            x, target, x if weight is None else weight.contiguous(),  # the kernel does not read it without a weight
-            losses, divisors, log_sum_exp, M, ignore_index, label_smoothing,
-            **_constants(x, target, weight), **config,
-        )  # fmt: skip
+        others = losses, divisors, log_sum_exp
+        kernel = _cross_entropy_kernel
+        _launch("cross_entropy", kernel, input, target, weight, others, ignore_index, label_smoothing)
     if reduction != "none":
         config = tiles.lookup("reduce_losses", losses, M, 1, 1)
-        grid = lambda META: (1,)
         mean = reduction == "mean"
-        runtime.launch(_reduce_losses_kernel, grid, losses, divisors, loss, divisor, M, MEAN=mean, **config)
-    return loss, log_sum_exp, divisor
+        runtime.launch(
+            _reduce_losses_kernel, lambda META: (1,), losses, divisors, loss, divisor, M, MEAN=mean, **config
+        )
 
 
 def launch_cross_entropy_gradient(
     grad: torch.Tensor, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None,
     log_sum_exp: torch.Tensor, divisor: torch.Tensor,
-    ignore_index: int, reduction: str, label_smoothing: float,
-) -> torch.Tensor:  # fmt: skip
-    dx = _gradient_output(grad, input)
-    M, C = input.shape
-    if M == 0:
-        return dx
-    grad, x, target = grad.contiguous(), input.contiguous(), target.contiguous()
-    config = tiles.lookup("cross_entropy_gradient", x, M, C, 1)
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
-    runtime.launch(
-        _cross_entropy_gradient_kernel, grid,
-        grad, x, target, x if weight is None else weight.contiguous(), log_sum_exp, divisor, dx,
-        M, ignore_index, label_smoothing,
-        **_constants(x, target, weight), REDUCED=reduction != "none", MEAN=reduction == "mean", **config,
+    ignore_index: int, reduction: str, label_smoothing: float, dx: torch.Tensor,
+) -> None:  # fmt: skip
+    _launch(
+        "cross_entropy_gradient", _cross_entropy_gradient_kernel, input, target, weight,
+        (grad.contiguous(), log_sum_exp, divisor, dx), ignore_index, label_smoothing, REDUCTION=reduction,
     )  # fmt: skip
-    return dx
-
-
-def _constants(x, target, weight):
-    """What both kernels are compiled for."""
-    return {
-        "C": x.shape[1],
-        "HAS_WEIGHT": weight is not None,
-        "PROBABILITIES": target.is_floating_point(),
-        "INDEX": runtime.index_type(x),
-    }
 
 
 def _output(input, target, weight, ignore_index, reduction, label_smoothing):
     M = input.shape[0]
-    empty = lambda *shape, dtype=torch.float32: torch.empty(shape, dtype=dtype, device=input.device)
-    loss = empty(M, dtype=input.dtype) if reduction == "none" else empty(dtype=input.dtype)
-    return loss, empty(2, M), empty(0) if reduction == "none" else empty()
-
-
-def _gradient_output(grad, input, *_):
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
+    empty = lambda *shape: torch.empty(shape, dtype=torch.float32, device=input.device)
+    reduced = reduction != "none"
+    return input.new_empty(() if reduced else M), empty(2, M), empty() if reduced else empty(0)
 
 
 def _save(ctx, inputs, output):
@@ -263,44 +242,31 @@ def _gradients(ctx, grad, *_):
     return _gradient(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
 
 
-_gradient = runtime.register("cross_entropy_gradient", launch_cross_entropy_gradient, _gradient_output)
+_gradient = runtime.register(
+    "cross_entropy_gradient", launch_cross_entropy_gradient,
+    lambda grad, input, *_: torch.empty_like(input, memory_format=torch.contiguous_format),
+)  # fmt: skip
 _cross_entropy = runtime.register("cross_entropy", launch_cross_entropy, _output, _save, _gradients)
 
 
-def _check_target(input: torch.Tensor, target: object, shape: torch.Size) -> None:
-    """Classes must have ``shape``; probabilities ``input``'s."""
-    if not isinstance(target, torch.Tensor):
-        raise TypeError(f"cross_entropy: target must be a torch.Tensor, got {type(target).__name__}")
-    if target.is_floating_point():
+def _check_target(input: torch.Tensor, target: torch.Tensor, classes: torch.Size) -> None:
+    """Classes must be of shape ``classes``, probabilities of ``input``'s."""
+    if isinstance(target, torch.Tensor) and not target.is_floating_point():
+        check(target.dtype == torch.int64, f"cross_entropy: target must be int64 classes, got {target.dtype}")
+        device = input.device
+        check(target.device == device, f"cross_entropy: target must be on {device} as input is, got {target.device}")
+    else:
         check_tensor("cross_entropy", "target", target, like=input)
-        check(
-            target.shape == input.shape,
-            f"cross_entropy: probabilities must be of input's shape {tuple(input.shape)}, got {tuple(target.shape)}",
-        )
         check(not gradient_wanted(target), "cross_entropy: target must not require a gradient: it gets none")
-        return
-    check(target.dtype == torch.int64, f"cross_entropy: target must be int64 classes, got {target.dtype}")
-    check(
-        target.device == input.device,
-        f"cross_entropy: target must be on {input.device} as input is, got {target.device}",
-    )
-    check(
-        target.shape == shape,
-        f"cross_entropy: target for input of shape {tuple(input.shape)} must be of shape {tuple(shape)}, "
-        f"got {tuple(target.shape)}",
-    )
+    shape, what = (input.shape, "probabilities") if target.is_floating_point() else (classes, "classes")
+    given = f"got target of shape {tuple(target.shape)}"
+    check(target.shape == shape, f"cross_entropy: {what} must be of shape {tuple(shape)}, {given}")
 
 
 def cross_entropy(
-    input: torch.Tensor,
-    target: torch.Tensor,
-    weight: torch.Tensor | None = None,
-    size_average: None = None,
-    ignore_index: int = -100,
-    reduce: None = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, size_average: None = None,
+    ignore_index: int = -100, reduce: None = None, reduction: str = "mean", label_smoothing: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
     """Cross entropy of logits, as :func:`torch.nn.functional.cross_entropy`, in one pass with its softmax.
 
     Args:
@@ -319,11 +285,10 @@ def cross_entropy(
         nothing, even if its logit is -inf. PyTorch returns NaN there.
 
     Raises:
-        TypeError: an argument has the wrong type.
+        TypeError, ArgumentError: what ``torch.nn.functional.cross_entropy`` refuses, other dtypes, and probabilities
+            and weights that require a gradient.
         IndexError: a class is not in 0 ... C - 1, if the kernels are interpreted. A GPU does not wait to find out:
             there the loss and its gradient are NaN.
-        ArgumentError: anything else that ``torch.nn.functional.cross_entropy`` refuses, other dtypes, and probabilities
-            and weights that require a gradient.
 
     Example:
         Four classes with equal logits: log 4.
@@ -333,41 +298,33 @@ def cross_entropy(
     """
     for name, value in (("size_average", size_average), ("reduce", reduce)):
         check(value is None, f"cross_entropy: {name} is not accepted, got {value!r}; use reduction")
-    if isinstance(input, torch.Tensor):
-        device = input.device.type
-        input, weight = runtime.autocast(device, input, weight, dtype=torch.float32)
-        if isinstance(target, torch.Tensor) and target.is_floating_point():
-            (target,) = runtime.autocast(device, target, dtype=torch.float32)
+    input, target, weight = runtime.autocast(input, target, weight, dtype=torch.float32)
     check_tensor("cross_entropy", "input", input)
     dim = min(input.dim() - 1, 1)  # the classes' dimension
-    check(
-        input.dim() >= 1 and input.shape[dim] >= 1,
-        f"cross_entropy: input must be (C,), (N, C) or (N, C, ...) with classes, got shape {tuple(input.shape)}",
-    )
+    fits, shape = input.dim() >= 1 and input.shape[dim] >= 1, tuple(input.shape)
+    check(fits, f"cross_entropy: input must be (C,), (N, C) or (N, C, ...) with classes, got shape {shape}")
     C = input.shape[dim]
-    shape = input.shape[:dim] + input.shape[dim + 1 :]  # the losses'
-    _check_target(input, target, shape)
+    classes = input.shape[:dim] + input.shape[dim + 1 :]  # the losses' shape, too
+    _check_target(input, target, classes)
+    probabilities = target.is_floating_point()
     if weight is not None:
         check_tensor("cross_entropy", "weight", weight, like=input)
         check(weight.shape == (C,), f"cross_entropy: weight must be of shape ({C},), got {tuple(weight.shape)}")
         check(not gradient_wanted(weight), "cross_entropy: weight must not require a gradient: it gets none")
     ignore_index = integer("cross_entropy", "ignore_index", ignore_index)
-    check(
-        ignore_index < 0 or not target.is_floating_point(),
-        f"cross_entropy: ignore_index must be negative if targets are probabilities, got {ignore_index}",
-    )
+    fits = ignore_index < 0 or not probabilities
+    check(fits, f"cross_entropy: ignore_index must be negative with probabilities as targets, got {ignore_index}")
     label_smoothing = number("cross_entropy", "label_smoothing", label_smoothing)
     check(0.0 <= label_smoothing <= 1.0, f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
     if not isinstance(reduction, str):
         raise TypeError(f"cross_entropy: reduction must be a str, got {reduction!r}")
-    check(
-        reduction in REDUCTIONS, f"cross_entropy: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
-    )
+    known = reduction in ("none", "mean", "sum")
+    check(known, f"cross_entropy: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
 
     rows = input.movedim(dim, -1).reshape(-1, C)
-    target = target.movedim(dim, -1).reshape(-1, C) if target.is_floating_point() else target.reshape(-1)
+    target = target.movedim(dim, -1).reshape(-1, C) if probabilities else target.reshape(-1)
     loss, _, _ = _cross_entropy(rows, target, weight, ignore_index, reduction, label_smoothing)
-    return loss.reshape(shape) if reduction == "none" else loss
+    return loss.reshape(classes) if reduction == "none" else loss
 
 
 def cost(input: Shape, *, itemsize: int = 4) -> Cost:

@@ -8,15 +8,13 @@ and on i. So the mask is the same for every tile size, and can be made again: th
 under the same dropout, and needs only the seed.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor, integer, number
-from kernels.ops.cost import Cost, Shape
+from kernels.ops.cost import Cost, Shape, elementwise
 from kernels.tiles.families import ELEMENTWISE
 
 
@@ -37,32 +35,28 @@ def _dropout_kernel(
 tiles.register("dropout", ELEMENTWISE)
 
 
-def launch_dropout(input: torch.Tensor, p: float, seed: int) -> torch.Tensor:
-    output = _output(input)
+def launch_dropout(input: torch.Tensor, p: float, seed: int, output: torch.Tensor) -> None:
     elements = input.numel()
-    if elements == 0:
-        return output
-    x = input.contiguous()
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    config = tiles.lookup("dropout", x, elements, 1, 1)
-    grid = lambda META: (triton.cdiv(elements, META["BLOCK_M"]),)
-    runtime.launch(_dropout_kernel, grid, x, output, elements, p, scale, seed, INDEX=runtime.index_type(x), **config)
-    return output
-
-
-def _output(input, *_):
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
+    runtime.launch(
+        _dropout_kernel, lambda META: (triton.cdiv(elements, META["BLOCK_M"]),), input.contiguous(), output,
+        elements, p, scale, seed,
+        INDEX=runtime.index_type(input), **tiles.lookup("dropout", input, elements, 1, 1),
+    )  # fmt: skip
 
 
 def _save(ctx, inputs, output):
-    _, ctx.p, ctx.seed = inputs
+    _, *ctx.arguments = inputs
 
 
 def _gradients(ctx, grad):
-    return _dropout(grad, ctx.p, ctx.seed), None, None
+    return _dropout(grad, *ctx.arguments), None, None
 
 
-_dropout = runtime.register("dropout", launch_dropout, _output, _save, _gradients)
+_dropout = runtime.register(
+    "dropout", launch_dropout,
+    lambda input, p, seed: torch.empty_like(input, memory_format=torch.contiguous_format), _save, _gradients,
+)  # fmt: skip
 
 
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed: int | None = None) -> torch.Tensor:
@@ -79,8 +73,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
         A contiguous tensor of ``input``'s shape and dtype; kept elements are divided by 1 - p.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ArgumentError: ``p`` is outside [0, 1], ``seed`` is negative, or ``input`` has another dtype.
+        TypeError, ArgumentError: an argument has the wrong type or is out of its range, or ``input`` has another dtype.
 
     Example:
         >>> x = torch.ones(1000)
@@ -94,8 +87,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
     training = boolean("dropout", "training", training)
     check(0.0 <= p <= 1.0, f"dropout: p must be from 0 to 1, got {p}")
     if seed is not None:
-        seed = integer("dropout", "seed", seed)
-        check(seed >= 0, f"dropout: seed must be from 0 to 2^63 - 1, got {seed}")
+        seed = integer("dropout", "seed", seed, low=0)
     if not training:
         return input
     if seed is None:
@@ -104,9 +96,7 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, *, seed:
 
 
 def cost(input: Shape, *, itemsize: int = 4) -> Cost:
-    """For any shape."""
-    elements = math.prod(input)
-    return Cost(input, 0, 2 * elements, 2 * elements * itemsize)
+    return elementwise(input, 2, 2, itemsize)
 
 
 gradient_cost = cost  # the mask is computed again, not read

@@ -85,12 +85,13 @@ tiles.register("column_sums", Choices(_default, _tried, _interpreter))
 
 
 def launch_bias_relu_gradient(
-    grad: torch.Tensor, output: torch.Tensor | None, bias: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See :func:`epilogue_gradient`. Without an output the first is empty, without ``bias`` the second."""
-    dz, total = _bias_relu_gradient_output(grad, output, bias)
+    grad: torch.Tensor, output: torch.Tensor | None, bias: bool, results: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """See :func:`epilogue_gradient`. Without an output the first result is empty, without ``bias`` the second."""
+    dz, total = results
     if grad.numel() == 0:
-        return dz, total.zero_()  # an empty batch too has a gradient of the bias
+        total.zero_()  # an empty batch too has a gradient of the bias
+        return
     M, K = grad.shape
     source = grad.contiguous()
     relu = output is not None
@@ -107,13 +108,12 @@ def launch_bias_relu_gradient(
             RELU=relu, BIAS=bias, INDEX=runtime.index_type(source), **config,
         )  # fmt: skip
         if last:
-            return dz, total
+            return
         source, y, M, relu = partials, partials, programs, False
 
 
 def _bias_relu_gradient_output(grad, output, bias):
-    empty = lambda *shape: torch.empty(shape, dtype=grad.dtype, device=grad.device)
-    return empty(*grad.shape) if output is not None else empty(0), empty(grad.shape[1]) if bias else empty(0)
+    return grad.new_empty(grad.shape if output is not None else 0), grad.new_empty(grad.shape[1] if bias else 0)
 
 
 _bias_relu_gradient = runtime.register("bias_relu_gradient", launch_bias_relu_gradient, _bias_relu_gradient_output)
@@ -136,3 +136,12 @@ def epilogue_gradient(grad: torch.Tensor, output: torch.Tensor | None, bias: boo
         return grad, grad.new_empty(0)
     dz, total = _bias_relu_gradient(grad, output, bias)
     return grad if output is None else dz, total
+
+
+def save_product(ctx, inputs, output):
+    """Keeps what the gradients of conv2d or linear need: of (input, weight, bias, ..., relu) and the output."""
+    input, weight, bias, *ctx.geometry, relu = inputs
+    need_input, need_weight, *_ = ctx.needs_input_grad
+    ctx.sizes = input.shape, weight.shape
+    ctx.bias_shape = None if bias is None else bias.shape
+    ctx.save_for_backward(input if need_weight else None, weight if need_input else None, output if relu else None)

@@ -1,6 +1,13 @@
-"""Sizes that convolutions and poolings share."""
+"""Sizes and memory that convolutions and poolings share."""
 
 from collections.abc import Sequence
+
+import torch
+
+
+def channels_last(shape: Sequence[int], like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty (N, C, H, W) in channels_last memory, of the dtype and on the device of ``like``."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def output_size(

@@ -25,7 +25,7 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor
 from kernels.ops.cost import Cost, Shape, product_gradient
-from kernels.ops.epilogue import epilogue_gradient
+from kernels.ops.epilogue import epilogue_gradient, save_product
 from kernels.tiles import products
 from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, power
 
@@ -115,9 +115,13 @@ tiles.register("linear_input_gradient", products.by_rule(transposed=True))
 tiles.register("linear_weight_gradient", products.by_rule(transposed=True, four_warps_in_float32=True))
 
 
-def _row_config(problem: Problem, block_n: int, run: int, warps: int) -> Config:
-    """``run``: bytes of a row of the weight per step."""
-    return {"BLOCK_N": block_n, "BLOCK_K": run // ITEMSIZE[problem.dtype], "num_warps": warps}
+# BLOCK_N, bytes of a row of the weight per step, warps; the first is the default
+ROW_CONFIGS = ((2, 2048, 4), (1, 4096, 4), (4, 1024, 2), (4, 2048, 4), (4, 4096, 8), (8, 1024, 4), (8, 2048, 4))
+
+
+def _row_configs(architecture: str, problem: Problem) -> list[Config]:
+    size = ITEMSIZE[problem.dtype]
+    return [{"BLOCK_N": n, "BLOCK_K": run // size, "num_warps": warps} for n, run, warps in ROW_CONFIGS]
 
 
 def _row_interpreter(problem: Problem) -> Config:
@@ -125,22 +129,12 @@ def _row_interpreter(problem: Problem) -> Config:
     return {"BLOCK_N": power(problem.N, 1, 2**19 // block_k), "BLOCK_K": block_k}
 
 
-ROW_CONFIGS = ((1, 4096, 4), (2, 2048, 4), (4, 1024, 2), (4, 2048, 4), (4, 4096, 8), (8, 1024, 4), (8, 2048, 4))
-
-tiles.register(
-    "linear_row",
-    Choices(
-        default=lambda architecture, problem: _row_config(problem, 2, 2048, 4),
-        tried=lambda architecture, problem: [_row_config(problem, *sizes) for sizes in ROW_CONFIGS],
-        interpreter=_row_interpreter,
-    ),
-)
+tiles.register("linear_row", Choices(lambda *given: _row_configs(*given)[0], _row_configs, _row_interpreter))
 
 
 def _launch_product(
-    operator: str,
-    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, output: torch.Tensor, relu: bool = False,
-) -> None:  # fmt: skip
+    operator: str, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, output: torch.Tensor, relu: bool = False
+) -> None:
     """``output = a @ b``. Each of a and b is contiguous, or is the transpose of a contiguous tensor."""
     M, K = a.shape
     N = b.shape[1]
@@ -159,17 +153,16 @@ def _launch_product(
     )  # fmt: skip
 
 
-def launch_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torch.Tensor:
-    output = _linear_output(input, weight, bias, relu)
-    if output.numel() == 0:
-        return output
+def launch_linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool, output: torch.Tensor
+) -> None:
     M, N = output.shape
     x = input.contiguous()
     w = weight.contiguous()
     b = None if bias is None else bias.expand(N).contiguous()
     if M > 1:
         _launch_product("linear", x, w.T, b, output, relu)
-        return output
+        return
     K = w.shape[1]
     runtime.launch(
         _linear_row_kernel, lambda META: (triton.cdiv(N, META["BLOCK_N"]),),
@@ -178,51 +171,31 @@ def launch_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
         output, N=N, K=K, HAS_BIAS=b is not None, RELU=relu,
         INDEX=runtime.index_type(x, w, output), **tiles.lookup("linear_row", x, M, N, K),
     )  # fmt: skip
-    return output
 
 
-def launch_linear_input_gradient(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    output = _input_gradient_output(grad, weight)
-    if output.numel() > 0:
-        _launch_product("linear_input_gradient", grad.contiguous(), weight.contiguous(), None, output)
-    return output
+def launch_linear_input_gradient(grad: torch.Tensor, weight: torch.Tensor, dx: torch.Tensor) -> None:
+    _launch_product("linear_input_gradient", grad.contiguous(), weight.contiguous(), None, dx)
 
 
-def launch_linear_weight_gradient(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-    output = _weight_gradient_output(grad, input)
-    if output.numel() > 0:
-        _launch_product("linear_weight_gradient", grad.contiguous().T, input.contiguous(), None, output)
-    return output
+def launch_linear_weight_gradient(grad: torch.Tensor, input: torch.Tensor, dw: torch.Tensor) -> None:
+    _launch_product("linear_weight_gradient", grad.contiguous().T, input.contiguous(), None, dw)
 
 
-def _linear_output(input, weight, bias, relu):
-    return torch.empty((input.shape[0], weight.shape[0]), dtype=input.dtype, device=input.device)
-
-
-def _input_gradient_output(grad, weight):
-    return torch.empty((grad.shape[0], weight.shape[1]), dtype=grad.dtype, device=grad.device)
-
-
-def _weight_gradient_output(grad, input):
-    return torch.empty((grad.shape[1], input.shape[1]), dtype=grad.dtype, device=grad.device)
-
-
-_input_gradient = runtime.register("linear_input_gradient", launch_linear_input_gradient, _input_gradient_output)
-_weight_gradient = runtime.register("linear_weight_gradient", launch_linear_weight_gradient, _weight_gradient_output)
-
-
-def _save(ctx, inputs, output):
-    input, weight, bias, relu = inputs
-    need_input, need_weight, *_ = ctx.needs_input_grad
-    ctx.one_bias = bias is not None and bias.shape[0] == 1
-    ctx.save_for_backward(input if need_weight else None, weight if need_input else None, output if relu else None)
+_input_gradient = runtime.register(
+    "linear_input_gradient", launch_linear_input_gradient,
+    lambda grad, weight: grad.new_empty(grad.shape[0], weight.shape[1]),
+)  # fmt: skip
+_weight_gradient = runtime.register(
+    "linear_weight_gradient", launch_linear_weight_gradient,
+    lambda grad, input: grad.new_empty(grad.shape[1], input.shape[1]),
+)  # fmt: skip
 
 
 def _gradients(ctx, grad):
     input, weight, output = ctx.saved_tensors
     need_input, need_weight, need_bias, _ = ctx.needs_input_grad
     # If all outputs share one bias, its gradient is the sum of a matrix of one column.
-    matrix = lambda x: x.reshape(x.numel(), 1) if ctx.one_bias and x is not None else x
+    matrix = lambda x: x.reshape(x.numel(), 1) if ctx.bias_shape == (1,) and x is not None else x
     dz, db = epilogue_gradient(matrix(grad), matrix(output), need_bias)
     dz = dz.reshape(grad.shape)
     dx = _input_gradient(dz, weight) if need_input else None
@@ -230,7 +203,10 @@ def _gradients(ctx, grad):
     return dx, dw, db if need_bias else None, None
 
 
-_linear = runtime.register("linear", launch_linear, _linear_output, _save, _gradients)
+_linear = runtime.register(
+    "linear", launch_linear, lambda input, weight, bias, relu: input.new_empty(input.shape[0], weight.shape[0]),
+    save_product, _gradients,
+)  # fmt: skip
 
 
 def linear(
@@ -248,38 +224,29 @@ def linear(
         (*, N), or (*) for a one-dimensional weight; accumulated in float32. Under :class:`torch.autocast` of its dtype.
 
     Raises:
-        TypeError: an argument that is not a tensor.
-        ArgumentError: anything else that ``torch.nn.functional.linear`` refuses, other dtypes, and a bias that varies
-            from row to row.
+        TypeError, ArgumentError: what PyTorch refuses, other dtypes, and a bias that varies from row to row.
 
     Example:
         >>> kernels.linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [-5.0, 1.0]]), relu=True)
         tensor([[11.,  0.]])
     """
-    if isinstance(input, torch.Tensor):
-        input, weight, bias = runtime.autocast(input.device.type, input, weight, bias)
+    input, weight, bias = runtime.autocast(input, weight, bias)
     check_tensor("linear", "input", input)
     check_tensor("linear", "weight", weight, like=input)
     relu = boolean("linear", "relu", relu)
     check(input.dim() >= 1, "linear: input must be (*, K), got a tensor without dimensions")
     check(weight.dim() in (1, 2), f"linear: weight must be (N, K) or (K,), got shape {tuple(weight.shape)}")
-    check(
-        input.shape[-1] == weight.shape[-1],
-        f"linear: weight of shape {tuple(weight.shape)} takes input of {weight.shape[-1]} features, "
-        f"got {input.shape[-1]} in shape {tuple(input.shape)}",
-    )
+    K = weight.shape[-1]
+    check(input.shape[-1] == K, f"linear: weight takes input of {K} features, got {input.shape[-1]}")
     if bias is not None:
         check_tensor("linear", "bias", bias, like=input)
         check(weight.dim() == 2, f"linear: a bias takes weight (N, K), got shape {tuple(weight.shape)}")
-        N = weight.shape[0]
-        check(
-            bias.shape in ((N,), (1,), (), (1, N)),
-            f"linear: bias must be of shape ({N},), (1,), () or (1, {N}), got {tuple(bias.shape)}",
-        )
+        N, got = len(weight), tuple(bias.shape)
+        check(got in ((N,), (1,), (), (1, N)), f"linear: bias must be ({N},), (1,), () or (1, {N}), got shape {got}")
         bias = bias.reshape(-1)
 
     leading = input.shape[:-1]
-    rows = input.reshape(math.prod(leading), input.shape[-1])
+    rows = input.reshape(math.prod(leading), K)
     output = _linear(rows, weight if weight.dim() == 2 else weight.unsqueeze(0), bias, relu)
     return output.reshape((*leading, *weight.shape[:-1]))
 

@@ -16,15 +16,13 @@ A channel is in its neighbours' windows too. So its gradient has a sum of its ow
 The forward pass saves only x. The gradient computes d again, also that of size - 1 neighbours.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, integer, number
-from kernels.ops.cost import Cost, Shape
+from kernels.ops.cost import Cost, Shape, elementwise
 from kernels.tiles.families import VECTORISED
 
 
@@ -199,59 +197,42 @@ tiles.register("local_response_norm", VECTORISED)
 tiles.register("local_response_norm_gradient", VECTORISED)
 
 
-def formula(size: int, alpha: float, beta: float, k: float, C: int) -> dict[str, float]:
-    """What a kernel takes of the formula."""
+def formula(size: int, alpha: float, beta: float, k: float, C: int, gradient: bool = False) -> dict[str, float]:
+    """What a kernel, or a gradient's, takes of the formula."""
     reach = min(size, 2 * C)  # a window of 2 * C reaches all channels from any
-    return {"scale": alpha / size, "beta": beta, "k": k, "C": C, "SIZE": reach, "ROOTS": beta == 0.75}
+    constants = {"scale": alpha / size, "beta": beta, "k": k, "C": C, "SIZE": reach, "ROOTS": beta == 0.75}
+    return constants | {"factor": 2 * alpha / size * beta} if gradient else constants
 
 
-def launch_local_response_norm(input: torch.Tensor, size: int, alpha: float, beta: float, k: float) -> torch.Tensor:
-    output = _output(input)
-    if output.numel() == 0:
-        return output
-    x = input.movedim(1, -1).contiguous()
-    C = x.shape[-1]
+def _launch(operator, kernel, tensors, output, size, constants):
+    tensors = [tensor.movedim(1, -1).contiguous() for tensor in tensors]
+    x, C = tensors[0], constants["C"]
     M = x.numel() // C
     vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
-    config = tiles.lookup("local_response_norm", x, M, C, size)
-    grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
-    constants = formula(size, alpha, beta, k, C)
-    runtime.launch(_local_response_norm_kernel, grid, x, output, M, **constants, INDEX=runtime.index_type(x), **config)
-    return output
+    runtime.launch(
+        kernel, lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),), *tensors, output, M,
+        **constants, INDEX=runtime.index_type(x), **tiles.lookup(operator, x, M, C, size),
+    )  # fmt: skip
+
+
+def launch_local_response_norm(
+    input: torch.Tensor, size: int, alpha: float, beta: float, k: float, output: torch.Tensor
+) -> None:
+    constants = formula(size, alpha, beta, k, input.shape[1])
+    _launch("local_response_norm", _local_response_norm_kernel, [input], output, size, constants)
 
 
 def launch_local_response_norm_gradient(
-    gradient: torch.Tensor, input: torch.Tensor, size: int, alpha: float, beta: float, k: float
-) -> torch.Tensor:
-    dx = _output(input)
-    if dx.numel() == 0:
-        return dx
-    x, dy = (tensor.movedim(1, -1).contiguous() for tensor in (input, gradient))
-    C = x.shape[-1]
-    M = x.numel() // C
-    vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
-    config = tiles.lookup("local_response_norm_gradient", x, M, C, size)
-    grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
-    constants = formula(size, alpha, beta, k, C)
-    runtime.launch(
-        _local_response_norm_gradient_kernel, grid, x, dy, dx, M,
-        **constants, factor=2 * constants["scale"] * beta, INDEX=runtime.index_type(x), **config,
-    )  # fmt: skip
-    return dx
+    gradient: torch.Tensor, input: torch.Tensor, size: int, alpha: float, beta: float, k: float, dx: torch.Tensor
+) -> None:
+    constants = formula(size, alpha, beta, k, input.shape[1], gradient=True)
+    kernel = _local_response_norm_gradient_kernel
+    _launch("local_response_norm_gradient", kernel, [input, gradient], dx, size, constants)
 
 
 def _output(input, *_):
-    N, C, *spatial = input.shape
-    # Not a view: PyTorch would not let a user modify one in place.
-    order = torch.empty((N, *spatial, C), dtype=input.dtype, device="meta").movedim(-1, 1)
-    return torch.empty_like(order, device=input.device)
-
-
-_local_response_norm_gradient = runtime.register(
-    "local_response_norm_gradient",
-    launch_local_response_norm_gradient,
-    lambda gradient, input, *_: _output(input),
-)
+    order = (0, *range(2, input.dim()), 1)  # in memory
+    return torch.empty_permuted(input.shape, order, dtype=input.dtype, device=input.device)
 
 
 def _save(ctx, inputs, output):
@@ -263,6 +244,10 @@ def _gradient(ctx, dy):
     return _local_response_norm_gradient(dy, *ctx.saved_tensors, *ctx.arguments), *[None] * 4
 
 
+_local_response_norm_gradient = runtime.register(
+    "local_response_norm_gradient", launch_local_response_norm_gradient,
+    lambda gradient, input, *_: _output(input),
+)  # fmt: skip
 _local_response_norm = runtime.register("local_response_norm", launch_local_response_norm, _output, _save, _gradient)
 
 
@@ -281,8 +266,7 @@ def local_response_norm(
         A tensor of ``input``'s shape in channels-last memory; computed in float32.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ArgumentError: ``input`` has fewer than three dimensions or another dtype, or ``size`` is under 1.
+        TypeError, ArgumentError: what ``torch.nn.functional.local_response_norm`` refuses, and other dtypes.
 
     Example:
         As in AlexNet: BVLC's weights take ``alpha=1e-4``, which is divided by the 5 channels of the window.
@@ -291,10 +275,8 @@ def local_response_norm(
         tensor([70.2927, 64.3496, 59.4604, 64.3496, 70.2927])
     """
     check_tensor("local_response_norm", "input", input)
-    check(
-        input.dim() >= 3,
-        f"local_response_norm: input must be (N, C, ...), at least 3 dimensions, got shape {tuple(input.shape)}",
-    )
+    shape = tuple(input.shape)
+    check(len(shape) >= 3, f"local_response_norm: input must be (N, C, ...), at least 3 dimensions, got shape {shape}")
     size = integer("local_response_norm", "size", size)
     check(size >= 1 or input.numel() == 0, f"local_response_norm: size must be at least 1, got {size}")
     alpha, beta, k = (number("local_response_norm", *given) for given in (("alpha", alpha), ("beta", beta), ("k", k)))
@@ -303,11 +285,9 @@ def local_response_norm(
 
 def cost(input: Shape, size: int, *, itemsize: int = 4) -> Cost:
     """For shape (N, C, ...)."""
-    elements = math.prod(input)
-    return Cost(input, 0, elements * (2 * size + 4), 2 * elements * itemsize)
+    return elementwise(input, 2 * size + 4, 2, itemsize)
 
 
 def gradient_cost(input: Shape, size: int, *, itemsize: int = 4) -> Cost:
     """For shape (N, C, ...): two sums over the window, of squares and of gradients, and 10 FLOPs more per element."""
-    elements = math.prod(input)
-    return Cost(input, 0, elements * (4 * size + 10), 3 * elements * itemsize)
+    return elementwise(input, 4 * size + 10, 3, itemsize)

@@ -22,10 +22,10 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import check, check_tensor, gradient_wanted, integer, number, pair
+from kernels.arguments import batched, check, gradient_wanted, integer, number, pair
 from kernels.ops import local_response_norm, max_pool2d
 from kernels.ops.cost import Cost, Shape
-from kernels.ops.geometry import window_constants
+from kernels.ops.geometry import channels_last, window_constants
 from kernels.ops.local_response_norm import divisor, formula, lanes, load_lanes, normalise, normalise_gradient, rows
 from kernels.ops.max_pool2d import argmax_of_two, gather, maximum
 from kernels.tiles.choices import Choices, Config, Problem, vectors, warp_size
@@ -227,48 +227,40 @@ tiles.register(
 
 def launch_lrn_max_pool2d(
     input: torch.Tensor, size: int, alpha: float, beta: float, k: float,
-    kernel_size: Sequence[int], stride: Sequence[int], save_argmax: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Returns (output, argmax)."""
-    output, argmax = _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax)
-    if output.numel() == 0:
-        return output, argmax
+    kernel_size: Sequence[int], stride: Sequence[int], save_argmax: bool, results: tuple[torch.Tensor, torch.Tensor],
+) -> None:  # fmt: skip
+    """The results are (output, argmax)."""
+    output, argmax = results
     x = input.contiguous(memory_format=torch.channels_last)
     N, C, P, Q = output.shape
     vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
-    config = tiles.lookup("lrn_max_pool2d", x, N * P * Q, C, kernel_size[0] * kernel_size[1])
     blocks = lambda META: N * triton.cdiv(P, META["BLOCK_P"]) * triton.cdiv(Q, META["BLOCK_Q"])
-    grid = lambda META: (triton.cdiv(blocks(META) * vectors, META["BLOCK_M"]),)
     runtime.launch(
-        _lrn_max_pool2d_kernel, grid, x, output, argmax, N,
+        _lrn_max_pool2d_kernel, lambda META: (triton.cdiv(blocks(META) * vectors, META["BLOCK_M"]),),
+        x, output, argmax, N,
         **formula(size, alpha, beta, k, C), **window_constants(x.shape[2:], (P, Q), kernel_size, stride),
-        ARGMAX=save_argmax, INDEX=runtime.index_type(x), **config,
+        ARGMAX=save_argmax, INDEX=runtime.index_type(x),
+        **tiles.lookup("lrn_max_pool2d", x, N * P * Q, C, math.prod(kernel_size)),
     )  # fmt: skip
-    return output, argmax
 
 
 def launch_lrn_max_pool2d_gradient(
     gradient: torch.Tensor, input: torch.Tensor, argmax: torch.Tensor, size: int, alpha: float, beta: float, k: float,
-    kernel_size: Sequence[int], stride: Sequence[int],
-) -> torch.Tensor:  # fmt: skip
-    dx = _gradient_output(gradient, input)
-    if dx.numel() == 0:
-        return dx
+    kernel_size: Sequence[int], stride: Sequence[int], dx: torch.Tensor,
+) -> None:  # fmt: skip
     if any(step > window for step, window in zip(stride, kernel_size, strict=True)):
         dx.zero_()  # the kernel does not visit pixels between the windows
     x, dy, argmax = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (input, gradient, argmax))
     N, C, H, W = x.shape
     cells = N * triton.cdiv(H, stride[0]) * triton.cdiv(W, stride[1])
-    config = tiles.lookup("lrn_max_pool2d_gradient", x, cells, C, kernel_size[0] * kernel_size[1])
     vectors = lambda META: triton.cdiv(C, META["BLOCK_C"] * 16 // x.element_size())  # per pixel
-    grid = lambda META: (triton.cdiv(cells * vectors(META), META["BLOCK_M"]),)
-    constants = formula(size, alpha, beta, k, C)
     runtime.launch(
-        _lrn_max_pool2d_gradient_kernel, grid, x, dy, argmax, dx, N,
-        **constants, factor=2 * constants["scale"] * beta,
-        **window_constants((H, W), dy.shape[2:], kernel_size, stride), INDEX=runtime.index_type(x), **config,
+        _lrn_max_pool2d_gradient_kernel, lambda META: (triton.cdiv(cells * vectors(META), META["BLOCK_M"]),),
+        x, dy, argmax, dx, N,
+        **formula(size, alpha, beta, k, C, gradient=True),
+        **window_constants((H, W), dy.shape[2:], kernel_size, stride), INDEX=runtime.index_type(x),
+        **tiles.lookup("lrn_max_pool2d_gradient", x, cells, C, math.prod(kernel_size)),
     )  # fmt: skip
-    return dx
 
 
 def _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax):
@@ -276,19 +268,9 @@ def _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax):
     return max_pool2d.empty_output(input, kernel_size, stride, (0, 0), (1, 1), False, mode)
 
 
-def _gradient_output(gradient, input, *_):
-    return torch.empty(input.shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
-
-
-_lrn_max_pool2d_gradient = runtime.register("lrn_max_pool2d_gradient", launch_lrn_max_pool2d_gradient, _gradient_output)
-
-
 def _save(ctx, inputs, output):
-    x, *ctx.arguments, save_argmax = inputs
-    check(save_argmax, "lrn_max_pool2d: the gradient needs the argmax, got save_argmax=False")
-    ctx.save_for_backward(x, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros in place of the gradient that argmax does not have
+    x, *ctx.arguments, _ = inputs
+    max_pool2d.save_argmax(ctx, output, x)
 
 
 def _gradient(ctx, dy, _):
@@ -296,18 +278,17 @@ def _gradient(ctx, dy, _):
     return dx, *[None] * 7
 
 
+_lrn_max_pool2d_gradient = runtime.register(
+    "lrn_max_pool2d_gradient", launch_lrn_max_pool2d_gradient,
+    lambda gradient, input, *_: channels_last(input.shape, input),
+)  # fmt: skip
 _lrn_max_pool2d = runtime.register("lrn_max_pool2d", launch_lrn_max_pool2d, _output, _save, _gradient)
 
 
 def lrn_max_pool2d(
-    input: torch.Tensor,
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
-) -> torch.Tensor:
+    input: torch.Tensor, size: int, alpha: float, beta: float, k: float,
+    kernel_size: int | Sequence[int], stride: int | Sequence[int],
+) -> torch.Tensor:  # fmt: skip
     """:func:`kernels.local_response_norm`, then :func:`kernels.max_pool2d`, in one pass over memory.
 
     It compares the normalised values before they are rounded to the tensor's dtype. Rounding keeps their order, so the
@@ -323,31 +304,22 @@ def lrn_max_pool2d(
         (N, C, P, Q) or (C, P, Q) in channels_last memory; computed in float32.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ArgumentError: anything else that one of the two operators refuses.
+        TypeError, ArgumentError: what one of the two operators refuses.
 
     Example:
         >>> kernels.lrn_max_pool2d(torch.randn(1, 96, 55, 55), 5, 1e-4, 0.75, 1.0, kernel_size=3, stride=2).shape
         torch.Size([1, 96, 27, 27])
     """
-    check_tensor("lrn_max_pool2d", "input", input)
-    check(
-        input.dim() in (3, 4) and min(input.shape[-3:]) > 0,
-        f"lrn_max_pool2d: input must be (N, C, H, W) or (C, H, W), empty in N only, got shape {tuple(input.shape)}",
-    )
-    size = integer("lrn_max_pool2d", "size", size)
+    batch = batched("lrn_max_pool2d", input, filled=3)
+    size = integer("lrn_max_pool2d", "size", size, low=1)
     alpha, beta, k = (number("lrn_max_pool2d", *given) for given in (("alpha", alpha), ("beta", beta), ("k", k)))
-    kernel_size = pair("lrn_max_pool2d", "kernel_size", kernel_size)
-    stride = pair("lrn_max_pool2d", "stride", stride)
-    for name, value in (("size", [size]), ("kernel_size", kernel_size), ("stride", stride)):
-        check(min(value) >= 1, f"lrn_max_pool2d: {name} must be at least 1, got {', '.join(map(str, value))}")
-    check(
-        all(w <= x for w, x in zip(kernel_size, input.shape[-2:], strict=True)),
-        f"lrn_max_pool2d: kernel_size={tuple(kernel_size)} does not fit in input of shape {tuple(input.shape)}",
-    )
+    kernel_size = pair("lrn_max_pool2d", "kernel_size", kernel_size, low=1)
+    stride = pair("lrn_max_pool2d", "stride", stride, low=1)
+    fits = all(window <= pixels for window, pixels in zip(kernel_size, input.shape[-2:], strict=True))
+    window = f"kernel_size={tuple(kernel_size)}"
+    check(fits, f"lrn_max_pool2d: {window} does not fit in input of shape {tuple(input.shape)}")
 
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
-    output, _ = _lrn_max_pool2d(batched, size, alpha, beta, k, kernel_size, stride, gradient_wanted(input))
+    output, _ = _lrn_max_pool2d(batch, size, alpha, beta, k, kernel_size, stride, gradient_wanted(input))
     return output if input.dim() == 4 else output.squeeze(0)
 
 

@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.arguments import boolean, check, check_tensor, gradient_wanted, pair
+from kernels.arguments import batched, boolean, check, gradient_wanted, pair
 from kernels.ops.cost import Cost, Shape
-from kernels.ops.geometry import output_size, window_constants
+from kernels.ops.geometry import channels_last, output_size, window_constants
 from kernels.tiles.families import VECTORISED
 
 
@@ -183,97 +183,85 @@ tiles.register("max_pool2d_gradient", VECTORISED)
 def launch_max_pool2d(
     input: torch.Tensor,
     kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], ceil_mode: bool,
-    mode: str,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Returns (output, argmax); ``mode`` is the kernel's ARGMAX."""
-    output, argmax = empty_output(input, kernel_size, stride, padding, dilation, ceil_mode, mode)
-    if output.numel() == 0:
-        return output, argmax
+    mode: str, results: tuple[torch.Tensor, torch.Tensor],
+) -> None:  # fmt: skip
+    """The results are (output, argmax); ``mode`` is the kernel's ARGMAX."""
+    output, argmax = results
     x = input.contiguous(memory_format=torch.channels_last)
     N, C, P, Q = output.shape
     M = N * P * Q
     vectors = triton.cdiv(C, 16 // x.element_size())  # per pixel
-    config = tiles.lookup("max_pool2d", x, M, C, kernel_size[0] * kernel_size[1])
-    grid = lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),)
     runtime.launch(
-        _max_pool2d_kernel, grid, x, output, argmax, M,
+        _max_pool2d_kernel, lambda META: (triton.cdiv(M * vectors, META["BLOCK_M"]),), x, output, argmax, M,
         C=C, **window_constants(x.shape[2:], (P, Q), kernel_size, stride, padding, dilation),
-        ARGMAX=mode, INDEX=runtime.index_type(x, output), **config,
+        ARGMAX=mode, INDEX=runtime.index_type(x, output),
+        **tiles.lookup("max_pool2d", x, M, C, math.prod(kernel_size)),
     )  # fmt: skip
-    return output, argmax
 
 
 def launch_max_pool2d_gradient(
     gradient: torch.Tensor, argmax: torch.Tensor, size: Sequence[int],
     kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    mode: str,
-) -> torch.Tensor:  # fmt: skip
-    dx = _gradient_output(gradient, argmax, size)
-    if dx.numel() == 0:
-        return dx
+    dx: torch.Tensor,
+) -> None:  # fmt: skip
     if any(step > d * (window - 1) + 1 for step, window, d in zip(stride, kernel_size, dilation, strict=True)):
         dx.zero_()  # the kernel does not visit pixels between the windows
     dy, argmax = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (gradient, argmax))
     N, C, P, Q = dy.shape
-    H, W = size
-    cells = N * (triton.cdiv(H + padding[0], stride[0]) - padding[0] // stride[0])
-    cells *= triton.cdiv(W + padding[1], stride[1]) - padding[1] // stride[1]
+    cells = N
+    for pixels, step, pad in zip(size, stride, padding, strict=True):
+        cells *= triton.cdiv(pixels + pad, step) - pad // step
     vectors = triton.cdiv(C, 16 // dy.element_size())  # per pixel
-    config = tiles.lookup("max_pool2d_gradient", dy, cells, C, kernel_size[0] * kernel_size[1])
-    grid = lambda META: (triton.cdiv(cells * vectors, META["BLOCK_M"]),)
     runtime.launch(
-        _max_pool2d_gradient_kernel, grid, dy, argmax, dx, N,
+        _max_pool2d_gradient_kernel, lambda META: (triton.cdiv(cells * vectors, META["BLOCK_M"]),), dy, argmax, dx, N,
         C=C, **window_constants(size, (P, Q), kernel_size, stride, padding, dilation),
-        ARGMAX=mode, INDEX=runtime.index_type(dx, dy), **config,
+        ARGMAX="plane" if argmax.dtype is torch.int64 else "tap", INDEX=runtime.index_type(dx, dy),
+        **tiles.lookup("max_pool2d_gradient", dy, cells, C, math.prod(kernel_size)),
     )  # fmt: skip
-    return dx
 
 
 def empty_output(input, kernel_size, stride, padding, dilation, ceil_mode, mode):
     N, C, H, W = input.shape
     P = output_size(H, kernel_size[0], stride[0], 2 * padding[0], dilation[0], ceil_mode)
     Q = output_size(W, kernel_size[1], stride[1], 2 * padding[1], dilation[1], ceil_mode)
-    like = {"device": input.device, "memory_format": torch.channels_last}
-    output = torch.empty((N, C, P, Q), dtype=input.dtype, **like)
-    small = kernel_size[0] * kernel_size[1] < 256  # a byte holds every tap, and one value more for none
+    small = math.prod(kernel_size) < 256  # a byte holds every tap, and one value more for none
     dtype = torch.int64 if mode == "plane" else torch.uint8 if small else torch.int32
-    return output, torch.empty((0, 0, 0, 0) if mode == "none" else (N, C, P, Q), dtype=dtype, **like)
+    shape = (N, C, P, Q)
+    return channels_last(shape, input), channels_last((0, 0, 0, 0) if mode == "none" else shape, input, dtype)
 
 
-def _gradient_output(gradient, argmax, size, *_):
-    shape = (*gradient.shape[:2], *size)
-    return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
-
-
-_max_pool2d_gradient = runtime.register("max_pool2d_gradient", launch_max_pool2d_gradient, _gradient_output)
-
-
-def _save(ctx, inputs, output):
-    x, *ctx.arguments, _, ctx.mode = inputs
-    check(ctx.mode != "none", "max_pool2d: the gradient needs the argmax, which mode='none' does not store")
-    ctx.size = x.shape[2:]
-    ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
+def save_argmax(ctx, output, *tensors):
+    """Keeps the tensors and the argmax for the gradient."""
+    y, argmax = output
+    check(argmax.shape == y.shape, "pooling: the gradient needs the argmax, which was not stored")
+    ctx.save_for_backward(*tensors, argmax)
+    ctx.mark_non_differentiable(argmax)
     ctx.set_materialize_grads(False)  # no zeros in place of the gradient that argmax does not have
 
 
+def _save(ctx, inputs, output):
+    x, *ctx.arguments, _, _ = inputs
+    ctx.size = x.shape[2:]
+    save_argmax(ctx, output)
+
+
 def _gradient(ctx, dy, _):
-    dx = None if dy is None else _max_pool2d_gradient(dy, *ctx.saved_tensors, ctx.size, *ctx.arguments, ctx.mode)
+    dx = None if dy is None else _max_pool2d_gradient(dy, *ctx.saved_tensors, ctx.size, *ctx.arguments)
     return dx, *[None] * 6
 
 
+_max_pool2d_gradient = runtime.register(
+    "max_pool2d_gradient", launch_max_pool2d_gradient,
+    lambda gradient, argmax, size, *_: channels_last((*gradient.shape[:2], *size), gradient),
+)  # fmt: skip
 _max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, empty_output, _save, _gradient)
 
 
 def max_pool2d(
-    input: torch.Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    input: torch.Tensor, kernel_size: int | Sequence[int], stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False, return_indices: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """2-D max pooling, as :func:`torch.nn.functional.max_pool2d`; a NaN in a window makes its maximum NaN.
 
     Args:
@@ -289,8 +277,7 @@ def max_pool2d(
         its shape, h * W + w. With dilation a window can lie in the padding alone; its index is -1.
 
     Raises:
-        TypeError: an argument has the wrong type.
-        ArgumentError: anything else that ``torch.nn.functional.max_pool2d`` refuses, and other dtypes.
+        TypeError, ArgumentError: what ``torch.nn.functional.max_pool2d`` refuses, and other dtypes.
 
     Example:
         Overlapping windows: 3 x 3 pixels at stride 2.
@@ -300,41 +287,27 @@ def max_pool2d(
         tensor([[[[12., 14.],
                   [22., 24.]]]])
     """
-    check_tensor("max_pool2d", "input", input)
-    check(
-        input.dim() in (3, 4) and min(input.shape[-3:]) > 0,
-        f"max_pool2d: input must be (N, C, H, W) or (C, H, W), empty in N only, got shape {tuple(input.shape)}",
-    )
-    kernel_size = pair("max_pool2d", "kernel_size", kernel_size)
+    batch = batched("max_pool2d", input, filled=3)
+    kernel_size = pair("max_pool2d", "kernel_size", kernel_size, low=1)
     if stride is None or (isinstance(stride, (tuple, list)) and not stride):
         stride = kernel_size
-    stride = pair("max_pool2d", "stride", stride)
-    padding = pair("max_pool2d", "padding", padding)
-    dilation = pair("max_pool2d", "dilation", dilation)
+    stride = pair("max_pool2d", "stride", stride, low=1)
+    padding = pair("max_pool2d", "padding", padding, low=0)
+    dilation = pair("max_pool2d", "dilation", dilation, low=1)
     ceil_mode = boolean("max_pool2d", "ceil_mode", ceil_mode)
     return_indices = bool(return_indices)  # PyTorch takes any object here
-    for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-        check(min(value) >= 1, f"max_pool2d: {name} must be at least 1, got {tuple(value)}")
-    check(
-        all(0 <= p <= k // 2 for p, k in zip(padding, kernel_size, strict=True)),
-        f"max_pool2d: padding must be from 0 to half of kernel_size={tuple(kernel_size)}, got {tuple(padding)}",
-    )
-    size = [
-        output_size(pixels, k, s, 2 * p, d, ceil_mode)
-        for pixels, k, s, p, d in zip(input.shape[-2:], kernel_size, stride, padding, dilation, strict=True)
-    ]
-    check(
-        min(size) >= 1,
-        f"max_pool2d: kernel_size={tuple(kernel_size)} with dilation={tuple(dilation)} does not fit in the padded "
-        f"input of shape {tuple(input.shape)}",
-    )
+    window = f"kernel_size={tuple(kernel_size)}"
+    half = all(p <= k // 2 for p, k in zip(padding, kernel_size, strict=True))
+    check(half, f"max_pool2d: padding must be at most half of {window}, got {tuple(padding)}")
+    axes = zip(input.shape[-2:], kernel_size, stride, padding, dilation, strict=True)
+    fits = all(output_size(pixels, k, s, 2 * p, d, ceil_mode) >= 1 for pixels, k, s, p, d in axes)
+    window += f" with dilation={tuple(dilation)}"
+    check(fits, f"max_pool2d: {window} does not fit in the padded input of shape {tuple(input.shape)}")
 
-    batched = input if input.dim() == 4 else input.unsqueeze(0)
     mode = "plane" if return_indices else "tap" if gradient_wanted(input) else "none"
-    output, indices = _max_pool2d(batched, kernel_size, stride, padding, dilation, ceil_mode, mode)
+    output, indices = _max_pool2d(batch, kernel_size, stride, padding, dilation, ceil_mode, mode)
     if input.dim() == 3:
-        output = output.squeeze(0)
-        indices = indices.squeeze(0) if return_indices else indices
+        output, indices = output.squeeze(0), indices.squeeze(0)
     return (output, indices) if return_indices else output
 
 

@@ -13,15 +13,13 @@ The difference cancels digits, so a y that was rounded to 16 bits would show. Th
 costs no more than reading y.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.arguments import check_tensor, integer
-from kernels.ops.cost import Cost, Shape
+from kernels.ops.cost import Cost, Shape, elementwise
 from kernels.tiles.families import ROWS_OF_CLASSES
 
 # A running maximum starts here. From -inf, a row that begins with a block of -inf would give exp(-inf + inf) = NaN.
@@ -101,44 +99,34 @@ tiles.register("softmax", ROWS_OF_CLASSES)
 tiles.register("softmax_gradient", ROWS_OF_CLASSES)
 
 
-def launch_softmax(input: torch.Tensor) -> torch.Tensor:
-    """Over the last dimension of an (M, N) tensor."""
-    output = _output(input)
-    if input.numel() == 0:
-        return output
-    x = input.contiguous()
-    M, N = x.shape
-    config = tiles.lookup("softmax", x, M, N, 1)
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
-    runtime.launch(_softmax_kernel, grid, x, output, M, N=N, INDEX=runtime.index_type(x), **config)
-    return output
-
-
-def launch_softmax_gradient(grad: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
+def launch_softmax(input: torch.Tensor, output: torch.Tensor) -> None:
     """Over the last dimension of (M, N) tensors."""
-    dx = _output(input)
-    if input.numel() == 0:
-        return dx
-    grad, x = grad.contiguous(), input.contiguous()
-    M, N = x.shape
-    config = tiles.lookup("softmax_gradient", x, M, N, 1)
-    grid = lambda META: (triton.cdiv(M, META["BLOCK_M"]),)
-    runtime.launch(_softmax_gradient_kernel, grid, grad, x, dx, M, N=N, INDEX=runtime.index_type(x), **config)
-    return dx
+    M, N = input.shape
+    runtime.launch(
+        _softmax_kernel, lambda META: (triton.cdiv(M, META["BLOCK_M"]),), input.contiguous(), output,
+        M, N=N, INDEX=runtime.index_type(input), **tiles.lookup("softmax", input, M, N, 1),
+    )  # fmt: skip
 
 
-def _output(input):
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
+def launch_softmax_gradient(grad: torch.Tensor, input: torch.Tensor, dx: torch.Tensor) -> None:
+    M, N = input.shape
+    runtime.launch(
+        _softmax_gradient_kernel, lambda META: (triton.cdiv(M, META["BLOCK_M"]),),
+        grad.contiguous(), input.contiguous(), dx,
+        M, N=N, INDEX=runtime.index_type(input), **tiles.lookup("softmax_gradient", input, M, N, 1),
+    )  # fmt: skip
 
 
-_gradient = runtime.register("softmax_gradient", launch_softmax_gradient, lambda grad, input: _output(input))
+def _output(*inputs):
+    return torch.empty_like(inputs[-1], memory_format=torch.contiguous_format)
+
+
+_gradient = runtime.register("softmax_gradient", launch_softmax_gradient, _output)
 _softmax = runtime.register(
-    "softmax",
-    launch_softmax,
-    _output,
-    lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    lambda ctx, grad: _gradient(grad, *ctx.saved_tensors),
-)
+    "softmax", launch_softmax, _output,
+    setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    gradient=lambda ctx, grad: _gradient(grad, *ctx.saved_tensors),
+)  # fmt: skip
 
 
 def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -152,16 +140,14 @@ def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         A tensor of ``input``'s shape and dtype; computed in float32.
 
     Raises:
-        TypeError: an argument has the wrong type.
+        TypeError, ArgumentError: an argument has the wrong type, or ``input`` another dtype.
         IndexError: ``dim`` is not a dimension of ``input``.
-        ArgumentError: ``input`` has another dtype.
 
     Example:
         >>> kernels.softmax(torch.tensor([[0.0, 0.0, 0.0, 0.0]]))
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    if isinstance(input, torch.Tensor):
-        (input,) = runtime.autocast(input.device.type, input, dtype=torch.float32)
+    (input,) = runtime.autocast(input, dtype=torch.float32)
     check_tensor("softmax", "input", input)
     dim = integer("softmax", "dim", dim)
     dims = max(input.dim(), 1)
@@ -173,12 +159,8 @@ def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 
 def cost(input: Shape, *, itemsize: int = 4) -> Cost:
-    """For any shape."""
-    elements = math.prod(input)
-    return Cost(input, 0, 4 * elements, 2 * elements * itemsize)
+    return elementwise(input, 4, 2, itemsize)
 
 
 def gradient_cost(input: Shape, *, itemsize: int = 4) -> Cost:
-    """For any shape."""
-    elements = math.prod(input)
-    return Cost(input, 0, 4 * elements, 3 * elements * itemsize)
+    return elementwise(input, 4, 3, itemsize)

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
+from kernels.ops.geometry import channels_last
 from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, warp_size
 from kernels.tiles.families import ELEMENTWISE, whole_rows
 
@@ -92,9 +93,7 @@ tiles.register("depth_to_space", ELEMENTWISE)
 def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, height: int, width: int) -> torch.Tensor:
     """(N, C, H, W), in NCHW or NHWC order -> (N, block * block * C, height, width) in channels_last memory."""
     N, C, H, W = x.shape
-    output = torch.empty(
-        (N, block * block * C, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    output = channels_last((N, block * block * C, height, width), x)
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous(memory_format=torch.channels_last)
     M = N * height * width
@@ -108,13 +107,9 @@ def launch_space_to_depth(x: torch.Tensor, block: int, top: int, left: int, heig
     return output
 
 
-def launch_depth_to_space(y: torch.Tensor, block: int, top: int, left: int, shape: Sequence[int]) -> torch.Tensor:
-    """The inverse: (N, block * block * C, height, width) in channels_last memory -> ``shape``, (N, C, H, W).
-
-    Pixels that space to depth did not read are 0.
-    """
-    output = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
-    _, C, H, W = shape
+def launch_depth_to_space(y: torch.Tensor, block: int, top: int, left: int, output: torch.Tensor) -> None:
+    """The inverse, of y in channels_last memory: pixels that space to depth did not read are 0."""
+    _, C, H, W = output.shape
     _, _, P, Q = y.shape
     elements = output.numel()
     runtime.launch(
@@ -123,7 +118,6 @@ def launch_depth_to_space(y: torch.Tensor, block: int, top: int, left: int, shap
         C=C, H=H, W=W, P=P, Q=Q, B=block, TOP=top, LEFT=left,
         INDEX=runtime.index_type(y, output), **tiles.lookup("depth_to_space", y, elements, 1, 1),
     )  # fmt: skip
-    return output
 
 
 def folds(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
@@ -133,7 +127,7 @@ def folds(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
     """
     _, C, R, S = weight
     step = stride[0]
-    square = stride[0] == stride[1] > 1 and tuple(dilation) == (1, 1) and min(R, S) >= step
+    square = step == stride[1] > 1 and tuple(dilation) == (1, 1) and min(R, S) >= step
     return groups == 1 and square and C % 8 != 0 and C * step * step % 8 == 0
 
 
@@ -147,10 +141,7 @@ def fold_input(
 
 
 def fold_weight(weight: torch.Tensor, step: int) -> torch.Tensor:
-    """Folds filters as :func:`fold_input` folds their input.
-
-    (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step)).
-    """
+    """Folds filters as :func:`fold_input`: (K, C, R, S) -> (K, step^2 * C, ceil(R / step), ceil(S / step))."""
     _, _, R, S = weight.shape
     fold = lambda: launch_space_to_depth(weight, step, 0, 0, triton.cdiv(R, step), triton.cdiv(S, step))
     kept = _kept.get(None)
@@ -169,7 +160,6 @@ _kept: ContextVar[Kept] = ContextVar("kept")
 def fold_once() -> AbstractContextManager[Kept]:
     """Folds each filter only at its first use inside the ``with``. Filters must not change meanwhile.
 
-    Gives the folded filters: a CUDA graph that is captured inside reads them as long as it lives. If nested, each
-    keeps its own.
+    Gives the folded filters: a CUDA graph that is captured inside reads them as long as it lives.
     """
     return runtime.set_inside(_kept, {})
