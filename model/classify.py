@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     predictions: list[list[Prediction]]  # per photo, the likeliest class first
     unreadable: list[str]  # one message per photo that could not be read
     seconds: float  # for the forward pass and softmax
+    none: list[bool | None]  # per photo, whether it probably shows none of the classes; None: the weights do not say
 
 
 def classify(
@@ -71,13 +72,13 @@ def classify(
         paths = [photos[index] for index in indices]
         unreadable = [error for error in errors if error is not None]
         if not paths:
-            yield Batch([], [], unreadable, 0.0)
+            yield Batch([], [], unreadable, 0.0, [])
             continue
         x = torch.as_tensor(x).to(device, dtype).contiguous(memory_format=torch.channels_last)
         synchronize(device)
         started = time.perf_counter()
         with torch.inference_mode():
-            probabilities = kernels.softmax(forward(x).float())
+            probabilities = kernels.softmax(forward(x).float() / loaded.calibration.temperature)
             synchronize(device)
         seconds = time.perf_counter() - started
         for path, finite in zip(paths, probabilities.isfinite().all(1).tolist(), strict=True):
@@ -89,4 +90,5 @@ def classify(
             [Prediction(index, loaded.classes[index], value) for index, value in zip(*photo, strict=True)]
             for photo in zip(classes, values, strict=True)
         ]
-        yield Batch(paths, predictions, unreadable, seconds)
+        none = [loaded.calibration.is_none(photo[0].probability) for photo in predictions]
+        yield Batch(paths, predictions, unreadable, seconds, none)

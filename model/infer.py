@@ -104,9 +104,9 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
             read, seconds = read + len(batch.photos), seconds + batch.seconds
             layers = {"layers": times.records(len(batch.photos))} if times else {}
             table = table or (layer_table(layers["layers"], len(batch.photos)) + "\n\n" if times else "")
-            show = functools.partial(json_line, where, layers) if args.json else photo_table
+            show = functools.partial(json_line, where, layers) if args.json else functools.partial(photo_table, classes)
             with command.output():
-                tqdm.write("\n".join(map(show, batch.photos, batch.predictions)))
+                tqdm.write("\n".join(map(show, batch.photos, batch.predictions, batch.none)))
     if not read:
         return 0
     summary = summarise(where, args.dtype, read, seconds)
@@ -118,19 +118,28 @@ def infer(args: argparse.Namespace, photos: list[Path]) -> int:
     return read
 
 
-def json_line(where: dict, layers: dict, path: Path, predictions: "list[Prediction]") -> str:
+def json_line(where: dict, layers: dict, path: Path, predictions: "list[Prediction]", none: bool | None) -> str:
     """Returns a photo's likeliest classes as JSON."""
-    return json.dumps({"image": str(path), **where, "predictions": [asdict(p) for p in predictions], **layers})
+    found = {"predictions": [asdict(p) for p in predictions], "none_of_the_classes": none}
+    return json.dumps({"image": str(path), **where, **found, **layers})
 
 
-def photo_table(path: Path, predictions: "list[Prediction]") -> str:
-    """Returns a photo's likeliest classes for the terminal, with bars."""
+NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def photo_table(classes: int, path: Path, predictions: "list[Prediction]", none: bool | None = None) -> str:
+    """Returns a photo's likeliest classes, of ``classes`` in all, for the terminal, with bars.
+
+    If ``none`` is true, a line below them says that it is probably none of them.
+    """
     block = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     rows = [
         (f"{rank:4}", one_line(p.label), f"{p.probability:6.1%}", block * round(40 * p.probability))
         for rank, p in enumerate(predictions, 1)
     ]
-    return "\n".join([one_line(path), *align(rows, left=(1, 3)), ""])
+    number = NUMBERS[classes - 2] if 2 <= classes <= 12 else f"{classes:,}"
+    below = [f"      probably none of the {number} classes"] if none else []
+    return "\n".join([one_line(path), *align(rows, left=(1, 3)), *below, ""])
 
 
 def summarise(where: dict, dtype: str, read: int, seconds: float) -> str:

@@ -43,11 +43,11 @@ def verify(path: str) -> None:
     """Reads a file as the network does, and prints what it holds."""
     from model import weights
     from model.alexnet import AlexNet
-    from model.weights.named import fetch, published_as
+    from model.weights.named import published_as
 
     loaded = weights.load(path)
     AlexNet.from_weights(loaded)  # checks that every layer is there and has its shape
-    file = fetch(path) if path in weights.NAMED else Path(path)
+    file = weights.path_of(path)
     name = published_as(file)
     total = sum(tensor.numel() for pair in loaded.layers.values() for tensor in pair)
     print(f"{path}: {weights.format_of(file, path).DESCRIPTION}, {file.stat().st_size:,} bytes")
@@ -67,14 +67,10 @@ def convert(path: str, out: Path) -> None:
     from model import weights
     from model.alexnet import AlexNet
     from model.training import checkpoint
-    from model.weights.common import describe
 
     loaded = weights.load(path)
     AlexNet.from_weights(loaded)  # checks that every layer is there and has its shape
-    tensors: dict = {}
-    for layer, (weight, bias) in loaded.layers.items():
-        tensors |= {f"{layer}.weight": weight, f"{layer}.bias": bias}
-    checkpoint.write(out, tensors, meta=describe(loaded.classes, loaded.lrn, loaded.preprocess))
+    checkpoint.write_weights(out, loaded)
     print(f"{out}: {len(loaded.layers)} layers, {len(loaded.classes)} classes, {out.stat().st_size:,} bytes")
 
 

@@ -14,11 +14,13 @@ from PIL import Image
 from kernels.tools import torch_ops
 from model import evaluate, weights
 from model.alexnet import AlexNet
+from model.calibration import Calibration, expected_calibration_error
 from model.layers import Linear
 from model.photos.loading import Photos
 from model.photos.preprocess import open_image
-from model.training import accuracy
+from model.training import accuracy, checkpoint
 from model.training.distributed import Ranks
+from model.weights import deep_compression
 from tests.narrow import PROCESSES, start
 
 DATA = Path(skimage.__file__).parent / "data"
@@ -82,6 +84,8 @@ def test_numbers(here, folder, probabilities, tmp_path, crops):
     assert record["top1"] == pytest.approx(sum(target == best[0] for target, best in ranked) / 6)
     assert record["top5"] == pytest.approx(sum(target in best[:5] for target, best in ranked) / 6)
     assert record["loss"] == pytest.approx(-sum(p[target].log().item() for target, p in truth) / 6, rel=1e-4)
+    table, targets = torch.stack([p for _, p in truth]), torch.tensor([target for target, _ in truth])
+    assert record["calibration_error"] == pytest.approx(expected_calibration_error(table, targets), abs=1e-4)
     confusion = [[0] * 10 for _ in range(10)]
     for target, best in ranked:
         confusion[target][best[0]] += 1
@@ -106,7 +110,53 @@ def test_table_and_unreadable_images(here, folder, tmp_path):
     assert ", top-5 " in lines[-1] and "1 skipped that cannot be read" in lines[-1]
 
 
+def test_calibrate(here, folder, probabilities, tmp_path):
+    """Fitted on photos 0, 2, 4, measured on 1, 3, 5. In each format the weights stay the same, and are then used."""
+    targets, p = zip(*probabilities("centre"), strict=True)
+    logits, targets = torch.stack(p).double().log(), torch.tensor(targets)
+    loss = lambda rows, t: torch.nn.functional.cross_entropy(logits[rows] / t, targets[rows]).item()
+    fit, rest = slice(0, 6, 2), slice(1, 6, 2)
+    status, out, err = here(folder, "--workers", 0, "--calibrate", tmp_path / "a.net", "--json")
+    assert status == 0, err
+    found = json.loads(out)["calibration"]
+    t = found["temperature"]
+    assert loss(fit, t) <= min(loss(fit, t * 1.01), loss(fit, t / 1.01))
+    surest = (logits[fit] / t).softmax(1).amax(1)
+    assert surest.min().item() - 2e-4 < found["none_below"] < surest.min().item() + 1e-4
+    assert (found["fitted_on"], found["measured_on"]) == (3, 3)
+    for when, temperature in (("before", 1.0), ("after", t)):
+        expected = (logits[rest] / temperature).softmax(1)
+        assert found[when]["loss"] == pytest.approx(loss(rest, temperature), rel=1e-3)
+        error = expected_calibration_error(expected, targets[rest])
+        assert found[when]["calibration_error"] == pytest.approx(error, abs=1e-3)
+
+    status, out, err = here(folder, "--workers", 0, "--calibrate", tmp_path / "a.safetensors")
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[-3].startswith(f"fitted on 3 images: temperature {t:.4f}, none of the classes below ")
+    assert lines[-2].startswith("on the other 3: calibration error ") and lines[-2].endswith(" are not below")
+    assert lines[-1] == f"written to {tmp_path}/a.safetensors"
+    bundled = weights.load()
+    for name in ("a.net", "a.safetensors"):
+        loaded = weights.load(tmp_path / name)
+        assert loaded.calibration == Calibration(t, found["none_below"])
+        assert (loaded.classes, loaded.lrn, loaded.preprocess) == (bundled.classes, bundled.lrn, bundled.preprocess)
+        for layer, pair in bundled.layers.items():
+            assert all(map(torch.equal, pair, loaded.layers[layer]))
+    original, anew = weights.path_of("cifar10").read_bytes(), (tmp_path / "a.net").read_bytes()
+    plain = json.dumps(weights.common.describe(bundled.classes, bundled.lrn, bundled.preprocess)).encode()
+    assert original.endswith(plain + len(plain).to_bytes(4, "little") + deep_compression.MAGIC)
+    assert anew.startswith(original[: -len(plain) - 12])
+    status, out, err = here(folder, "--workers", 0, "--weights", tmp_path / "a.net", "--json")
+    assert json.loads(out)["loss"] == pytest.approx((loss(fit, t) + loss(rest, t)) / 2, rel=1e-3)
+    assert sorted(os.listdir(tmp_path)) == ["a.net", "a.safetensors"]
+
+
 BAD = {
+    "calibrate: format": (["good", "--calibrate", "a.npy"], "--calibrate must name a .safetensors or .net file, got"),
+    "calibrate: crops": (["good", "--calibrate", "a.net", "--ten-crop"], "--calibrate takes central crops, as"),
+    "calibrate: nowhere": (["good", "--calibrate", "no/a.net"], "no/a.net: cannot be written: No such file"),
+    "calibrate: one photo": (["one", "--calibrate", "a.net"], "--calibrate takes at least 2 images that can be read"),
     "no folder": (["nowhere"], "nowhere: no such folder"),
     "long name": (["a" * 300], f"{'a' * 300}: cannot be read: File name too long"),
     "another class": (["other"], "cifar10 has no class 'lamp': a folder must have a class's name, such as 'airplane'"),
@@ -122,6 +172,7 @@ BAD = {
 def test_bad_input(here, folder, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     os.symlink(folder, "good")
+    shutil.copytree(folder / "ship", "one/ship")
     for path in ("other/lamp", "broken/cat"):
         Path(path).mkdir(parents=True)
         Path(path, "0.png").write_bytes(b"no image")
@@ -129,6 +180,22 @@ def test_bad_input(here, folder, tmp_path, monkeypatch, arguments, message):
     assert (status, out) == (2, "")
     assert err.startswith(f"alexnet evaluate: error: {message}"), err
     assert len(err.splitlines()) == (2 if arguments == ["broken"] else 1)
+    assert not Path("a.net").exists() and not Path("a.npy").exists()
+
+
+def test_calibrate_from_another_format(here, folder, tmp_path):
+    """What is no .net file would lose by becoming one."""
+    source = tmp_path / "a.safetensors"
+    checkpoint.write_weights(source, weights.load())
+    status, out, err = here(folder, "--weights", source, "--calibrate", tmp_path / "b.net")
+    assert (status, out) == (2, "") and len(err.splitlines()) == 1
+    assert err.startswith(f"alexnet evaluate: error: {source}: not a .net file, so --calibrate writes a .safetensors")
+
+
+def test_calibrate_in_one_process(here, folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, out, err = here(folder, "--calibrate", "a.net")
+    assert (status, out) == (2, "") and "--calibrate runs in one process, not under torchrun" in err
 
 
 def test_no_memory(here, folder, monkeypatch):

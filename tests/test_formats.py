@@ -12,6 +12,7 @@ import torchvision
 
 from model import weights
 from model.alexnet import AlexNet, TorchvisionAlexNet
+from model.calibration import Calibration
 from model.photos.preprocess import BVLC, TORCHVISION
 from model.weights import WeightsError, caffemodel, deep_compression, npy, pth, safetensors
 from model.weights import onnx as onnx_format
@@ -322,6 +323,16 @@ def test_bad_safetensors(path):
         {"size": 224.0},
         {"order": ["BGR"]},
         {"classes": ["a"] * 40000},
+        {"temperature": 0.0},
+        {"temperature": -1},
+        {"temperature": float("inf")},
+        {"temperature": True},
+        {"temperature": None},
+        {"temperature": "1"},
+        {"none_below": 1.5},
+        {"none_below": -0.1},
+        {"none_below": float("nan")},
+        {"none_below": [0.5]},
     ],
     ids=str,
 )
@@ -329,6 +340,22 @@ def test_meta_of_the_wrong_kind(path, meta):
     good = describe(("a", "b", "c"), "bvlc", BVLC)
     data = files.safetensors_file(files.state_dict(files.small_layers()), {**good, **meta})
     refused(path, data, f"meta's {'size' if 'size' in meta else next(iter(meta))}|meta's order .* its size")
+
+
+def test_calibration_in_a_file(path):
+    """Its two numbers are optional: a file without them is as it was before there were any."""
+    state = files.state_dict(files.small_layers())
+    plain = describe("abc", "bvlc", BVLC)
+    assert list(plain) == ["classes", "lrn", "mean", "resize"] and plain == describe("abc", "bvlc", BVLC, Calibration())
+    assert load(path, files.safetensors_file(state, plain)).calibration == Calibration(1.0, None)
+    for calibration, entries in (
+        (Calibration(2.5, 0.375), {"temperature": 2.5, "none_below": 0.375}),
+        (Calibration(2.5), {"temperature": 2.5}),
+        (Calibration(1.0, 0.0), {"none_below": 0.0}),
+    ):
+        meta = describe("abc", "bvlc", BVLC, calibration)
+        assert meta == plain | entries
+        assert load(path, files.safetensors_file(state, meta)).calibration == calibration
 
 
 def test_a_network_of_another_size(path):

@@ -22,6 +22,7 @@ from kernels.tools import command, torch_ops
 from kernels.tools.measurements import roofs_for
 from model import weights
 from model.alexnet import AlexNet
+from model.calibration import Calibration
 from model.checkout import MEASUREMENTS
 from model.classify import Prediction, classify
 from model.device import choose_device
@@ -109,6 +110,29 @@ def test_from_python(tmp_path, expected):
         assert [prediction.probability for prediction in batch.predictions[0]] == pytest.approx(
             [truth[label] for label in best], abs=1e-5
         )
+
+
+def test_calibrated_weights(monkeypatch, capsys, expected):
+    """The temperature divides the logits, and below the threshold a line says that it is probably something else."""
+    loaded, photo = weights.load(), DATA / "chelsea.png"
+    net = AlexNet.from_weights(loaded).use(torch_ops)
+    logits = torch.tensor(list(expected(photo).values()), dtype=torch.float64).log()
+    surest = (logits / 3.0).softmax(0).max().item()
+    assert surest < logits.softmax(0).max().item() - 0.05, "the temperature changes nothing here"
+    for none_below, none in ((None, None), (surest - 1e-3, False), (surest + 1e-3, True)):
+        calibrated = replace(loaded, calibration=Calibration(3.0, none_below))
+        (batch,) = classify([photo], net, calibrated, top=1)
+        assert batch.predictions[0][0].probability == pytest.approx(surest, abs=1e-5) and batch.none == [none]
+        monkeypatch.setattr(weights, "load", lambda _, calibrated=calibrated: calibrated)
+        assert main([str(photo), "--top", "1"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split()[2] == f"{surest:.1%}"
+        assert lines[2] == ("      probably none of the ten classes" if none else "")
+    assert main([str(photo), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["none_of_the_classes"] is True
+    for classes, number in ((2, "two"), (12, "twelve"), (13, "13"), (1000, "1,000")):
+        table = photo_table(classes, photo, batch.predictions[0], True)
+        assert table.splitlines()[2] == f"      probably none of the {number} classes"
 
 
 @pytest.mark.full
@@ -240,7 +264,7 @@ def test_compiled_kernels_without_a_gpu(monkeypatch):
 def test_labels_do_not_command_the_terminal():
     """Labels come from the file of weights, whose author may not be trusted."""
     predictions = [Prediction(0, "a\x1b[2J\ncat", 0.5), Prediction(1, "dog", 0.25)]
-    lines = photo_table(Path("a.png"), predictions).splitlines()
+    lines = photo_table(10, Path("a.png"), predictions).splitlines()
     assert lines[1].split()[:3] == ["1", r"a\x1b[2J\ncat", "50.0%"]
     assert lines[2].index("25.0%") == lines[1].index("50.0%")
 

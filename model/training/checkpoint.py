@@ -14,13 +14,22 @@ from safetensors.torch import save
 
 from kernels.errors import AlexNetError
 from kernels.tools.files import write_bytes
-from model.weights.common import reason
+from model.weights import Weights
+from model.weights.common import describe, reason
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     """Replaces ``path``, or raises AlexNetError; ``meta`` is JSON in the header."""
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(packed, {"meta": json.dumps(meta)}))
+
+
+def write_weights(path: Path, loaded: Weights) -> None:
+    """Writes weights that are no run's, like :func:`write`."""
+    tensors: dict[str, torch.Tensor] = {}
+    for layer, (weight, bias) in loaded.layers.items():
+        tensors |= {f"{layer}.weight": weight, f"{layer}.bias": bias}
+    write(path, tensors, describe(loaded.classes, loaded.lrn, loaded.preprocess, loaded.calibration))
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

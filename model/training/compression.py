@@ -83,7 +83,8 @@ def compress(
 
     Args:
         checkpoint: the weights' name or file.
-        out: the file to write. Until then, the retraining is in ``out`` with ``.training`` behind its name.
+        out: the file to write. Until then, the retraining is in ``out`` with ``.training`` behind its name. It has no
+            temperature, since other weights need another one.
         density: the share of weights that stays in a layer, if it is not to be the paper's.
         training: usually ``TrainingConfig("photos/", **RETRAINING)``. Without it, neither retrain nor measure.
         measure_only: do not retrain.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kernels.errors import AlexNetError
+from model.calibration import UNCALIBRATED, Calibration
 from model.photos.preprocess import BVLC, RESIZE, SIZE, TORCHVISION, Preprocess
 
 LAYER_NAMES = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
@@ -59,6 +60,7 @@ class Weights:
             names it; None for torchvision's network, which has none.
         preprocess: how a photo becomes the network's input.
         name: the registered name or the file's path, for messages. :func:`model.weights.load` sets it.
+        calibration: how logits become probabilities.
     """
 
     layers: dict[str, LayerTensors]
@@ -66,6 +68,7 @@ class Weights:
     lrn: str | None
     preprocess: Preprocess
     name: str = ""
+    calibration: Calibration = UNCALIBRATED
 
 
 class Probe(NamedTuple):
@@ -171,30 +174,34 @@ def published(layers: dict[str, LayerTensors]) -> Weights:
     return Weights(layers, classes, "bvlc", BVLC)
 
 
-def describe(classes: Sequence[str], lrn: str | None, preprocess: Preprocess) -> dict:
+def describe(
+    classes: Sequence[str], lrn: str | None, preprocess: Preprocess, calibration: Calibration = UNCALIBRATED
+) -> dict:
     """How our own files describe their weights, for JSON: classes, lrn, mean, resize, and what else is unusual."""
-    usual = Preprocess(preprocess.mean, preprocess.resize)
-    given = {name: value for name, value in asdict(preprocess).items() if value != getattr(usual, name)}
+    usual = asdict(Preprocess(preprocess.mean, preprocess.resize)) | asdict(UNCALIBRATED)
+    values = asdict(preprocess) | asdict(calibration)
+    given = {name: value for name, value in values.items() if value != usual[name]}
     return {"classes": list(classes), "lrn": lrn, "mean": preprocess.mean, "resize": preprocess.resize, **given}
 
 
 def described(layers: dict[str, LayerTensors], text: str) -> Weights:
     """Weights from a file of ours, with the JSON of :func:`describe`."""
-    classes, lrn, preprocess = parse_meta(text)
+    classes, lrn, preprocess, calibration = parse_meta(text)
     outputs = len(layers["fc8"][1]) if "fc8" in layers else len(classes)
     if outputs != len(classes):
         raise WeightsError(f"fc8 must have an output for each of its {len(classes)} classes, got {outputs}")
-    return Weights(layers, classes if "fc8" in layers else (), lrn, preprocess)
+    return Weights(layers, classes if "fc8" in layers else (), lrn, preprocess, calibration=calibration)
 
 
-def parse_meta(text: str | bytes) -> tuple[tuple[str, ...], str | None, Preprocess]:
-    """Classes, LRN variant and preprocessing from the JSON of :func:`describe`."""
+def parse_meta(text: str | bytes) -> tuple[tuple[str, ...], str | None, Preprocess, Calibration]:
+    """Classes, LRN variant, preprocessing and calibration from the JSON of :func:`describe`."""
     try:
         meta = json.loads(text)
         classes, mean, lrn, resize = (meta[key] for key in ("classes", "mean", "lrn", "resize"))
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise WeightsError(f"meta must be JSON with classes, mean, lrn and resize: {error}") from error
     std, order, size = meta.get("std", [1.0] * 3), meta.get("order", "BGR"), meta.get("size", SIZE)
+    temperature, none_below = meta.get("temperature", 1.0), meta.get("none_below")
 
     def check(right: object, entry: str, accepted: str, got: object) -> None:
         if not right:
@@ -211,8 +218,13 @@ def parse_meta(text: str | bytes) -> tuple[tuple[str, ...], str | None, Preproce
         three = isinstance(values, list) and len(values) == 3
         numbers = three and all(type(n) in (int, float) and least < n < 1e6 for n in values)
         check(numbers, entry, "three numbers, one per colour", values)
+    positive = type(temperature) in (int, float) and 0.0 < temperature < 1e6
+    check(positive, "temperature", "a positive number", temperature)
+    share = none_below is None or (type(none_below) in (int, float) and 0.0 <= none_below <= 1.0)
+    check(share, "none_below", "a number from 0 to 1", none_below)
     preprocess = Preprocess(tuple(map(float, mean)), resize, tuple(map(float, std)), order, size)
-    return tuple(classes), None if lrn is None else str(lrn), preprocess
+    calibration = Calibration(float(temperature), None if none_below is None else float(none_below))
+    return tuple(classes), None if lrn is None else str(lrn), preprocess, calibration
 
 
 @torch.no_grad()

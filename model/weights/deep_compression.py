@@ -62,9 +62,9 @@ def read(path: str | os.PathLike) -> Weights:
     length = struct.unpack("<I", data[end : end + 4])[0] if end >= 0 else 0
     if not 0 < length <= end:
         raise WeightsError(f"truncated or damaged: its ending of {length} bytes does not fit into the file")
-    classes, lrn, preprocess = parse_meta(data[end - length : end])
+    classes, lrn, preprocess, calibration = parse_meta(data[end - length : end])
     layers = decode(data[: end - length], shapes(len(classes)))
-    return Weights(find_layers(layers, layers.__getitem__), classes, lrn, preprocess)
+    return Weights(find_layers(layers, layers.__getitem__), classes, lrn, preprocess, calibration=calibration)
 
 
 def shapes(classes: int) -> dict[str, tuple[int, ...]]:
@@ -134,9 +134,21 @@ def encode(weight: np.ndarray, bias: np.ndarray, codebook: np.ndarray) -> tuple[
 
 def join(parts: Sequence[tuple[int, bytes]], meta: dict) -> bytes:
     """The file: what :func:`encode` returned for each layer, and our ending with what ``describe`` returned."""
-    text = json.dumps(meta).encode()
     header = struct.pack(f"<{len(parts)}I", *(entries for entries, _ in parts))
-    return header + b"".join(data for _, data in parts) + text + struct.pack("<I", len(text)) + MAGIC
+    return header + b"".join(data for _, data in parts) + _ending(meta)
+
+
+def described_anew(data: bytes, meta: dict) -> bytes:
+    """A file that :func:`read` accepts, with another ending, or with one if it is the original's."""
+    if data.endswith(MAGIC):
+        end = len(data) - len(MAGIC) - 4
+        data = data[: end - struct.unpack("<I", data[end : end + 4])[0]]
+    return data + _ending(meta)
+
+
+def _ending(meta: dict) -> bytes:
+    text = json.dumps(meta).encode()
+    return text + struct.pack("<I", len(text)) + MAGIC
 
 
 def _pack(values: np.ndarray) -> np.ndarray:

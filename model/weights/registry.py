@@ -29,7 +29,7 @@ def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
         WeightsError: there is no such name or file, a download failed, the format is unknown, or the file is damaged.
     """
     name = os.fspath(name_or_path)
-    path = fetch(name) if name in NAMED else Path(name)
+    path = path_of(name)
     format = format_of(path, name)
     try:
         size = os.stat(path).st_size
@@ -42,6 +42,11 @@ def load(name_or_path: str | os.PathLike = DEFAULT) -> Weights:
         raise WeightsError(f"{name}: {error}") from error
     except Exception as error:  # libraries raise whatever damaged bytes lead to
         raise WeightsError(f"{name}: truncated or damaged: {reason(error)}") from error
+
+
+def path_of(name: str) -> Path:
+    """The file of a name in :data:`NAMED`, which is downloaded if it is not there, or of a path."""
+    return fetch(name) if name in NAMED else Path(name)
 
 
 def format_of(path: str | os.PathLike, name: str) -> ModuleType:
