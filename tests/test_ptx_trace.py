@@ -12,8 +12,10 @@ import kernels
 from kernels import ptx, runtime, tiles
 from kernels.ptx.program import parse
 from kernels.tools import trace_cli
+from kernels.tools.bench.device import precision
 from kernels.tools.ptx_trace import trace_ptx
 from kernels.tools.trace import TraceError
+from kernels.tools.workloads import torch_dtype
 from tests.reference import randn
 
 TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 1, "num_warps": 4, "num_stages": 3}
@@ -172,6 +174,21 @@ def test_mma():
         assert b.held(5) == [(2, 1), (3, 1), (10, 1), (11, 1)]
         assert d.held(5) == [(1, 2), (1, 3), (9, 2), (9, 3)]
         assert "D: this thread holds row 1, 9, column 2, 3" in found.facts(number, 0, 5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "tf32"])
+def test_other_types_of_operands(dtype):
+    """ldmatrix and mma hold the same elements of x, two or one per register."""
+    x, w = (randn(16, 32, dtype=torch_dtype(dtype)) for _ in range(2))
+    with precision(dtype), tiles.use("linear", {**TILE, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 1}):
+        found = trace_ptx(lambda: kernels.linear(x, w), "_linear_kernel", arch="sm_80")
+    terms = 8 if dtype == "tf32" else 16
+    matrices = [part.values for part in found.fragments(found.find("ldmatrix")[0])]
+    a = found.fragments(found.find("mma")[0])[0].values
+    assert a.shape == (16, terms) and found.element_type == dtype
+    assert np.allclose(a, x[:, :terms].float().numpy(), atol=2e-3)
+    top, bottom = (x[rows, : terms // 2].float().numpy() for rows in (slice(8), slice(8, 16)))
+    assert (matrices[0] == top).all() and (matrices[1] == bottom).all()
 
 
 def linear(arch: str, terms: int = 128):

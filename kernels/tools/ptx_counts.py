@@ -6,10 +6,10 @@ The PTX machine (:mod:`kernels.ptx`) runs the launch. What it counts is what a G
   the better it is coalesced.
 - Shared memory has 32 banks of 4 bytes. In one wavefront each bank gives one word, to any number of threads. If threads
   of a warp want different words of a bank, the request takes more wavefronts: a bank conflict. Requests of 8 bytes
-  per thread are served in two halves of a warp, those of 16 bytes, ldmatrix's too, in four quarters (CUDA C Programming
-  Guide, compute capability 2.x; newer guides do not repeat it).
+  per thread are served in two halves of a warp, those of 16 bytes, ldmatrix's too, in four quarters, as the CUDA C
+  Programming Guide said for compute capability 2.x. No GPU's counters have been compared with these.
 
-Instructions are PTX's. ptxas makes others of them, but not other accesses to memory.
+Instructions are PTX's. ptxas makes others of them, and adds accesses to memory if it spills registers.
 """
 
 import linecache
