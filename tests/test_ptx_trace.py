@@ -272,7 +272,7 @@ class TestErrors:
 
 class TestCommand:
     def test_listing(self, capsys):
-        assert trace_cli.main(["softmax", "--ptx", "--architecture", "sm_80", "--warp", "2", "--thread", "7"]) == 0
+        assert trace_cli.main(["softmax", "--ptx", "--arch", "sm_80", "--warp", "2", "--thread", "7"]) == 0
         lines = capsys.readouterr().out.splitlines()
         head = "_softmax_kernel for sm_80, program (0, 0, 0) of (1, 1, 1), warp 2 of 4, thread 7 of 32"
         assert lines[0] == head
@@ -298,8 +298,8 @@ class TestCommand:
             (["--ptx", "--warp", "4"], "has 4 warps of 32 threads, got warp 4, thread 0"),
             (["--ptx", "--program", "5"], "program (5, 0, 0) is outside the grid (1, 1, 1)"),
             (["--ptx", "--kernel", "_no_kernel"], "'_no_kernel' was not launched; launched: _softmax_kernel"),
-            (["--ptx", "--architecture", "sm_100"], "the PTX machine knows sm_75, sm_80, sm_86, sm_89, sm_90"),
-            (["--ptx", "--architecture", "sm_20"], "invalid choice: 'sm_20'"),
+            (["--ptx", "--arch", "sm_100"], "the PTX machine knows sm_75, sm_80, sm_86, sm_89, sm_90"),
+            (["--arch", "sm_20"], "--arch: must be one of sm_80, sm_90, sm_100, gfx942, got sm_20"),
         ],
         ids=["counts", "warp", "tf32", "no such warp", "program", "kernel", "no PTX machine", "architecture"],
     )

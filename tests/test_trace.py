@@ -241,7 +241,7 @@ class TestCommand:
         assert lines[-1] == "       stores elements 0 ... 999 of y_ptr, 1,000 of 1,024 lanes"
 
     def test_layer_and_program(self, capsys):
-        assert trace_cli.main(["max_pool2d", "--layer", "pool5", "--program", "1", "--architecture", "sm_80"]) == 0
+        assert trace_cli.main(["max_pool2d", "--layer", "pool5", "--program", "1", "--arch", "sm_80"]) == 0
         assert "program (1, 0, 0) of (" in capsys.readouterr().out
 
     @pytest.mark.parametrize(

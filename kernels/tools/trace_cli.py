@@ -23,7 +23,8 @@ def run(argv: list[str] | None) -> int:
     add("--layer", choices=WORKLOADS, metavar="LAYER", help="one of the operator's (its first)")
     add("--kernel", metavar="NAME", help="one of the layer's (the operator's own)")
     add("--program", type=int, nargs="+", default=[0], metavar="ID", help="program ids, up to three (0)")
-    add("--architecture", choices=tiles.ARCHITECTURES, default="sm_90", help="whose config, or PTX (%(default)s)")
+    add("--arch", default="sm_90", metavar="ARCH", help=f"whose config: {', '.join(tiles.ARCHITECTURES)}; with --ptx "
+        "also sm_75, sm_86, sm_89 (%(default)s)")  # fmt: skip
     add("--dtype", choices=DTYPES, default="fp32", help="tf32: fp32 multiplied as TF32, with --ptx (%(default)s)")
     add("--ptx", action="store_true", help="steps through compiled code")
     add("--warp", type=int, default=0, metavar="N", help="with --ptx: whose registers (%(default)s)")
@@ -37,6 +38,8 @@ def run(argv: list[str] | None) -> int:
     for name in ("warp", "thread", "counts"):
         if getattr(args, name) and not args.ptx:
             raise AlexNetError(f"--{name}: needs --ptx")
+    if not args.ptx and args.arch not in tiles.ARCHITECTURES:
+        raise AlexNetError(f"--arch: must be one of {', '.join(tiles.ARCHITECTURES)}, got {args.arch}")
     if args.dtype == "tf32" and not args.ptx:
         raise AlexNetError("--dtype tf32: only GPUs have it, so it needs --ptx")
     with interrupts_exit():
@@ -58,15 +61,15 @@ def _text(args: argparse.Namespace, call: Callable[[], object]) -> str:
     from kernels.tools.trace import trace
 
     if args.counts:
-        return count(call, args.architecture).table()
-    where = runtime.backend("ptx", args.architecture) if args.ptx else tiles.target(args.architecture)
+        return count(call, args.arch).table()
+    where = runtime.backend("ptx", args.arch) if args.ptx else tiles.target(args.arch)
     with where, runtime.record_launches() as launches:
         call()
     names = [launch.kernel.__name__ for launch in launches]
     kernel = args.kernel or next(name for name in names if name.startswith(f"_{args.operator}"))
     if args.ptx:
-        return trace_ptx(call, kernel, args.program, args.architecture).listing(args.warp, args.thread)
-    with tiles.target(args.architecture):
+        return trace_ptx(call, kernel, args.program, args.arch).listing(args.warp, args.thread)
+    with tiles.target(args.arch):
         return trace(call, kernel, args.program).listing()
 
 
