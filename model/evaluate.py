@@ -88,11 +88,11 @@ def run(argv: list[str] | None) -> int:
     for problem in found.unreadable:
         command.complain("alexnet evaluate", problem)
     if not found.photos:
-        raise AlexNetError(f"{folder.path}: no image can be read")
+        raise AlexNetError(f"{folder.name}: no image can be read")
     if not math.isfinite(found.loss):
-        raise AlexNetError(f"{folder.path}: {loaded.name} overflows in {args.dtype}: its probabilities are not numbers")
+        raise AlexNetError(f"{folder.name}: {loaded.name} overflows in {args.dtype}: its probabilities are not numbers")
     calibrated = calibrate(loaded, kept, args.calibrate) if args.calibrate else None
-    title = one_line(f"{loaded.name}, {found.photos} images of {folder.path}: top-1 {found.top1:.2%}")
+    title = one_line(f"{loaded.name}, {found.photos} images of {folder.name}: top-1 {found.top1:.2%}")
     with command.output():
         if args.json:
             more = {"calibration": calibrated} if calibrated else {}
@@ -205,7 +205,7 @@ def record(
     photos = {"images": found.photos, "skipped": len(found.unreadable)}
     measured = {name: getattr(found, name) for name in ("loss", "calibration_error", "top1", "top5")}
     classes = {loaded.classes[row]: shares[row] for row in targets}
-    where = {"weights": loaded.name, "data": str(folder.path), "device": device}
+    where = {"weights": loaded.name, "data": folder.name, "device": device}
     return {**where, **asked, **photos, **measured, "classes": classes, "confusion": found.confusion.tolist()}
 
 

@@ -1,4 +1,4 @@
-"""``alexnet train DATA_DIR``: :class:`model.training.trainer.Trainer` with its config from the command line.
+"""``alexnet train DATA_DIR ...``: :class:`model.training.trainer.Trainer` with its config from the command line.
 
 ``torchrun --nproc-per-node N -m model.train ...`` shares each batch among N processes, on one machine or many. Ctrl-C
 and SIGTERM finish the step in hand, write a checkpoint, and exit with status 130.
@@ -35,6 +35,8 @@ def add_options(add: Callable, leave_out: Collection[str] = (), defaults: Mappin
             more = {"choices": get_args(choice.type)}
         elif choice.type == Sequence[str]:
             more = {"nargs": "+", "metavar": "LAYER"}
+        elif choice.type == Sequence[float] | None:
+            more = {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
         elif choice.type in NUMBERS:
             more = {"type": NUMBERS[choice.type], "metavar": "N"}
         default = (defaults or {}).get(choice.name, choice.default)
@@ -46,8 +48,8 @@ def parse(argv: list[str] | None) -> TrainingConfig:
     """The config that the command line asks for."""
     description = "Trains AlexNet on a folder of photos."
     parser = Parser(prog="alexnet train", description=description, argument_default=argparse.SUPPRESS)
-    folders = "a folder with a sub-folder of photos per class, or with two such folders, train/ and val/"
-    parser.add_argument("data", metavar="DATA_DIR", help=folders)
+    folders = "folders with a sub-folder of photos per class, or with two such folders, train/ and val/"
+    parser.add_argument("data", metavar="DATA_DIR", nargs="+", help=folders)
     add_options(parser.add_argument)
     return TrainingConfig(**vars(parser.parse_args(argv)))
 

@@ -1,13 +1,15 @@
 """Folders of photos as batches: which photos, in which order, with which crops and colours, in any processes."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from model.photos import loading
-from model.photos.augmentation import Crops, colour_statistics, to_input, vary
-from model.photos.folders import find_photos, read_folder
+from model.photos.augmentation import Crops, colour_statistics, to_input, vary, zoomed
+from model.photos.folders import find_photos, join, read_folder, read_splits
 from model.photos.loading import Order, Photos, loader
 from model.photos.preprocess import FOLDER, Preprocess, central_square, open_image
 from tests.narrow import COLOURS, make_folder
@@ -22,13 +24,32 @@ def test_folder(folder, tmp_path):
     assert folder.classes == tuple(COLOURS)
     assert [target for _, target in folder.images] == [0] * 4 + [1] * 4 + [2] * 4
     assert folder.images == sorted(folder.images)
-    (folder.path / ".hidden").mkdir()  # such as .ipynb_checkpoints
-    (folder.path / "red" / "notes.txt").write_text("no image")
-    assert read_folder(folder.path) == folder
+    path = folder.parts[0][0]
+    (path / ".hidden").mkdir()  # such as .ipynb_checkpoints
+    (path / "red" / "notes.txt").write_text("no image")
+    assert read_folder(path) == folder
     other = read_folder(make_folder(tmp_path / "other", 4))
     assert other.digest() == folder.digest()
     (tmp_path / "other/red/3.png").rename(tmp_path / "other/green/4.png")
     assert read_folder(tmp_path / "other").digest() != folder.digest()
+
+
+def test_several_folders(folder, tmp_path):
+    """Their photos count together, and their order, names and places below their folders make the digest."""
+    two = make_folder(tmp_path / "two" / "train", 1)
+    make_folder(tmp_path / "two" / "val", 2)
+    both, validation = read_splits([folder.parts[0][0], tmp_path / "two"])
+    assert both.images == folder.images + [(str(two / name / "0.png"), index) for index, name in enumerate(COLOURS)]
+    assert both.name == f"{folder.name}, {two}" and both.classes == folder.classes
+    assert validation == read_folder(tmp_path / "two" / "val")
+    below = [f"{name}/{index}.png\n" for name in COLOURS for index in range(4)]
+    names = lambda *parts: hashlib.sha256("/\n".join(parts).encode()).hexdigest()[:16]
+    more = "".join(f"{name}/0.png\n" for name in COLOURS)
+    assert folder.digest() == names("".join(below)) and both.digest() == names("".join(below), more)
+    two.rename(tmp_path / "elsewhere")
+    assert join([folder, read_folder(tmp_path / "elsewhere")]).digest() == both.digest()
+    assert join([read_folder(tmp_path / "elsewhere"), folder]).digest() != both.digest()
+    assert join([folder]) == folder and read_splits([folder.parts[0][0]]) == (folder, None)
 
 
 def test_all_commands_see_the_same_photos(tmp_path):
@@ -63,6 +84,93 @@ def test_order_is_the_same_for_any_ranks_and_start():
     assert list(Order(10, 4, 8, 0, 6)) != whole
     shares = [list(Order(10, 4, 7, 0, 6, rank, 2)) for rank in range(2)]
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
+
+
+def test_each_class_equally_often():
+    """Of 20 photos of four classes, 5 of each class in an epoch: repeated if they are fewer, a part if more."""
+    classes = [3] * 12 + [0] * 5 + [1] * 2 + [2]
+    members = [[i for i, c in enumerate(classes) if c == label] for label in range(4)]
+    order = lambda *where, seed=7: list(Order(20, 4, seed, *where, classes=classes))
+    whole = order(0, 10)
+    for batch in whole:  # four classes, so a batch is a round
+        assert sorted(classes[image] for _, image, _ in batch) == [0, 1, 2, 3]
+    epochs = [[place for batch in whole[start : start + 5] for place in batch] for start in (0, 5)]
+    for number, places in enumerate(epochs):
+        assert len(set(places)) == 20 and {epoch for epoch, _, _ in places} == {number}
+        for label, few in enumerate(members):
+            of_class = [(image, again) for _, image, again in places if classes[image] == label]
+            assert [again for _, again in of_class] == [n // len(few) for n in range(5)]
+            counts = [sum(image == i for image, _ in of_class) for i in few]
+            assert sum(counts) == 5 and max(counts) - min(counts) <= 1
+    images = [[image for _, image, _ in places] for places in epochs]
+    assert images[0] != images[1] and set(images[0]) & set(members[3]) != set(images[1]) & set(members[3])
+    assert order(3, 10) == whole[3:] and order(0, 10, seed=8) != whole
+    shares = [order(0, 10, rank, 2) for rank in range(2)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole
+    odd = [image for batch in Order(10, 5, 0, 0, 2, classes=[0, 1, 2, *[2] * 7]) for _, image, _ in batch]
+    assert sorted([odd.count(0), odd.count(1), 10 - odd.count(0) - odd.count(1)]) == [3, 3, 4]
+
+
+def test_a_repeated_photo_has_another_crop(folder):
+    crops = Crops(folder.images, 0, np.eye(3) * 50.0)
+    first, again, same = (crops[place] for place in ((0, 5, 0), (0, 5, 1), (0, 5, 1)))
+    assert not np.array_equal(first[1], again[1]) and np.array_equal(again[1], same[1])
+    assert np.array_equal(again[0], same[0]) and first[2] == again[2] == 1
+
+
+def steps(width, height):
+    """A photo whose red is the column and whose green is the row."""
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([columns, rows, 0 * rows], 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(250, 200), (200, 250)])
+@pytest.mark.parametrize("part", [0.3, 0.8, 1.0, 1.2, 2.0, 7.0])
+def test_zoom(part, width, height):
+    """Each pixel shows the place of a photo without end that it must: beyond an edge the photo goes back."""
+    photo, firsts = steps(width, height), []
+    for draw in range(8):
+        frame = np.asarray(zoomed(photo, np.random.default_rng(draw), part, part)).astype(float)
+        assert frame.shape == (256, 256, 3)
+        for lines, length in ((frame[..., 0], width), (frame[..., 1].T, height)):
+            assert np.ptp(lines, axis=0).max() <= 1.0
+            # The photo's place at the frame's edge, in fine steps; a smaller photo has whole pixels of the frame.
+            scale, starts = 200 * part / 256, np.arange(0.0, length - 200 * part + 0.01, 0.05)
+            if 200 * part > length:
+                whole = round(length / scale)
+                scale, starts = length / whole, -length / whole * np.arange(257 - whole)
+            places = starts[:, None] + scale * (np.arange(256) + 0.5)
+            mirrored = length - np.abs(length - places % (2 * length))
+            off = np.abs(mirrored - 0.5 - lines[0]).max(1)
+            assert off.min() < 0.6 + 0.75 * scale, "the filter and the edges blur by less"
+            firsts.append(starts[off.argmin()])
+    assert len(set(firsts)) > 3
+
+
+def test_zoom_is_even_on_a_logarithmic_scale(folder):
+    sides = []
+    for draw in range(200):
+        red = np.asarray(zoomed(steps(250, 250), np.random.default_rng(draw), 0.25, 1.0))[0, :, 0].astype(float)
+        sides.append((red[255] - red[0]) / 250)
+    assert 0.23 < min(sides) < 0.28 and 0.9 < max(sides) <= 1.0
+    assert 0.4 < np.mean(np.array(sides) < 0.5) < 0.6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3)])
+@pytest.mark.parametrize("part", [0.01, 1.0, 16.0])
+def test_zoom_of_any_photo(size, part):
+    square = zoomed(Image.new("RGB", size, "teal"), np.random.default_rng(0), part, part)
+    assert square.size == (256, 256) and square.getcolors() == [(65536, (0, 128, 128))]
+
+
+@pytest.mark.parametrize("augment", ["paper", "scale"])
+def test_zoomed_crops(folder, augment):
+    """Without zoom nothing changes; with it, the same mirror image and colours of another square."""
+    places = [(epoch, image) for epoch in range(2) for image in range(3)]
+    of = lambda zoom: [Crops(folder.images, 3, np.eye(3) * 50.0, augment, zoom)[place] for place in places]
+    for plain, near, again in zip(of(None), of((0.2, 0.5)), of([0.2, 0.5]), strict=True):
+        assert np.array_equal(near[0], again[0]) and not np.array_equal(near[0], plain[0])
+        assert np.array_equal(near[1], plain[1]) and near[0].shape == plain[0].shape
 
 
 @pytest.mark.parametrize("augment", ["paper", "scale"])

@@ -80,10 +80,16 @@ def test_config_is_frozen_and_checked():
         ({"augment": "no"}, "augment must be one of paper, scale, none, got 'no'"),
         ({"keep_prob": float("nan")}, "keep_prob must be from 0 to 1, got nan"),
         ({"lr": float("inf")}, "lr must be positive, got inf"),
+        ({"zoom": (0.5,)}, r"zoom must be two parts in ascending order, over 0 to 16, got \[0.5\]"),
+        ({"zoom": (float("nan"), 1.0)}, "zoom must be two parts"),
         ({"skip_layer": ["fc8"]}, "skip_layer leaves out layers of weights, but no weights are given"),
     ):
         with pytest.raises(AlexNetError, match=message):
             TrainingConfig("photos", **wrong)
+    with pytest.raises(AlexNetError, match="data must name a folder, got none"):
+        TrainingConfig([])
+    assert TrainingConfig("a").folders == TrainingConfig([Path("a")]).folders == [Path("a")]
+    assert TrainingConfig("a").fixed()["zoom"] is None and TrainingConfig("a").fixed()["even_classes"] is False
 
 
 def rows(out):
@@ -128,6 +134,34 @@ def test_killed_at_any_moment(folder, tmp_path):
     ]
     status, printed = Process([*arguments, "--out", out, "--resume"], tmp_path / "a.txt").join()
     assert status == 0 and "12 of 12" in printed
+
+
+def test_folders_classes_and_zoom(here, folder, tmp_path, monkeypatch):
+    """Two folders, of which one has no val/; a run that stops goes on with them, its classes and its windows."""
+    more = make_folder(tmp_path / "more", 2)
+    arguments = [folder, more, *SMALL, "--epochs", 2, "--even-classes", "--zoom", 0.4, 1.5]
+    status, out, err = here(*arguments, "--out", tmp_path / "whole")
+    assert status == 0 and out.startswith("21 images of 3 classes, 6 to validate with; 5 steps an epoch"), err
+    config = checkpoint.read(tmp_path / "whole/last.safetensors")[1]["training"]["config"]
+    assert config["even_classes"] is True and config["zoom"] == [0.4, 1.5]
+    with monkeypatch.context() as patch:
+        signal_after(patch, 7)
+        assert here(*arguments, "--out", tmp_path / "cut")[0] == 130
+    for wrong, message in (
+        (["--zoom", 0.4, 1.0], "cannot resume: zoom was [0.4, 1.5] in "),
+        ([], "cannot resume: even_classes was True in "),
+    ):
+        without = [folder, more, *SMALL, "--epochs", 2, *(["--even-classes"] if wrong else ["--zoom", 0.4, 1.5])]
+        status, _, err = here(*without, *wrong, "--out", tmp_path / "cut", "--resume")
+        assert status == 2 and message in err and len(err.splitlines()) == 1
+    status, _, err = here(folder, *arguments[2:], "--out", tmp_path / "cut", "--resume")
+    assert status == 2 and "are not those that" in err
+    assert here(*arguments, "--out", tmp_path / "cut", "--resume")[0] == 0
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    for changed in (["--zoom", 0.4, 1.5], ["--even-classes"]):
+        assert here(folder, more, *SMALL, "--epochs", 2, *changed, "--out", tmp_path / changed[0])[0] == 0
+        assert rows(tmp_path / changed[0]) != rows(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("options", [["--dtype", "fp16"], ["--optimizer", "adamw", "--dtype", "bf16"]], ids=str)
@@ -377,6 +411,12 @@ BAD = {
     "no classes": (["none"], "none: must hold a sub-folder of images for each class"),
     "empty class": (["empty"], "empty: no images of the class 'b' (names must end as in .jpg"),
     "other classes in val": (["other"], "other: train and val must have the same classes; only one of them has 'c'"),
+    "classes of two folders": (["good", "other/val"], "good/train and other/val must have the same classes; only one"),
+    "no second folder": (["good", "nowhere"], "nowhere: no such folder"),
+    "zoom": (["good", "--zoom", "2", "1"], "zoom must be two parts in ascending order, over 0 to 16, got [2.0, 1.0]"),
+    "zoom 0": (["good", "--zoom", "0", "1"], "zoom must be two parts in ascending order, over 0 to 16, got [0.0, 1.0]"),
+    "one zoom": (["good", "--zoom", "1"], "argument --zoom: expected 2 arguments"),
+    "zoom of centres": (["good", "--zoom", "1", "1", "--augment", "none"], "zoom is random, which augment none is not"),
     "batch": (["good", "--batch", "16"], "batch 16 is more than the 15 images of good/train"),
     "batch 0": (["good", "--batch", "0"], "batch must be at least 1, got 0"),
     "lr": (["good", "--lr", "-1"], "lr must be positive, got -1.0"),

@@ -5,6 +5,7 @@ of the time mirrored, its colours shifted along their principal components (sect
 processes that decode to the process that trains, which makes numbers of them.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from model.randomness import generator
 
 
 class Crops(Dataset):
-    """Training photos: (epoch, image) -> (crop, shift, class, errors).
+    """Training photos: what :class:`model.photos.loading.Order` yields -> (crop, shift, class, errors).
 
     The crop is (227, 227, 3) bytes, RGB. The shift of its colours is in the order B, G, R. A photo that cannot be read
     is replaced by the next one in order; if there is none, the crop is None.
@@ -29,23 +30,32 @@ class Crops(Dataset):
         seed: of the run.
         colour: (3, 3), from :func:`colour_statistics`.
         augment: ``"paper"``; ``"scale"``, which is the paper's after :func:`vary`; or ``"none"``, the central crop.
+        zoom: if given, each photo is first :func:`zoomed` between these two parts.
     """
 
-    def __init__(self, images: Sequence[tuple[str, int]], seed: int, colour: np.ndarray, augment: str = "paper"):
-        self.images, self.seed, self.colour, self.augment = images, seed, colour, augment
+    def __init__(
+        self,
+        images: Sequence[tuple[str, int]],
+        seed: int,
+        colour: np.ndarray,
+        augment: str = "paper",
+        zoom: Sequence[float] | None = None,
+    ):
+        self.images, self.seed, self.colour, self.augment, self.zoom = images, seed, colour, augment, zoom
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray | None, np.ndarray, int, list[str]]:
-        epoch, image = place
-        photo, target, errors = self._readable(image)
+    def __getitem__(self, place: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray, int, list[str]]:
+        photo, target, errors = self._readable(place[1])
         top = left = (LARGE - SIZE) // 2
         mirror, shift = False, np.zeros(3)
         if photo is None:
             return None, shift.astype(np.float32), target, errors
-        random = generator("augmentation", self.seed, epoch, image)
+        random = generator("augmentation", self.seed, *place)
         if self.augment != "none":
             top, left = random.integers(0, LARGE - SIZE + 1, 2)
             mirror = random.random() < 0.5
             shift = self.colour @ random.normal(0.0, 0.1, 3)
+        if self.zoom:
+            photo = zoomed(photo, random, *self.zoom)
         large = vary(photo, random) if self.augment == "scale" else central_square(photo)
         crop = large.crop((left, top, left + SIZE, top + SIZE))
         if mirror:
@@ -60,6 +70,30 @@ class Crops(Dataset):
             except ImageError as error:
                 errors.append(str(error))
         return None, 0, [f"not one of {len(self.images)} images can be read; {errors[0]}"]
+
+
+def zoomed(photo: Image.Image, random: np.random.Generator, low: float, high: float) -> Image.Image:
+    """Returns a square window at a random place of the photo, antialiased, as 256 x 256.
+
+    Its side is a random part of the photo's shorter side, from ``low`` to ``high``, evenly on a logarithmic scale. If
+    the window reaches beyond the photo, the photo's mirror images fill it.
+    """
+    side = max(min(photo.size) * math.exp(random.uniform(math.log(low), math.log(high))), 1.0)
+    seen = [min(side, length) for length in photo.size]  # (width, height)
+    left, top = (random.uniform(0.0, length - part) for length, part in zip(photo.size, seen, strict=True))
+    box = left, top, min(left + seen[0], photo.width), min(top + seen[1], photo.height)
+    sides = [max(round(LARGE * part / side), 1) for part in seen]
+    frame = photo.resize(sides, Image.Resampling.BILINEAR, box)
+    return _window(frame, *(-int(random.integers(0, LARGE - each + 1)) for each in sides))
+
+
+def _window(image: Image.Image, left: int, top: int) -> Image.Image:
+    """Returns 256 x 256 pixels from a column and a row on. Beyond the image are its mirror images."""
+    columns, rows = (
+        np.pad(np.arange(side), LARGE, mode="symmetric")[LARGE + first :][:LARGE]
+        for side, first in ((image.width, left), (image.height, top))
+    )
+    return Image.fromarray(np.asarray(image)[rows[:, None], columns])
 
 
 def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -82,13 +116,9 @@ def vary(photo: Image.Image, random: np.random.Generator) -> Image.Image:
 
     zoom, stretch = 1.4 ** random.uniform(-1.5, 1.0), 1.1 ** random.uniform(-1.0, 1.0)
     sides = [max(round(LARGE * zoom * ratio), 1) for ratio in (stretch, 1.0 / stretch)]
-    frame = np.asarray(square.resize(sides, FILTERS[random.integers(len(FILTERS))]))
+    frame = square.resize(sides, FILTERS[random.integers(len(FILTERS))])
     left, top = (round(random.uniform(min(side - LARGE, 0), max(side - LARGE, 0))) for side in sides)
-    rows, columns = (
-        np.pad(np.arange(side), LARGE, mode="symmetric")[LARGE + first :][:LARGE]
-        for side, first in ((sides[1], top), (sides[0], left))
-    )
-    large = Image.fromarray(frame[rows[:, None], columns])
+    large = _window(frame, left, top)
 
     if random.random() < 0.5:
         large = large.filter(ImageFilter.UnsharpMask(2.0 ** random.uniform(0.0, 3.0), int(random.integers(50, 201)), 0))
@@ -147,7 +177,7 @@ def colour_statistics(folder: Folder, most: int = 1000) -> tuple[tuple[float, fl
         total += pixels.sum(0)
         products += pixels.T @ pixels
     if not count:
-        raise AlexNetError(f"{folder.path}: none of the {len(chosen)} images tried can be read; {problem}")
+        raise AlexNetError(f"{folder.name}: none of the {len(chosen)} images tried can be read; {problem}")
     mean = total / count
     values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
     blue, green, red = (mean * 255.0).tolist()

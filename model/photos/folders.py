@@ -5,8 +5,9 @@ Photos end as a format that Pillow decodes. Hidden files and folders are skipped
 
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +61,25 @@ def find_photos(names: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 @dataclass(frozen=True)
 class Folder:
-    """A data set: photos by class."""
+    """A data set: photos by class, in one folder or in several that :func:`join` made one of."""
 
-    path: Path
+    parts: tuple[tuple[Path, int], ...]  # each folder, and how many of the images are in it, in their order
     classes: tuple[str, ...]
     images: list[tuple[str, int]]  # path, and index into classes
 
+    @property
+    def name(self) -> str:
+        """The folders' paths, for messages."""
+        return ", ".join(str(path) for path, _ in self.parts)
+
     def digest(self) -> str:
         """Changes if an image is added, removed, renamed, or moved to another class."""
-        names = (f"{Path(path).relative_to(self.path)}\n" for path, _ in self.images)
-        return hashlib.sha256("".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+        images = iter(self.images)
+        below = [
+            "".join(f"{Path(path).relative_to(folder)}\n" for path, _ in itertools.islice(images, count))
+            for folder, count in self.parts
+        ]
+        return hashlib.sha256("/\n".join(below).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def read_folder(path: Path) -> Folder:
@@ -92,11 +102,34 @@ def read_folder(path: Path) -> Folder:
         shown = ", ".join(map(repr, empty[:5])) + ", ..." * (len(empty) > 5)
         plural = "es" * (len(empty) > 1)
         raise AlexNetError(f"{path}: no images of the class{plural} {shown} (names must end as in .jpg, .png or .gif)")
-    return Folder(path, tuple(classes), [(str(photo), index) for index, photos in enumerate(found) for photo in photos])
+    images = [(str(photo), index) for index, photos in enumerate(found) for photo in photos]
+    return Folder(((path, len(images)),), tuple(classes), images)
 
 
-def read_splits(path: Path) -> tuple[Folder, Folder | None]:
-    """Returns the photos to train and to validate with: ``path/train`` and ``path/val``, or ``path`` and None."""
+def join(folders: Sequence[Folder]) -> Folder:
+    """One data set of several, which must have the same classes, or AlexNetError."""
+    first = folders[0]
+    for folder in folders[1:]:
+        odd = sorted(set(first.classes) ^ set(folder.classes))
+        if odd:
+            raise AlexNetError(
+                f"{first.name} and {folder.name} must have the same classes; only one of them has {odd[0]!r}"
+            )
+    parts = tuple(part for folder in folders for part in folder.parts)
+    return Folder(parts, first.classes, [image for folder in folders for image in folder.images])
+
+
+def read_splits(paths: Sequence[Path]) -> tuple[Folder, Folder | None]:
+    """Returns the photos to train and to validate with, of one folder or of several together.
+
+    Of each folder these are ``path/train`` and ``path/val``, or ``path`` and none.
+    """
+    splits = list(map(_read_split, paths))
+    validation = [folder for _, folder in splits if folder]
+    return join([folder for folder, _ in splits]), join(validation) if validation else None
+
+
+def _read_split(path: Path) -> tuple[Folder, Folder | None]:
     if not os.path.isdir(path / "train"):
         return read_folder(path), None
     training = read_folder(path / "train")

@@ -45,23 +45,51 @@ class Order:
 
     An epoch is a permutation of the images, cut into batches, without the rest. Ranks take consecutive shares, so the
     global batches do not depend on their number. Yields lists of (epoch, image), which decide an image's augmentation.
+
+    ``classes`` has each image's class, if each class is to come equally often. Then an epoch is as long, but has more
+    of a small class, each image with its number of repetitions: (epoch, image, repetition); and less of a large class,
+    another part in each epoch.
     """
 
-    def __init__(self, images: int, batch: int, seed: int, first: int, last: int, rank: int = 0, ranks: int = 1):
+    def __init__(
+        self,
+        images: int,
+        batch: int,
+        seed: int,
+        first: int,
+        last: int,
+        rank: int = 0,
+        ranks: int = 1,
+        classes: Sequence[int] | None = None,
+    ):
         self.images, self.batch, self.seed, self.first, self.last = images, batch, seed, first, last
+        self.members = None if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
         self.share, self.start = batch // ranks, batch // ranks * rank
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, ordered = np.arange(0), -1  # the permutation, and its epoch
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        order, ordered = np.zeros((0, 1), int), -1  # (images, 1 or 2): each image, and its repetition; and their epoch
         for step in range(self.first, self.last):
             epoch, place = divmod(step, self.images // self.batch)
             if epoch != ordered:
-                order, ordered = generator("order", self.seed, epoch).permutation(self.images), epoch
+                order, ordered = self._order(generator("order", self.seed, epoch)), epoch
             start = place * self.batch + self.start
-            yield [(epoch, int(image)) for image in order[start : start + self.share]]
+            yield [(epoch, *image) for image in order[start : start + self.share].tolist()]
+
+    def _order(self, random: np.random.Generator) -> np.ndarray:
+        if self.members is None:
+            return random.permutation(self.images)[:, None]
+        # In each round every class has a turn, and the classes come in another order.
+        rounds = -(-self.images // len(self.members))
+        turns = random.permuted(np.tile(np.arange(len(self.members)), (rounds, 1)), axis=1)
+        chosen = np.empty((len(self.members), rounds, 2), int)
+        for places, members in zip(chosen, self.members, strict=True):
+            repetitions = -(-rounds // len(members))
+            places[:, 0] = np.concatenate([random.permutation(members) for _ in range(repetitions)])[:rounds]
+            places[:, 1] = np.arange(rounds) // len(members)
+        return chosen[turns, np.arange(rounds)[:, None]].reshape(-1, 2)[: self.images]
 
 
 def load(photos: Photos, batch: int, workers: int, device: torch.device, rank: int = 0, ranks: int = 1) -> DataLoader:

@@ -182,11 +182,11 @@ def _check(loaded: Weights, out: Path, density: Mapping[str, float]) -> None:
 
 def _validation(loaded: Weights, training: TrainingConfig) -> Folder | None:
     """The images to validate with, if there are any; both folders must have the weights' classes."""
-    images, validation = read_splits(Path(training.data))
+    images, validation = read_splits(training.folders)
     if images.classes != loaded.classes:
         odd = sorted(set(images.classes) ^ set(loaded.classes))
         what = f"only one of them has {odd[0]!r}" if odd else "theirs are not in the order of their names"
-        raise AlexNetError(f"{training.data} must have the classes of {loaded.name}: {what}")
+        raise AlexNetError(f"{', '.join(map(str, training.folders))} must have the classes of {loaded.name}: {what}")
     return validation
 
 
@@ -197,5 +197,5 @@ def _accuracy(loaded: Weights, validation: Folder, training: TrainingConfig) -> 
     photos, ranks = Photos(validation.images, loaded.preprocess), Ranks(device)
     counts = measure_accuracy(net, photos, batch=training.batch, workers=training.workers, ranks=ranks, show=True)
     if not counts.photos:
-        raise AlexNetError(f"{validation.path}: no image can be read")
+        raise AlexNetError(f"{validation.name}: no image can be read")
     return f"; accuracy {counts.top1:.2%}, loss {counts.loss:.4f}, of {counts.photos} images"

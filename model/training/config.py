@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from kernels.errors import AlexNetError
@@ -21,14 +22,15 @@ def setting(default: Any, help: str, least: int | None = None) -> Any:
 class TrainingConfig:
     """All choices of a training run, for :class:`~model.training.trainer.Trainer`.
 
-    ``data`` is a folder with a sub-folder of photos per class, or with two such folders, ``train/`` and ``val/``. Each
-    other field is an option of ``alexnet train`` too, and a checkpoint holds all that are not in :data:`MAY_CHANGE`.
+    ``data`` is a folder with a sub-folder of photos per class, or with two such folders, ``train/`` and ``val/``; or it
+    is several such folders with the same classes, whose photos count together. Each other field is an option of
+    ``alexnet train`` too, and a checkpoint holds all that are not in :data:`MAY_CHANGE`.
 
     Raises:
         AlexNetError: a value out of its range.
     """
 
-    data: str | os.PathLike[str]
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     out: str | os.PathLike[str] = setting("training", "the run's folder")
     resume: bool = setting(False, "go on with the run in its folder, if there is one")
     weights: str | os.PathLike[str] | None = setting(None, "start from these: a name or a file")
@@ -45,6 +47,10 @@ class TrainingConfig:
     keep_prob: float = setting(0.5, "the probability that dropout keeps an output of fc6 or fc7")
     augment: Literal["paper", "scale", "none"] = setting(
         "paper", "paper: crops, mirror images, colours; scale: also size, blur, sharpness; none: central crops"
+    )
+    even_classes: bool = setting(False, "show each class equally often, however many photos it has")
+    zoom: Sequence[float] | None = setting(
+        None, "cut a random square first, its side LOW to HIGH of a photo's shorter side; over 1: with mirror images"
     )
     dtype: Literal["fp32", "fp16", "bf16"] = setting("fp32", "of products, by torch.autocast")
     operators: Literal["triton", "torch"] = setting("triton", "our kernels, or plain PyTorch to compare")
@@ -67,6 +73,18 @@ class TrainingConfig:
             raise AlexNetError(f"lr must be positive, got {self.lr}")
         if self.skip_layer and not self.weights:
             raise AlexNetError("skip_layer leaves out layers of weights, but no weights are given")
+        if not self.folders:
+            raise AlexNetError("data must name a folder, got none")
+        if self.zoom is not None:
+            if len(self.zoom) != 2 or not 0.0 < self.zoom[0] <= self.zoom[1] <= 16.0:
+                raise AlexNetError(f"zoom must be two parts in ascending order, over 0 to 16, got {list(self.zoom)}")
+            if self.augment == "none":
+                raise AlexNetError("zoom is random, which augment none is not")
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of ``data``."""
+        return [Path(self.data)] if isinstance(self.data, str | os.PathLike) else list(map(Path, self.data))
 
     def fixed(self) -> dict[str, Any]:
         """The fields that a resumed run must have in common with the run before, as JSON returns them."""

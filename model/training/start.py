@@ -52,11 +52,11 @@ def find_start(config: TrainingConfig, ranks: Ranks, initial: Weights | None = N
         for name in names:
             if name not in LAYER_NAMES:
                 raise AlexNetError(f"{option} must name layers among {', '.join(LAYER_NAMES)}, got {name!r}")
-    photos, validation = read_splits(Path(config.data))
+    photos, validation = read_splits(config.folders)
     if config.batch % ranks.size:
         raise AlexNetError(f"batch {config.batch} does not divide evenly among {ranks.size} processes")
     if config.batch > len(photos.images):
-        raise AlexNetError(f"batch {config.batch} is more than the {len(photos.images)} images of {photos.path}")
+        raise AlexNetError(f"batch {config.batch} is more than the {len(photos.images)} images of {photos.name}")
     last = Path(config.out) / "last.safetensors"
     if last.exists() and not config.resume:
         raise AlexNetError(f"{config.out} holds a run: resume it, or choose another out")
@@ -102,7 +102,7 @@ def _resume(config: TrainingConfig, splits: tuple[Folder, Folder | None], last: 
         if value != position.config[name]:
             raise AlexNetError(f"cannot resume: {name} was {position.config[name]} in {last}, and is {value} now")
     if position.images != photos.digest():
-        raise AlexNetError(f"cannot resume: the images in {photos.path} are not those that {last} began with")
+        raise AlexNetError(f"cannot resume: the images in {photos.name} are not those that {last} began with")
     loaded = weights.load(last)
     net = _network(config, photos, loaded.lrn)
     weights.assign(net, loaded)

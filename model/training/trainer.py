@@ -110,8 +110,9 @@ class Trainer:
     def batches(self) -> Iterable[list]:
         """This rank's share of every batch from the next step to the last."""
         config, images, ranks, first = self.config, self.photos.images, self.ranks, self.position.step
-        crops = Crops(images, config.seed, np.array(self.position.colour), config.augment)
-        order = Order(len(images), config.batch, config.seed, first, self.steps, ranks.rank, ranks.size)
+        crops = Crops(images, config.seed, np.array(self.position.colour), config.augment, config.zoom)
+        classes = [target for _, target in images] if config.even_classes else None
+        order = Order(len(images), config.batch, config.seed, first, self.steps, ranks.rank, ranks.size, classes)
         size = config.batch // ranks.size * SIZE * SIZE * 3
         return loader(crops, order, config.workers, self.device, size)
 
@@ -159,7 +160,7 @@ class Trainer:
         if self.ranks.first:
             self.progress.skip(counts.unreadable)
         if not counts.photos:
-            self.ranks.stop(f"{self.validation.path}: no image can be read")
+            self.ranks.stop(f"{self.validation.name}: no image can be read")
         if counts.top1 > self.position.best:
             self.position.best = counts.top1
             if self.ranks.first:
