@@ -163,7 +163,7 @@ def register(
         launcher: writes the results into its last argument. Its annotations become the operator's.
         output: makes tensors of the results' shapes, dtypes and memory order from the arguments before the last. If all
             are empty, the launcher is not called.
-        setup, gradient: as :func:`torch.library.register_autograd` takes them. Without them there is no gradient.
+        setup, gradient: as :func:`torch.library.register_autograd` takes them, or from :func:`gradient_of_input`.
 
     ``torch.library.custom_op`` would do the same, but its first call imports torch._dynamo, which takes seconds.
     """
@@ -186,6 +186,28 @@ def register(
     torch.library.register_fake(qualified, output)
     torch.library.register_autograd(qualified, gradient or no_gradient, setup_context=setup)
     return getattr(torch.ops.alexnet, name).default
+
+
+def gradient_of_input(gradient: Callable, saves: Callable) -> tuple[Callable, Callable]:
+    """``setup`` and ``gradient`` for :func:`register`, of an operator whose first argument alone has a gradient.
+
+    ``gradient`` takes the first result's gradient, and the tensors and others that ``saves(arguments, results)`` tells.
+    """
+
+    def setup(ctx, inputs, output):
+        saved = [(value, None) if isinstance(value, torch.Tensor) else (None, value) for value in saves(inputs, output)]
+        tensors, ctx.others = zip(*saved, strict=True)
+        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(*(output[1:] if isinstance(output, tuple) else ()))
+        ctx.set_materialize_grads(False)  # no zeros in place of gradients that results do not have
+        ctx.rest = [None] * (len(inputs) - 1)
+
+    def backward(ctx, grad, *_):
+        pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+        saved = (other if tensor is None else tensor for tensor, other in pairs)
+        return None if grad is None else gradient(grad, *saved), *ctx.rest
+
+    return setup, backward
 
 
 def autocast(*tensors: torch.Tensor | None, dtype: torch.dtype | None = None) -> tuple:

@@ -18,7 +18,7 @@ from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor
 from kernels.ops.cost import Cost, Shape, elementwise
 from kernels.ops.epilogue import epilogue_gradient
-from kernels.tiles.families import ELEMENTWISE
+from kernels.tiles.choices import ELEMENTWISE
 
 
 @triton.jit

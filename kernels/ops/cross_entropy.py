@@ -24,7 +24,7 @@ from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, gradient_wanted, integer, number
 from kernels.ops.cost import Cost, Shape
 from kernels.ops.softmax import LOWEST, online_softmax
-from kernels.tiles.families import ELEMENTWISE, ROWS_OF_CLASSES
+from kernels.tiles.choices import ELEMENTWISE, ROWS_OF_CLASSES
 
 
 @triton.jit
@@ -231,22 +231,14 @@ def _output(input, target, weight, ignore_index, reduction, label_smoothing):
     return input.new_empty(() if reduced else M), empty(2, M), empty() if reduced else empty(0)
 
 
-def _save(ctx, inputs, output):
-    input, target, weight, *ctx.options = inputs
-    _, log_sum_exp, divisor = output
-    ctx.mark_non_differentiable(log_sum_exp, divisor)
-    ctx.save_for_backward(input, target, weight, log_sum_exp, divisor)
-
-
-def _gradients(ctx, grad, *_):
-    return _gradient(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
-
-
 _gradient = runtime.register(
     "cross_entropy_gradient", launch_cross_entropy_gradient,
     lambda grad, input, *_: torch.empty_like(input, memory_format=torch.contiguous_format),
 )  # fmt: skip
-_cross_entropy = runtime.register("cross_entropy", launch_cross_entropy, _output, _save, _gradients)
+_cross_entropy = runtime.register(
+    "cross_entropy", launch_cross_entropy, _output,
+    *runtime.gradient_of_input(_gradient, lambda inputs, results: (*inputs[:3], *results[1:], *inputs[3:])),
+)  # fmt: skip
 
 
 def _check_target(input: torch.Tensor, target: torch.Tensor, classes: torch.Size) -> None:

@@ -8,6 +8,8 @@ and on i. So the mask is the same for every tile size, and can be made again: th
 under the same dropout, and needs only the seed.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,7 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import boolean, check, check_tensor, integer, number
 from kernels.ops.cost import Cost, Shape, elementwise
-from kernels.tiles.families import ELEMENTWISE
+from kernels.tiles.choices import ELEMENTWISE
 
 
 @triton.jit
@@ -45,17 +47,10 @@ def launch_dropout(input: torch.Tensor, p: float, seed: int, output: torch.Tenso
     )  # fmt: skip
 
 
-def _save(ctx, inputs, output):
-    _, *ctx.arguments = inputs
-
-
-def _gradients(ctx, grad):
-    return _dropout(grad, *ctx.arguments), None, None
-
-
-_dropout = runtime.register(
+_dropout: Callable = runtime.register(
     "dropout", launch_dropout,
-    lambda input, p, seed: torch.empty_like(input, memory_format=torch.contiguous_format), _save, _gradients,
+    lambda input, p, seed: torch.empty_like(input, memory_format=torch.contiguous_format),
+    *runtime.gradient_of_input(lambda grad, p, seed: _dropout(grad, p, seed), saves=lambda inputs, _: inputs[1:]),
 )  # fmt: skip
 
 

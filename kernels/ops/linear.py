@@ -241,7 +241,7 @@ def linear(
     if bias is not None:
         check_tensor("linear", "bias", bias, like=input)
         check(weight.dim() == 2, f"linear: a bias takes weight (N, K), got shape {tuple(weight.shape)}")
-        N, got = len(weight), tuple(bias.shape)
+        N, got = weight.shape[0], tuple(bias.shape)
         check(got in ((N,), (1,), (), (1, N)), f"linear: bias must be ({N},), (1,), () or (1, {N}), got shape {got}")
         bias = bias.reshape(-1)
 

@@ -23,7 +23,7 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import check, check_tensor, integer, number
 from kernels.ops.cost import Cost, Shape, elementwise
-from kernels.tiles.families import VECTORISED
+from kernels.tiles.choices import VECTORISED
 
 
 @triton.jit
@@ -235,20 +235,13 @@ def _output(input, *_):
     return torch.empty_permuted(input.shape, order, dtype=input.dtype, device=input.device)
 
 
-def _save(ctx, inputs, output):
-    x, *ctx.arguments = inputs
-    ctx.save_for_backward(x)
-
-
-def _gradient(ctx, dy):
-    return _local_response_norm_gradient(dy, *ctx.saved_tensors, *ctx.arguments), *[None] * 4
-
-
-_local_response_norm_gradient = runtime.register(
-    "local_response_norm_gradient", launch_local_response_norm_gradient,
-    lambda gradient, input, *_: _output(input),
+_gradient = runtime.register(
+    "local_response_norm_gradient", launch_local_response_norm_gradient, lambda gradient, input, *_: _output(input)
+)
+_local_response_norm = runtime.register(
+    "local_response_norm", launch_local_response_norm, _output,
+    *runtime.gradient_of_input(_gradient, saves=lambda inputs, _: inputs),
 )  # fmt: skip
-_local_response_norm = runtime.register("local_response_norm", launch_local_response_norm, _output, _save, _gradient)
 
 
 def local_response_norm(

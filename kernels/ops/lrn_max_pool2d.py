@@ -27,9 +27,8 @@ from kernels.ops import local_response_norm, max_pool2d
 from kernels.ops.cost import Cost, Shape
 from kernels.ops.geometry import channels_last, window_constants
 from kernels.ops.local_response_norm import divisor, formula, lanes, load_lanes, normalise, normalise_gradient, rows
-from kernels.ops.max_pool2d import argmax_of_two, gather, maximum
-from kernels.tiles.choices import Choices, Config, Problem, vectors, warp_size
-from kernels.tiles.families import VECTORISED
+from kernels.ops.max_pool2d import argmax_of_two, gather, maximum, stored
+from kernels.tiles.choices import VECTORISED, Choices, Config, Problem, vectors, warp_size
 
 
 @triton.jit
@@ -268,21 +267,14 @@ def _output(input, size, alpha, beta, k, kernel_size, stride, save_argmax):
     return max_pool2d.empty_output(input, kernel_size, stride, (0, 0), (1, 1), False, mode)
 
 
-def _save(ctx, inputs, output):
-    x, *ctx.arguments, _ = inputs
-    max_pool2d.save_argmax(ctx, output, x)
-
-
-def _gradient(ctx, dy, _):
-    dx = None if dy is None else _lrn_max_pool2d_gradient(dy, *ctx.saved_tensors, *ctx.arguments)
-    return dx, *[None] * 7
-
-
-_lrn_max_pool2d_gradient = runtime.register(
+_gradient = runtime.register(
     "lrn_max_pool2d_gradient", launch_lrn_max_pool2d_gradient,
     lambda gradient, input, *_: channels_last(input.shape, input),
 )  # fmt: skip
-_lrn_max_pool2d = runtime.register("lrn_max_pool2d", launch_lrn_max_pool2d, _output, _save, _gradient)
+_lrn_max_pool2d = runtime.register(
+    "lrn_max_pool2d", launch_lrn_max_pool2d, _output,
+    *runtime.gradient_of_input(_gradient, lambda inputs, results: (inputs[0], stored(results), *inputs[1:-1])),
+)  # fmt: skip
 
 
 def lrn_max_pool2d(

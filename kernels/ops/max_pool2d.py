@@ -25,7 +25,7 @@ from kernels import runtime, tiles
 from kernels.arguments import batched, boolean, check, gradient_wanted, pair
 from kernels.ops.cost import Cost, Shape
 from kernels.ops.geometry import channels_last, output_size, window_constants
-from kernels.tiles.families import VECTORISED
+from kernels.tiles.choices import VECTORISED
 
 
 @triton.jit
@@ -230,31 +230,23 @@ def empty_output(input, kernel_size, stride, padding, dilation, ceil_mode, mode)
     return channels_last(shape, input), channels_last((0, 0, 0, 0) if mode == "none" else shape, input, dtype)
 
 
-def save_argmax(ctx, output, *tensors):
-    """Keeps the tensors and the argmax for the gradient."""
-    y, argmax = output
-    check(argmax.shape == y.shape, "pooling: the gradient needs the argmax, which was not stored")
-    ctx.save_for_backward(*tensors, argmax)
-    ctx.mark_non_differentiable(argmax)
-    ctx.set_materialize_grads(False)  # no zeros in place of the gradient that argmax does not have
+def stored(results):
+    """The argmax."""
+    output, argmax = results
+    check(argmax.shape == output.shape, "pooling: the gradient needs the argmax, which was not stored")
+    return argmax
 
 
-def _save(ctx, inputs, output):
-    x, *ctx.arguments, _, _ = inputs
-    ctx.size = x.shape[2:]
-    save_argmax(ctx, output)
-
-
-def _gradient(ctx, dy, _):
-    dx = None if dy is None else _max_pool2d_gradient(dy, *ctx.saved_tensors, ctx.size, *ctx.arguments)
-    return dx, *[None] * 6
-
-
-_max_pool2d_gradient = runtime.register(
+_gradient = runtime.register(
     "max_pool2d_gradient", launch_max_pool2d_gradient,
     lambda gradient, argmax, size, *_: channels_last((*gradient.shape[:2], *size), gradient),
 )  # fmt: skip
-_max_pool2d = runtime.register("max_pool2d", launch_max_pool2d, empty_output, _save, _gradient)
+_max_pool2d = runtime.register(
+    "max_pool2d", launch_max_pool2d, empty_output,
+    *runtime.gradient_of_input(
+        _gradient, lambda inputs, results: (stored(results), inputs[0].shape[2:], *inputs[1:-2])
+    ),
+)  # fmt: skip
 
 
 def max_pool2d(

@@ -20,7 +20,7 @@ import triton.language as tl
 from kernels import runtime, tiles
 from kernels.arguments import check_tensor, integer
 from kernels.ops.cost import Cost, Shape, elementwise
-from kernels.tiles.families import ROWS_OF_CLASSES
+from kernels.tiles.choices import ROWS_OF_CLASSES
 
 # A running maximum starts here. From -inf, a row that begins with a block of -inf would give exp(-inf + inf) = NaN.
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # the lowest finite float32
@@ -123,10 +123,8 @@ def _output(*inputs):
 
 _gradient = runtime.register("softmax_gradient", launch_softmax_gradient, _output)
 _softmax = runtime.register(
-    "softmax", launch_softmax, _output,
-    setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    gradient=lambda ctx, grad: _gradient(grad, *ctx.saved_tensors),
-)  # fmt: skip
+    "softmax", launch_softmax, _output, *runtime.gradient_of_input(_gradient, saves=lambda inputs, _: inputs)
+)
 
 
 def softmax(input: torch.Tensor, dim: int = -1) -> torch.Tensor:

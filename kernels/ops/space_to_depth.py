@@ -21,8 +21,7 @@ import triton.language as tl
 
 from kernels import runtime, tiles
 from kernels.ops.geometry import channels_last
-from kernels.tiles.choices import ITEMSIZE, Choices, Config, Problem, warp_size
-from kernels.tiles.families import ELEMENTWISE, whole_rows
+from kernels.tiles.choices import ELEMENTWISE, ITEMSIZE, Choices, Config, Problem, warp_size, whole_rows
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels import runtime, tiles
-from kernels.tiles.families import ELEMENTWISE
+from kernels.tiles.choices import ELEMENTWISE
 
 
 @triton.jit

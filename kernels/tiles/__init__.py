@@ -51,24 +51,21 @@ def lookup(operator: str, tensor: torch.Tensor, M: int, N: int, K: int) -> Confi
 
 
 def use(operator: str, config: Config) -> AbstractContextManager[object]:
-    """Every launch of ``operator`` inside the ``with`` runs with ``config``. If nested, the last counts."""
+    """Every launch of ``operator`` inside the ``with`` runs with ``config``."""
     from kernels import runtime
 
     return runtime.set_inside(_used, _used.get({}) | {operator: config})
 
 
 def target(architecture: str) -> AbstractContextManager[object]:
-    """Every look-up inside the ``with`` is for ``architecture``, whatever GPU is here. If nested, the last counts."""
+    """Every look-up inside the ``with`` is for ``architecture``, whatever GPU is here."""
     from kernels import runtime
 
     return runtime.set_inside(_target, architecture)
 
 
 def record_configs() -> AbstractContextManager[list[tuple[Problem, Config]]]:
-    """Collects the look-ups made inside the ``with``: one problem and its config for each launch, in order.
-
-    If recordings are nested, the innermost alone gets a look-up.
-    """
+    """Collects the look-ups made inside the ``with``, in order. If nested, the innermost alone gets them."""
     from kernels import runtime
 
     return runtime.set_inside(_recorded, [])
@@ -81,7 +78,7 @@ def path(architecture: str) -> Path:
 
 @functools.cache
 def table(architecture: str) -> dict[Problem, Config]:
-    """The configs that were tuned on ``architecture``. Empty if there is no table."""
+    """The configs that were tuned on ``architecture``."""
     return read(path(architecture))
 
 
@@ -93,10 +90,9 @@ def read(path: Path) -> dict[Problem, Config]:
 
 @functools.cache
 def tuned(architecture: str, problem: Problem) -> Config | None:
-    """The tuned config of the same problem at the nearest batch.
+    """The tuned config of the same problem at the nearest batch, from a quarter to four times this one.
 
     A layer keeps its N and K if the batch varies, so that M tells the batch (or K, if the product sums over the batch).
-    None if no batch from a quarter to four times this one was tuned.
     """
     rows = table(architecture)
     axis = CHOICES[problem.operator].batch

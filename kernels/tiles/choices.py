@@ -1,4 +1,7 @@
-"""What an operator's config is chosen from. Each operator registers its :class:`Choices` beside its kernel."""
+"""What an operator's config is chosen from. Each operator registers its :class:`Choices` beside its kernel.
+
+Choices that several operators share stand at the end; those of products are in :mod:`kernels.tiles.products`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,22 +28,16 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Choices:
-    """The configs of one operator.
+    """The configs of one operator, for (architecture, problem).
 
-    Attributes:
-        default: a good config for (architecture, problem), for a GPU without a tuned table.
-        tried: the configs that the tuner tries for (architecture, problem).
-        interpreter: the config in the interpreter. Large tiles are best: its cost is per operation and per program,
-            hardly per element.
-        tf32: whether tensor cores may multiply float32 as TF32, which takes other configs.
-        batch: the size that grows with the batch.
+    In the interpreter large tiles are best: its cost is per operation and per program, hardly per element.
     """
 
-    default: Callable[[str, Problem], Config]
-    tried: Callable[[str, Problem], list[Config]]
+    default: Callable[[str, Problem], Config]  # for a GPU without a tuned table
+    tried: Callable[[str, Problem], list[Config]]  # by the tuner
     interpreter: Callable[[Problem], Config]
-    tf32: bool = False
-    batch: Literal["M", "K"] = "M"
+    tf32: bool = False  # whether tensor cores may multiply float32 as TF32, which takes other configs
+    batch: Literal["M", "K"] = "M"  # the size that grows with the batch
 
 
 CHOICES: dict[str, Choices] = {}
@@ -72,3 +69,42 @@ def vectors(problem: Problem) -> int:
 def power(size: int, low: int, high: int) -> int:
     """The power of two that holds ``size``, between ``low`` and ``high``."""
     return max(low, min(high, triton.next_power_of_2(size)))
+
+
+ELEMENTWISE = Choices(
+    default=lambda architecture, problem: {"BLOCK_M": 1024, "num_warps": 4},
+    tried=lambda architecture, problem: [
+        {"BLOCK_M": block_m, "num_warps": warps} for block_m in (512, 1024, 2048, 4096) for warps in (4, 8)
+    ],
+    interpreter=lambda problem: {"BLOCK_M": power(problem.M, 1, 2**18)},
+)
+"""M elements, BLOCK_M a program."""
+
+VECTORISED = Choices(
+    default=lambda architecture, problem: {"BLOCK_M": 256, "num_warps": 4},
+    tried=lambda architecture, problem: [
+        {"BLOCK_M": warp_size(architecture) * warps * rows, "num_warps": warps}
+        for rows in (1, 2)
+        for warps in (1, 2, 4, 8)
+    ],
+    interpreter=lambda problem: {"BLOCK_M": power(vectors(problem), 1, 2**15)},
+)
+"""M pixels x N channels, in BLOCK_M vectors of 16 bytes of channels a program."""
+
+
+def whole_rows(problem: Problem) -> Config:
+    """In the interpreter: rows [M, N], as many of them at once as a tile holds."""
+    block_n = power(problem.N, 1, 2**18)
+    return {"BLOCK_M": power(problem.M, 1, 2**18 // block_n), "BLOCK_N": block_n}
+
+
+def _row_of_classes(problem: Problem, warps: int) -> Config:
+    return {"BLOCK_M": 1, "BLOCK_N": power(problem.N, 1, 1024), "num_warps": warps}
+
+
+ROWS_OF_CLASSES = Choices(
+    default=lambda architecture, problem: _row_of_classes(problem, 4),
+    tried=lambda architecture, problem: [_row_of_classes(problem, warps) for warps in (1, 2, 8)],
+    interpreter=whole_rows,
+)
+"""M rows x N classes: a row a program."""

@@ -30,10 +30,9 @@ PRODUCTS = (
 def by_rule(*, split: bool = False, transposed: bool = False, four_warps_in_float32: bool = False) -> Choices:
     """Choices of a product with a default by simple rules.
 
-    Args:
-        split: the kernel has SPLIT_K, the number of programs that share the terms of one tile.
-        transposed: one operand is transposed on its way to the tensor cores.
-        four_warps_in_float32: with 8 warps and float32 the compiler spills one or two registers per thread.
+    ``split``: the kernel has SPLIT_K, the number of programs that share the terms of one tile. ``transposed``: one
+    operand is transposed on its way to the tensor cores. ``four_warps_in_float32``: with 8 warps and float32 the
+    compiler spills one or two registers per thread.
     """
 
     def default(architecture: str, problem: Problem) -> Config:
@@ -60,20 +59,16 @@ def by_rule(*, split: bool = False, transposed: bool = False, four_warps_in_floa
         config["BLOCK_K"] = min(config["BLOCK_K"], power(K, 16, 1024))
         if split:
             # If there are still too few: share the terms, as long as each share keeps the pipeline busy.
-            programs, steps = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // config["BLOCK_K"]
-            config["SPLIT_K"] = 1
-            while programs * config["SPLIT_K"] < 128 and steps >= 8 * config["SPLIT_K"] and config["SPLIT_K"] < 8:
-                config["SPLIT_K"] *= 2
+            programs, steps, splits = triton.cdiv(M, block_m) * triton.cdiv(N, block_n), K // config["BLOCK_K"], 1
+            while programs * splits < 128 and steps >= 8 * splits and splits < 8:
+                splits *= 2
+            config["SPLIT_K"] = splits
         return config
 
     def tried(architecture: str, problem: Problem) -> list[Config]:
         _, dtype, M, N, K = problem
-        # No tile that is mostly padding.
-        found = [
-            config
-            for config in _fitting(architecture, dtype)
-            if config["BLOCK_M"] < 2 * max(M, 16) and config["BLOCK_N"] < 2 * max(N, 16)
-        ]
+        mostly_padding = lambda config: config["BLOCK_M"] >= 2 * max(M, 16) or config["BLOCK_N"] >= 2 * max(N, 16)
+        found = [config for config in _fitting(architecture, dtype) if not mostly_padding(config)]
         if not split:
             return found
         few = triton.cdiv(M, 64) * triton.cdiv(N, 64) < 128
@@ -86,21 +81,14 @@ def by_rule(*, split: bool = False, transposed: bool = False, four_warps_in_floa
 def by_model(*, sums_the_batch: bool = False) -> Choices:
     """Choices of a product with a default by a model of what limits it.
 
-    Args:
-        sums_the_batch: K grows with the batch, instead of M, and the kernel has SPLIT_K.
+    ``sums_the_batch``: K grows with the batch, instead of M, and the kernel has SPLIT_K.
     """
 
     def ranked(architecture: str, problem: Problem) -> list[Config]:
-        configs = [
-            config | {"SPLIT_K": splits}
-            for config in _fitting(architecture, problem.dtype)
-            for splits in (_splits(config, problem) if sums_the_batch else [1])
-        ]
-        configs.sort(key=lambda config: _cycles(config, problem))
-        if not sums_the_batch:
-            for config in configs:
-                del config["SPLIT_K"]
-        return configs
+        configs = _fitting(architecture, problem.dtype)
+        if sums_the_batch:
+            configs = [config | {"SPLIT_K": s} for config in configs for s in _splits(config, problem)]
+        return sorted(configs, key=lambda config: _cycles(config, problem))
 
     def default(architecture: str, problem: Problem) -> Config:
         # The accumulator and the addresses have to fit in registers. So do the operands, unless tensor cores read them
@@ -131,7 +119,8 @@ def _cycles(config: Config, problem: Problem) -> float:
     """
     _, dtype, M, N, K = problem
     rate = {"float32": 128, "tf32": 1024}.get(dtype, 2048)
-    block_m, block_n, block_k, splits = (config[size] for size in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLIT_K"))
+    block_m, block_n, block_k = (config[size] for size in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    splits = config.get("SPLIT_K", 1)
     rows, columns, steps = triton.cdiv(M, block_m), triton.cdiv(N, block_n), triton.cdiv(K, block_k * splits)
     programs = rows * columns * splits
     read = (M / rows + N / columns) * block_k * ITEMSIZE[dtype]  # bytes per step; what is masked is not read
