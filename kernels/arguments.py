@@ -13,10 +13,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class ArgumentError(AlexNetError, ValueError, RuntimeError):
-    """An argument that the operator does not take.
-
-    It is a ``ValueError``, as usual in Python, and a ``RuntimeError``, which ``torch.nn.functional`` raises.
-    """
+    """An argument that the operator does not take: a ValueError, and a RuntimeError, as PyTorch raises."""
 
 
 def check(condition: bool, message: str) -> None:
@@ -26,10 +23,7 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_tensor(operator: str, name: str, value: object, like: torch.Tensor | None = None) -> None:
-    """Checks that ``value`` is a tensor that the kernels can read: its type, memory, dtype and device.
-
-    Its dtype and device must be those of ``like``, the operator's first tensor, which is checked with ``like=None``.
-    """
+    """Checks that the kernels can read ``value``, and if ``like`` is given that dtype and device are the same."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{operator}: {name} must be a torch.Tensor, got {type(value).__name__}")
     kind = "nested" if value.is_nested else value.layout

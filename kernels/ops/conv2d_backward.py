@@ -281,17 +281,15 @@ conv2d_weight_gradient = runtime.register("conv2d_weight_gradient", launch_conv2
 
 
 def gradients(ctx, grad):
-    """The gradients of conv2d's arguments: one pass through the epilogue, then one product each."""
     need_input, need_weight, need_bias, *_ = ctx.needs_input_grad
     input, weight, output = ctx.saved_tensors
     input_size, weight_size = ctx.sizes
-    filters = weight_size[0]
     N, K, P, Q = grad.shape
     matrix = lambda tensor: tensor.movedim(1, -1).reshape(N * P * Q, K)
     dz, db = epilogue_gradient(matrix(grad), None if output is None else matrix(output), need_bias)
     dz = dz.view(N, P, Q, K).movedim(-1, 1)
     dx = conv2d_input_gradient(dz, weight, input_size, *ctx.geometry) if need_input else None
     dw = conv2d_weight_gradient(dz, input, weight_size, *ctx.geometry) if need_weight else None
-    if filters != K:  # no channels in: no channels out, for any number of filters
-        db = grad.new_zeros(filters)
+    if weight_size[0] != K:  # no channels in: no channels out, for any number of filters
+        db = grad.new_zeros(weight_size[0])
     return dx, dw, db if need_bias else None, None, None, None, None, None

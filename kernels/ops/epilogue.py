@@ -87,7 +87,7 @@ tiles.register("column_sums", Choices(_default, _tried, _interpreter))
 def launch_bias_relu_gradient(
     grad: torch.Tensor, output: torch.Tensor | None, bias: bool, results: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    """See :func:`epilogue_gradient`. Without an output the first result is empty, without ``bias`` the second."""
+    """Without an output the first result is empty, without ``bias`` the second."""
     dz, total = results
     if grad.numel() == 0:
         total.zero_()  # an empty batch too has a gradient of the bias
@@ -104,8 +104,7 @@ def launch_bias_relu_gradient(
         partials = total if last else torch.empty((programs, K), dtype=torch.float32, device=grad.device)
         runtime.launch(
             _bias_relu_gradient_kernel, grid(programs),
-            source, y, dz, partials, M, K=K,
-            RELU=relu, BIAS=bias, INDEX=runtime.index_type(source), **config,
+            source, y, dz, partials, M, K=K, RELU=relu, BIAS=bias, INDEX=runtime.index_type(source), **config,
         )  # fmt: skip
         if last:
             return
@@ -120,16 +119,11 @@ _bias_relu_gradient = runtime.register("bias_relu_gradient", launch_bias_relu_gr
 
 
 def epilogue_gradient(grad: torch.Tensor, output: torch.Tensor | None, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of a product, before bias and ReLU, and of the bias.
+    """The gradients (dz, dbias) of a product, before bias and ReLU, and of the bias, in ``grad``'s dtype.
 
-    Args:
-        grad: the gradient of the epilogue's output, as a matrix [M, K] of K channels; any strides.
-        output: the output of the ReLU, [M, K]; None without a ReLU.
-        bias: whether the bias needs a gradient.
-
-    Returns:
-        (dz, dbias), both in ``grad``'s dtype: dz is [M, K] and contiguous, and is ``grad`` itself if that is contiguous
-        and there was no ReLU; dbias is [K], summed in float32, and empty if it is not needed.
+    From ``grad`` of the epilogue's output, [M, K] of any strides, and the ReLU's ``output``, [M, K], or None without a
+    ReLU. dz is [M, K] and contiguous, and without a ReLU a contiguous ``grad`` itself. dbias is [K], summed in float32,
+    and empty unless ``bias``.
     """
     grad = grad.contiguous()
     if output is None and not bias:

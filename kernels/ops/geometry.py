@@ -15,8 +15,7 @@ def output_size(
 ) -> int:
     """Output pixels along one axis. ``padding`` counts both ends together.
 
-    With ``ceil_mode`` the last window may end outside the padded input, if it starts inside the input or in the padding
-    before it, as in :func:`torch.nn.functional.max_pool2d`.
+    With ``ceil_mode`` the last window may end outside the padded input, if it starts before the padding at the end.
     """
     reach = size + padding - dilation * (kernel - 1) - 1
     if not ceil_mode:
@@ -29,10 +28,7 @@ def window_constants(
     input_size: Sequence[int], output_size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int],
     padding: Sequence[int] = (), dilation: Sequence[int] = (),
 ) -> dict[str, int]:  # fmt: skip
-    """The sizes of a sliding window, as constants of kernels, from pairs (vertical, horizontal).
-
-    Without padding and dilation if the kernel takes none.
-    """
+    """A sliding window's sizes, as constants of kernels, from pairs (vertical, horizontal)."""
     names = ("H", "W", "P", "Q", "R", "S", "STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DILATION_H", "DILATION_W")
     return dict(zip(names, (*input_size, *output_size, *kernel_size, *stride, *padding, *dilation), strict=False))
 
@@ -41,9 +37,6 @@ def convolution_constants(
     input: Sequence[int], weight: Sequence[int], output: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> dict[str, int]:  # fmt: skip
-    """A convolution's sizes, as constants of its kernels. ``C`` and ``K`` are channels and filters of one group.
-
-    From shapes (N, C, H, W), (K, C / groups, R, S) and (N, K, P, Q), and padding (top, bottom, left, right).
-    """
+    """A convolution's sizes, as constants of its kernels, from shapes and padding (top, bottom, left, right)."""
     window = window_constants(input[2:], output[2:], weight[2:], stride, padding[::2], dilation)
     return window | {"C": weight[1], "K": weight[0] // groups, "GROUPS": groups}

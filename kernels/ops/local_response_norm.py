@@ -103,10 +103,7 @@ def normalise(x, d, beta, ROOTS: tl.constexpr):
 
 @triton.jit
 def load_lanes(ptrs, offs_c, mask, BELOW: tl.constexpr, ABOVE: tl.constexpr, C: tl.constexpr):
-    """The channels at ``ptrs``, [M, VECTOR], as a tuple of tensors [M] in fp32.
-
-    With as many whole vectors before and after them as hold BELOW and ABOVE more channels.
-    """
+    """The channels at ``ptrs``, [M, VECTOR], and whole vectors that hold BELOW and ABOVE more, each [M] in fp32."""
     VECTOR: tl.constexpr = ptrs.shape[1]
     FIRST: tl.constexpr = (BELOW + VECTOR - 1) // VECTOR
     LAST: tl.constexpr = (ABOVE + VECTOR - 1) // VECTOR
@@ -250,8 +247,7 @@ def local_response_norm(
     """Local response normalisation, as :func:`torch.nn.functional.local_response_norm`.
 
     Args:
-        input: (N, C, ...), at least three dimensions; float32, float16 or bfloat16. Channels-last memory
-            (NHWC) is not copied.
+        input: (N, C, ...); float32, float16 or bfloat16. Channels-last memory (NHWC) is not copied.
         size: channels in the window; an even window reaches one channel further down than up.
         alpha, beta, k: the formula's factor, exponent and constant; alpha is divided by ``size``.
 
@@ -277,7 +273,6 @@ def local_response_norm(
 
 
 def cost(input: Shape, size: int, *, itemsize: int = 4) -> Cost:
-    """For shape (N, C, ...)."""
     return elementwise(input, 2 * size + 4, 2, itemsize)
 
 

@@ -214,21 +214,15 @@ def _tried_gradient(architecture: str, problem: Problem) -> list[Config]:
     ]
 
 
-tiles.register(
-    "lrn_max_pool2d",
-    Choices(_default, _tried, lambda problem: VECTORISED.interpreter(problem) | {"BLOCK_P": 1, "BLOCK_Q": 1}),
-)
-tiles.register(
-    "lrn_max_pool2d_gradient",
-    Choices(_default_gradient, _tried_gradient, lambda problem: VECTORISED.interpreter(problem) | {"BLOCK_C": 1}),
-)
+_interpreter = lambda **blocks: lambda problem: VECTORISED.interpreter(problem) | blocks
+tiles.register("lrn_max_pool2d", Choices(_default, _tried, _interpreter(BLOCK_P=1, BLOCK_Q=1)))
+tiles.register("lrn_max_pool2d_gradient", Choices(_default_gradient, _tried_gradient, _interpreter(BLOCK_C=1)))
 
 
 def launch_lrn_max_pool2d(
     input: torch.Tensor, size: int, alpha: float, beta: float, k: float,
     kernel_size: Sequence[int], stride: Sequence[int], save_argmax: bool, results: tuple[torch.Tensor, torch.Tensor],
 ) -> None:  # fmt: skip
-    """The results are (output, argmax)."""
     output, argmax = results
     x = input.contiguous(memory_format=torch.channels_last)
     N, C, P, Q = output.shape
@@ -283,8 +277,7 @@ def lrn_max_pool2d(
 ) -> torch.Tensor:  # fmt: skip
     """:func:`kernels.local_response_norm`, then :func:`kernels.max_pool2d`, in one pass over memory.
 
-    It compares the normalised values before they are rounded to the tensor's dtype. Rounding keeps their order, so the
-    result is that of the two in sequence.
+    The result is that of the two in sequence: they would round before they compare, which keeps the order.
 
     Args:
         input: (N, C, H, W) or (C, H, W); float32, float16 or bfloat16. Any strides; channels_last is not copied.

@@ -231,7 +231,7 @@ def empty_output(input, kernel_size, stride, padding, dilation, ceil_mode, mode)
 
 
 def stored(results):
-    """The argmax."""
+    """The argmax among the results."""
     output, argmax = results
     check(argmax.shape == output.shape, "pooling: the gradient needs the argmax, which was not stored")
     return argmax
@@ -258,8 +258,7 @@ def max_pool2d(
 
     Args:
         input: (N, C, H, W) or (C, H, W); float32, float16 or bfloat16. Any strides; channels_last is not copied.
-        kernel_size, stride, dilation: an int or a pair (vertical, horizontal), at least 1; without ``stride``
-            it is ``kernel_size``.
+        kernel_size, stride, dilation: an int or a pair (vertical, horizontal), at least 1; stride None: kernel_size.
         padding: an int or a pair, at most half of ``kernel_size``; padded pixels never win.
         ceil_mode: keep a last window that hangs over the end.
         return_indices: also return the argmax of each window.

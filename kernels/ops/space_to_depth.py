@@ -122,7 +122,7 @@ def launch_depth_to_space(y: torch.Tensor, block: int, top: int, left: int, outp
 def folds(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
     """Whether a convolution runs folded: if that makes a tap's channels a multiple of 16 bytes, as for conv1.
 
-    ``weight`` is the shape. A filter smaller than its stride would be folded mostly into zeros.
+    A filter smaller than its stride would be folded mostly into zeros. ``weight`` is the shape.
     """
     _, C, R, S = weight
     step = stride[0]

@@ -40,10 +40,7 @@ tiles.register("add_partials", ELEMENTWISE)
 def launch_add_partials(
     partials: torch.Tensor, output: torch.Tensor, bias: torch.Tensor | None = None, relu: bool = False
 ) -> None:
-    """Adds ``partials``, float32 [SPLIT_K, *output.shape], into ``output``.
-
-    Both have the same memory order, in which a bias' K channels are contiguous.
-    """
+    """Adds ``partials``, float32 [SPLIT_K, *output.shape], into ``output``: in one memory order, channels fastest."""
     splits, elements = len(partials), output.numel()
     runtime.launch(
         _add_partials_kernel, lambda META: (triton.cdiv(elements, META["BLOCK_M"]),),
