@@ -285,9 +285,31 @@ def test_sums_products_and_quotients_are_rounded_to_nearest(name, type_):
     check(f"{name}.{type_}", type_, pairs, expected)
 
 
-def test_fma_of_any_numbers():
-    rows = list(itertools.product(floats("f32", 3), repeat=3))
-    check("fma.rn.f32", "f32", rows, [exactly("fma", "f32", *(decoded("f32", bits) for bits in row)) for row in rows])
+@pytest.mark.parametrize("type_", ["f16", "bf16", "f32"])
+def test_fma_of_any_numbers(type_):
+    rows = list(itertools.product(floats(type_, 3), repeat=3))
+    check(
+        f"fma.rn.{type_}", type_, rows, [exactly("fma", type_, *(decoded(type_, bits) for bits in row)) for row in rows]
+    )
+
+
+@pytest.mark.parametrize("type_", ["f16", "bf16"])
+def test_fma_of_16_bits_next_to_halfway(type_):
+    """(1 + i)(1 - i) is a little less than 1, half of the last place of c: float32 would see a tie."""
+    precision, _, largest = FORMATS[type_]
+    rows = []
+    for _ in range(1000):
+        i, scale = (
+            RANDOM.choice([1, 2, 5]) * 2.0 ** (1 - precision),
+            2.0 ** RANDOM.randint(-largest, largest - precision),
+        )
+        a, b = RANDOM.choice([1, -1]) * (1 + i), RANDOM.choice([1 - i, 1, 1 + i])
+        c = RANDOM.choice([1, -1]) * float(RANDOM.randint(2**precision, 2 ** (precision + 1)) // 2 * 2)
+        rows.append(tuple(pattern(type_, x) for x in (a, b * scale, c * scale) if abs(x) < 2.0**largest))
+    rows = [row for row in rows if len(row) == 3]
+    check(
+        f"fma.rn.{type_}", type_, rows, [exactly("fma", type_, *(decoded(type_, bits) for bits in row)) for row in rows]
+    )
 
 
 def test_fma_next_to_halfway():
@@ -517,7 +539,7 @@ def test_conversions_between_integers(source, target):
 
 
 @pytest.mark.parametrize("opcode", [
-    "add", "add.cc.u32", "add.sat.f32", "add.rz.f32", "mul.wide.s64", "mul24.lo.s32", "fma.rn.f64", "fma.rn.f16",
+    "add", "add.cc.u32", "add.sat.f32", "add.rz.f32", "mul.wide.s64", "mul24.lo.s32", "fma.rn.f64", "fma.rn.relu.f16",
     "cvt.sat.u8.s32", "cvt.rz.f32.f64", "cvt.rn.f32.s64", "cvt.rna.tf32.f32", "min.xorsign.abs.f32", "bfe.u64",
     "setp.lt.and.f32", "ex2.approx.f64", "popc.b32", "lop3.b32", "dp4a.s32.s32", "vadd.s32",
 ])  # fmt: skip

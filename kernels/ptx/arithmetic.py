@@ -95,25 +95,42 @@ def flush(numbers: Array) -> Array:
     return np.where(np.abs(numbers) < SMALLEST_NORMAL, np.copysign(np.float32(0), numbers), numbers)
 
 
+def _to_odd(near: Array, error: Array) -> Array:
+    """Numbers rounded to nearest, off by ``error``, rounded to odd instead, which a second rounding does no harm to.
+
+    (Boldo and Melquiond 2008, https://inria.hal.science/inria-00080427)
+    """
+    bits = near.view(SIGNED[near.dtype.itemsize])
+    inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(near)
+    return np.where(inexact, np.where((error > 0) == ~np.signbit(near), bits + 1, bits - 1), bits).view(near.dtype)
+
+
+def _sum_and_error(product: Array, c: Array) -> tuple[Array, Array]:
+    """The sum in float64, and the error of its rounding, exactly."""
+    total = product + c
+    rest = total - product
+    return total, (product - (total - rest)) + (c - rest)
+
+
 def fused_multiply_add(a: Array, b: Array, c: Array) -> Array:
     """a * b + c of float32, rounded once.
 
     The product is exact in float64, the sum is rounded. To round that again to float32 is wrong only if the float64
-    looks halfway between two float32. There the sum is rounded to odd instead, which makes the second rounding right
-    (Boldo and Melquiond 2008, https://inria.hal.science/inria-00080427).
+    looks halfway between two float32.
     """
     product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + c
-    bits = total.view(np.int64)
-    halfway = (bits & 0x1FFFFFFF) == 0x10000000
-    doubtful = halfway | (np.abs(total) < SMALLEST_NORMAL)  # denormals have fewer bits
-    if doubtful.any():
-        rest = total - product
-        error = (product - (total - rest)) + (c - rest)  # of total, exactly
-        inexact = doubtful & (error != 0) & (bits & 1 == 0) & np.isfinite(total)
-        bits = np.where(inexact, np.where((error > 0) == (total > 0), bits + 1, bits - 1), bits)
-        total = bits.view(np.float64)
+    halfway = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
+    if (halfway | (np.abs(total) < SMALLEST_NORMAL)).any():  # denormals have fewer bits
+        total = _to_odd(*_sum_and_error(product, c))
     return total.astype(np.float32)
+
+
+def _fused_multiply_add_halves(a: Array, b: Array, c: Array) -> Array:
+    """The same of 16-bit numbers: in float32, rounded to odd."""
+    total = _to_odd(*_sum_and_error(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)))
+    near = total.astype(np.float32)
+    return _to_odd(near, total - near)
 
 
 def _smaller(a: Array, b: Array) -> Array:
@@ -161,9 +178,9 @@ _FLOAT: dict[str, Function] = {
 def _float(base: str, modifiers: list[str], type_: str) -> Operation:
     known = {"min": ("NaN", "ftz"), "max": ("NaN", "ftz"), "neg": ("ftz",), "abs": ("ftz",)}
     given = _take(modifiers, *known.get(base, ("rn", "approx", "full", "ftz")))
-    if (base == "fma" and type_ != "f32") or (base in _APPROXIMATE and type_ == "f64"):
+    if type_ == "f64" and (base == "fma" or base in _APPROXIMATE):
         raise UnknownOperationError(type_)
-    function = _FLOAT[base]
+    function = _fused_multiply_add_halves if base == "fma" and type_ != "f32" else _FLOAT[base]
     if "NaN" in given:
         function = _unless_nan(function)
     if "ftz" in given:
