@@ -195,7 +195,7 @@ def launch_cross_entropy(
     loss, log_sum_exp, divisor = results
     M, C = input.shape
     # Checked here, not in the public function: there, torch.compile and torch.export would have to know the numbers.
-    if runtime.INTERPRETED and not runtime.is_recording() and not target.is_floating_point():
+    if runtime.mode() == "interpreted" and not runtime.is_recording() and not target.is_floating_point():
         wrong = target[(target != ignore_index) & ((target < 0) | (target >= C))]
         if len(wrong):
             raise IndexError(f"cross_entropy: target must be from 0 to {C - 1}, got {wrong[0].item()}")
