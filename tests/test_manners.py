@@ -106,7 +106,7 @@ def test_a_worker_whose_reader_hangs_up(who):
     assert who == "other" or not done.stderr
 
 
-@pytest.mark.parametrize("name", ["tests.mutations", "tests.stress", "execute"])
+@pytest.mark.parametrize("name", ["tests.mutations", "tests.ptx_faults", "tests.stress", "execute"])
 def test_help_and_nonsense(name, capsys):
     main = importlib.import_module(name).main
     with pytest.raises(SystemExit) as left:
