@@ -93,4 +93,5 @@ def test_conv1_launches_three_kernels(device):
     with runtime.record_launches() as launches:
         kernels.conv2d(torch.empty(1, 3, 227, 227, device=device), torch.empty(96, 3, 11, 11, device=device), stride=4)
     names = [launch.kernel.__name__ for launch in launches]
-    assert names == ["_space_to_depth_kernel", "_space_to_depth_kernel", "_conv2d_kernel"]
+    split = [] if runtime.mode() == "interpreted" else ["_add_partials_kernel"]  # one photo is too little for a GPU
+    assert names == ["_space_to_depth_kernel", "_space_to_depth_kernel", "_conv2d_kernel", *split]
