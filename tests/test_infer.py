@@ -64,7 +64,8 @@ def expected():
 
     def probabilities(path):
         x = loaded.preprocess(open_image(path))[None]
-        return dict(zip(loaded.classes, reference_alexnet(loaded.layers, x)[0].softmax(0).tolist(), strict=True))
+        logits = reference_alexnet(loaded.layers, x)[0] / loaded.calibration.temperature
+        return dict(zip(loaded.classes, logits.softmax(0).tolist(), strict=True))
 
     return probabilities
 
@@ -78,7 +79,7 @@ def test_default_photo_with_layers_and_plot(tmp_path, expected):
     for rank, (label, probability) in enumerate(best, 1):
         row = out[rank].split()
         assert row[:3] == [str(rank), label, f"{probability:.1%}"]
-        assert row[3:] == ["█" * round(40 * probability)]
+        assert "".join(row[3:]) == "█" * round(40 * probability)
     assert not out[4]
 
     rows = {line.split()[0]: line for line in out[5:] if line}
