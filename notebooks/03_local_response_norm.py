@@ -46,13 +46,13 @@ machine.describe()
 # count as zero. A response with weak neighbours stays nearly the same. A response beside a strong neighbour becomes
 # weaker.
 #
-# Here are conv1's responses to the photo. The bundled weights give small responses, 15 at most. alpha is so small that
+# Here are conv1's responses to the photo. The bundled weights give small responses, 16 at most. alpha is so small that
 # d is then hardly more than 1. So LRN (local response normalisation) does almost nothing in this network.
 
 # %%
 photo, weight, bias = features.conv1()
 x = conv2d(photo, weight, bias, stride=4, relu=True)
-assert x.shape == (1, 96, 55, 55) and 14 < x.max() < 15
+assert x.shape == (1, 96, 55, 55) and 15 < x.max() < 16
 
 gain = local_response_norm(x, **LRN["bvlc"]) / x.clamp(min=1e-9)
 assert gain[x > 0].min() > 0.996
@@ -60,10 +60,10 @@ assert LRN["bvlc"] == {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}
 
 # %% [markdown]
 # d depends on the absolute size of x. alpha / size sets the scale. It is 2e-5, so squares matter from x = sqrt(1 /
-# 2e-5) = 224 on. Therefore we look at the same map multiplied by 33. Then its values go up to about 480.
+# 2e-5) = 224 on. Therefore we look at the same map multiplied by 31. Then its values go up to about 480.
 
 # %%
-x = 33 * x
+x = 31 * x
 y = local_response_norm(x, **LRN["bvlc"])
 d = (x / y.clamp(min=1e-9)) ** (4 / 3)
 assert 480 < x.max() < 490 and round((1 / 2e-5) ** 0.5) == 224

@@ -449,7 +449,7 @@ train_x, train_y = fc7[:, :6].reshape(24, 4096), labels[:, :6].reshape(24)
 
 weight = (0.01 * torch.randn(4, 4096, device=device)).requires_grad_()
 bias = torch.zeros(4, device=device, requires_grad=True)
-optimizer = torch.optim.SGD([weight, bias], lr=0.01, momentum=0.9)
+optimizer = torch.optim.SGD([weight, bias], lr=0.02, momentum=0.9)
 history = []  # (loss, right share of train, right share of test)
 for step in range(20):
     kept = kernels.dropout(train_x, 0.5, seed=step)
