@@ -51,10 +51,11 @@ def probabilities(folder):
         (target, path) for target, name in enumerate(loaded.classes) for path in sorted((folder / name).glob("*"))
     ]
 
-    def truth(crops):
+    def truth(crops, temperature=loaded.calibration.temperature):
         inputs = lambda photo: loaded.preprocess.ten_crops(photo) if crops == "ten" else loaded.preprocess(photo)[None]
         with torch.inference_mode():
-            return [(target, net(inputs(open_image(path))).softmax(1).mean(0)) for target, path in photos]
+            logits = lambda path: net(inputs(open_image(path)))
+            return [(target, (logits(path) / temperature).softmax(1).mean(0)) for target, path in photos]
 
     return truth
 
@@ -112,7 +113,7 @@ def test_table_and_unreadable_images(here, folder, tmp_path):
 
 def test_calibrate(here, folder, probabilities, tmp_path):
     """Fitted on photos 0, 2, 4, measured on 1, 3, 5. In each format the weights stay the same, and are then used."""
-    targets, p = zip(*probabilities("centre"), strict=True)
+    targets, p = zip(*probabilities("centre", temperature=1.0), strict=True)
     logits, targets = torch.stack(p).double().log(), torch.tensor(targets)
     loss = lambda rows, t: torch.nn.functional.cross_entropy(logits[rows] / t, targets[rows]).item()
     fit, rest = slice(0, 6, 2), slice(1, 6, 2)
@@ -124,7 +125,7 @@ def test_calibrate(here, folder, probabilities, tmp_path):
     surest = (logits[fit] / t).softmax(1).amax(1)
     assert surest.min().item() - 2e-4 < found["none_below"] < surest.min().item() + 1e-4
     assert (found["fitted_on"], found["measured_on"]) == (3, 3)
-    for when, temperature in (("before", 1.0), ("after", t)):
+    for when, temperature in (("before", weights.load().calibration.temperature), ("after", t)):
         expected = (logits[rest] / temperature).softmax(1)
         assert found[when]["loss"] == pytest.approx(loss(rest, temperature), rel=1e-3)
         error = expected_calibration_error(expected, targets[rest])
@@ -144,9 +145,10 @@ def test_calibrate(here, folder, probabilities, tmp_path):
         for layer, pair in bundled.layers.items():
             assert all(map(torch.equal, pair, loaded.layers[layer]))
     original, anew = weights.path_of("cifar10").read_bytes(), (tmp_path / "a.net").read_bytes()
-    plain = json.dumps(weights.common.describe(bundled.classes, bundled.lrn, bundled.preprocess)).encode()
-    assert original.endswith(plain + len(plain).to_bytes(4, "little") + deep_compression.MAGIC)
-    assert anew.startswith(original[: -len(plain) - 12])
+    about = bundled.classes, bundled.lrn, bundled.preprocess, bundled.calibration
+    described = json.dumps(weights.common.describe(*about)).encode()
+    assert original.endswith(described + len(described).to_bytes(4, "little") + deep_compression.MAGIC)
+    assert anew.startswith(original[: -len(described) - 12])
     status, out, err = here(folder, "--workers", 0, "--weights", tmp_path / "a.net", "--json")
     assert json.loads(out)["loss"] == pytest.approx((loss(fit, t) + loss(rest, t)) / 2, rel=1e-3)
     assert sorted(os.listdir(tmp_path)) == ["a.net", "a.safetensors"]

@@ -117,7 +117,7 @@ def test_calibrated_weights(monkeypatch, capsys, expected):
     """The temperature divides the logits, and below the threshold a line says that it is probably something else."""
     loaded, photo = weights.load(), DATA / "chelsea.png"
     net = AlexNet.from_weights(loaded).use(torch_ops)
-    logits = torch.tensor(list(expected(photo).values()), dtype=torch.float64).log()
+    logits = torch.tensor(list(expected(photo).values()), dtype=torch.float64).log() * loaded.calibration.temperature
     surest = (logits / 3.0).softmax(0).max().item()
     assert surest < logits.softmax(0).max().item() - 0.05, "the temperature changes nothing here"
     for none_below, none in ((None, None), (surest - 1e-3, False), (surest + 1e-3, True)):
