@@ -65,3 +65,17 @@ def fp32_precision():
     before = matmul.fp32_precision
     yield lambda value: setattr(matmul, "fp32_precision", value)
     matmul.fp32_precision = before
+
+
+@pytest.fixture
+def figures():
+    """Pictures in the lessons' style: no window opens, and no figure stays."""
+    from lesson import style
+
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("Agg")
+    with plt.rc_context():
+        style.use()
+        yield
+    plt.close("all")

@@ -45,7 +45,7 @@ def cases() -> dict[str, Case]:
     photo = whole.preprocess(open_image(CHELSEA))[None]
     noise = torch.randn(1, 3, 227, 227, generator=torch.Generator().manual_seed(0)) * 60
     given = {
-        "photo": (narrow, photo, torch.tensor([3])),
+        "photo": (narrow, photo, torch.tensor([7])),  # a horse: of the cat it is sure, so 1 - p is a rounded rest
         "photo and noise": (whole, torch.cat([photo, noise]), torch.tensor([3, 7])),
     }
     return {
@@ -100,7 +100,7 @@ def test_float32(cases, batch, operators):
 # norms tell: the worst parameter's are 0.13 in bfloat16 and 0.033 in float16, for PyTorch's own operators as for ours.
 @pytest.mark.full
 @OPERATORS
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.2), (torch.float16, 0.04)], ids=str)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.2), (torch.float16, 0.03)], ids=str)
 def test_autocast(cases, dtype, bound, operators):
     case = cases["photo"]
     net = network(case.weights, operators)

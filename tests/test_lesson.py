@@ -22,15 +22,7 @@ from kernels.tools.trace import Access, short, trace
 
 interpreted = pytest.mark.skipif(not runtime.INTERPRETED, reason="only interpreted kernels can be traced")
 
-
-@pytest.fixture(autouse=True)
-def figures():
-    """No window opens, and no figure stays."""
-    plt.switch_backend("Agg")
-    with plt.rc_context():
-        style.use()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("figures")
 
 
 @triton.jit

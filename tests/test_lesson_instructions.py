@@ -18,14 +18,7 @@ from kernels.tools.ptx_trace import Fragment, trace_ptx
 TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 1, "num_warps": 4, "num_stages": 3}
 
 
-@pytest.fixture(autouse=True)
-def figures():
-    """No window opens, and no figure stays."""
-    plt.switch_backend("Agg")
-    with plt.rc_context():
-        style.use()
-        yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("figures")
 
 
 def linear(arch: str):
@@ -90,7 +83,7 @@ def test_shared_shows_the_swizzle(sm_80):
 
 
 def test_shared_shows_the_writers(sm_80):
-    """Each instruction copies 16 rows, of which each of four warps copies four."""
+    """Each instruction copies 16 rows: four warps copy four rows each."""
     instructions.shared(sm_80, sm_80.find("cp.async.cg")[0], warp=1, writers=True)
     axes = plt.gca()
     image = axes.images[0]

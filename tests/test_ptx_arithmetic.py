@@ -349,7 +349,7 @@ def test_square_roots(type_):
     def root(x: float) -> float:
         if math.isnan(x) or x in (0, INF) or x < 0:
             return x if x == 0 or x == INF else NAN
-        scaled = Fraction(x) * Fraction(4) ** 1200  # an integer, of which isqrt is exact
+        scaled = Fraction(x) * Fraction(4) ** 1200  # an integer: isqrt is exact
         low = math.isqrt(scaled.numerator << 4)
         sticky = Fraction(2 * low + (low * low != scaled.numerator << 4), 8)  # one bit more tells inexact roots apart
         assert scaled.denominator == 1 and low.bit_length() > precision + 2

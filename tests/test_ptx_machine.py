@@ -316,7 +316,7 @@ def test_stmatrix_is_the_inverse_of_ldmatrix(trans):
     assert torch.equal(out, x)
 
 
-# Tensor cores, on small whole numbers, of which every sum is exact
+# Tensor cores, on small whole numbers: every sum is exact
 
 
 TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32}

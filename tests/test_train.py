@@ -137,7 +137,7 @@ def test_killed_at_any_moment(folder, tmp_path):
 
 
 def test_folders_classes_and_zoom(here, folder, tmp_path, monkeypatch):
-    """Two folders, of which one has no val/; a run that stops goes on with them, its classes and its windows."""
+    """Two folders, one without val/. A run that stops goes on with the same folders, classes and windows."""
     more = make_folder(tmp_path / "more", 2)
     arguments = [folder, more, *SMALL, "--epochs", 2, "--even-classes", "--zoom", 0.4, 1.5]
     status, out, err = here(*arguments, "--out", tmp_path / "whole")

@@ -57,7 +57,7 @@ def operation(opcode: str) -> Operation:
 
 
 def _take(modifiers: list[str], *known: str) -> set[str]:
-    """The modifiers, all of which must be known."""
+    """The modifiers as a set. An unknown one is an error."""
     if not set(modifiers) <= set(known):
         raise UnknownOperationError(modifiers)
     return set(modifiers)

@@ -46,7 +46,8 @@ def compile_launch(kernel: Any, args: tuple, constants: dict, architecture: str)
     twin = jit_twin(kernel)
     signature, compiled_in, attributes = {}, {}, {}
     for position, (name, value) in enumerate(given.items()):
-        if is_constant(twin, position, value):
+        # Compiled in: a tl.constexpr, and 1, for which Triton specialises.
+        if twin.params[position].is_constexpr or (isinstance(value, int) and value == 1):
             signature[name], compiled_in[name] = "constexpr", value
             continue
         signature[name] = mangle_type(value)
@@ -62,6 +63,7 @@ def compile_launch(kernel: Any, args: tuple, constants: dict, architecture: str)
                 compiled = triton.compile(source, target=target, options=options)
             _programs[key] = parse(compiled.asm["ptx"], compiled.metadata.shared)
             _programs[key].file = twin.fn.__code__.co_filename
+            _programs[key].passed = [name for name in given if name not in compiled_in]
         return _programs[key]
 
 
@@ -95,11 +97,6 @@ def bind(kernel: Any, args: tuple, constants: dict) -> dict[str, Any]:
     """The kernel's arguments by name, in the order of its parameters."""
     given = dict(zip(kernel.arg_names, args, strict=False)) | constants
     return {name: given[name] for name in kernel.arg_names}
-
-
-def is_constant(twin: JITFunction, position: int, value: object) -> bool:
-    """Whether an argument is compiled into the code: a ``tl.constexpr``, or 1, for which Triton specialises."""
-    return twin.params[position].is_constexpr or (isinstance(value, int) and value == 1)
 
 
 def jit_twin(function: Any) -> JITFunction:

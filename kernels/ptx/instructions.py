@@ -298,12 +298,17 @@ def _shfl(program: Program, instruction: Instruction) -> Execute:
     return execute
 
 
+def _turn(program: Program, instruction: Instruction) -> Callable[[Array], Array]:
+    """What ldmatrix and stmatrix do to matrices [..., 8, 8] on their way: with ``.trans`` they transpose them."""
+    if instruction.parts[3] != "m8n8" or instruction.parts[-2:] != ["shared", "b16"]:
+        raise program.unsupported(instruction)
+    return (lambda matrices: matrices.swapaxes(-1, -2)) if "trans" in instruction.parts else lambda matrices: matrices
+
+
 def _ldmatrix(program: Program, instruction: Instruction) -> Execute:
     """Loads 8 x 8 matrices of 16-bit elements: lane 8 i + j gives row j of matrix i (section 9.7.14.5.15)."""
     names, address = instruction.operands
-    if instruction.parts[3] != "m8n8" or instruction.parts[-2:] != ["shared", "b16"]:
-        raise program.unsupported(instruction)
-    transposed, count = "trans" in instruction.parts, len(names)
+    count, turned = len(names), _turn(program, instruction)
 
     def execute(run: Run, group: Group) -> None:
         group.together(instruction)
@@ -313,10 +318,7 @@ def _ldmatrix(program: Program, instruction: Instruction) -> Execute:
         run.saw(group, instruction, "shared", lanes, at, 16)
         complain = lambda index, what: group.fault(instruction, int(lanes[index]), what)
         rows = group.shared.load(group.row[lanes], group.warp[lanes], at, 2, 8, complain)
-        matrices = rows.reshape(-1, count, 8, 8)
-        if transposed:
-            matrices = matrices.transpose(0, 1, 3, 2)
-        pairs = matrices.reshape(-1, count, 32, 2)
+        pairs = turned(rows.reshape(-1, count, 8, 8)).reshape(-1, count, 32, 2)
         values = arithmetic.join(pairs[..., 0], pairs[..., 1])  # [warps, count, 32]
         everyone = group.lanes(instruction)
         for index, name in enumerate(names):
@@ -328,17 +330,13 @@ def _ldmatrix(program: Program, instruction: Instruction) -> Execute:
 def _stmatrix(program: Program, instruction: Instruction) -> Execute:
     """Stores 8 x 8 matrices of 16-bit elements, as ldmatrix loads them (section 9.7.14.5.16)."""
     address, names = instruction.operands
-    if instruction.parts[3] != "m8n8" or instruction.parts[-2:] != ["shared", "b16"]:
-        raise program.unsupported(instruction)
-    transposed, count = "trans" in instruction.parts, len(names)
+    count, turned = len(names), _turn(program, instruction)
 
     def execute(run: Run, group: Group) -> None:
         group.together(instruction)
         warps = np.unique(group.lanes(instruction) // 32)
         values = np.stack([group.warps(name)[warps] for name in names], 1)  # [warps, count, 32]
-        matrices = np.stack(arithmetic.halves(values), -1).reshape(-1, count, 8, 8)
-        if transposed:
-            matrices = matrices.transpose(0, 1, 3, 2)
+        matrices = turned(np.stack(arithmetic.halves(values), -1).reshape(-1, count, 8, 8))
         lanes = (warps[:, None] * 32 + np.arange(8 * count)).reshape(-1)
         at = group.addresses(address)[lanes]
         run.saw(group, instruction, "shared", lanes, at, 16)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kernels.ptx import instructions, tensor_cores
-from kernels.ptx.compiled import bind, compile_launch, is_constant, jit_twin
+from kernels.ptx.compiled import bind, compile_launch
 from kernels.ptx.group import Group, Registers
 from kernels.ptx.instructions import Execute, Run, watcher
 from kernels.ptx.memory import Shared, Tensors
@@ -30,7 +30,7 @@ class Step(NamedTuple):
     instruction: Instruction
     execute: Execute | None  # None for a branch
     touches: frozenset[str]  # all its registers, if the kernel has a wgmma that could use them
-    dirties: frozenset[str]  # those of them that it writes, and a wgmma reads
+    dirties: dict[str, str]  # those of them that it writes, and its opcode's first part
 
 
 @functools.cache
@@ -45,8 +45,8 @@ def decode(program: Program) -> tuple[list[Step], int]:
         branch = base in ("bra", "ret")
         execute = None if branch else _FAMILIES.get(base, instructions.compute)(program, instruction)
         touches = held & frozenset(_registers(instruction.operands)) if not _held(instruction) else frozenset()
-        writes = frozenset() if base == "st" else held & frozenset(_registers(instruction.operands[:1]))
-        steps.append(Step(instruction, execute, touches, writes if touches else frozenset()))
+        writes = touches & frozenset(_registers(instruction.operands[:1])) if base != "st" else frozenset()
+        steps.append(Step(instruction, execute, touches, dict.fromkeys(writes, base)))
         if base in ("ld", "st") and instruction.parts[1].startswith("shared"):
             data = instruction.operands[base == "st"]
             sizes.append(size_of(instruction.parts[-1]) * (len(data) if isinstance(data, tuple) else 1))
@@ -82,12 +82,12 @@ def launch(kernel: Any, grid: Sequence[int], args: tuple, constants: dict, archi
         UnsupportedInstructionError: the kernel uses an instruction that this machine does not know.
     """
     program = compile_launch(kernel, args, constants, architecture)
-    twin = jit_twin(kernel)
     given = bind(kernel, args, constants)
-    passed = [(name, v) for place, (name, v) in enumerate(given.items()) if not is_constant(twin, place, v)]
-    tensors = Tensors((name, value) for name, value in passed if isinstance(value, torch.Tensor))
+    passed = {name: given[name] for name in program.passed}
+    tensors = Tensors((name, value) for name, value in passed.items() if isinstance(value, torch.Tensor))
     addresses = iter(tensors.addresses)
-    run(program, grid, [next(addresses) if isinstance(v, torch.Tensor) else v for _, v in passed], tensors)
+    arguments = [next(addresses) if isinstance(value, torch.Tensor) else value for value in passed.values()]
+    run(program, grid, arguments, tensors)
 
 
 def run(program: Program, grid: Sequence[int], arguments: Sequence[float], tensors: Tensors) -> None:
@@ -145,7 +145,7 @@ def _run_group(run: Run, group: Group, steps: list[Step]) -> list[Group]:
             continue
         execute(run, group)
         if dirties:
-            group.dirty |= dict.fromkeys(dirties, instruction.parts[0])
+            group.dirty |= dirties
         if watch:
             watch(group, instruction)
         group.advance()

@@ -89,6 +89,7 @@ class Program:
         types: NumPy type of each declared register, by the register's prefix: ``{"%r": uint32}``.
         constants: numbers that stand in the code, as registers of one element, by the name that operands have.
         file: of the kernel's Python code.
+        passed: names of the kernel's arguments that are parameters here; the others are compiled in.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Program:
     types: dict[str, type] = field(default_factory=dict)
     constants: dict[str, Array] = field(default_factory=dict)
     file: str = ""
+    passed: list[str] = field(default_factory=list)
 
     def unsupported(self, instruction: Instruction, what: str = "is not known") -> UnsupportedInstructionError:
         """The error for an instruction that this machine cannot run."""
