@@ -17,15 +17,14 @@ import torch
 
 from kernels import ptx, runtime
 from kernels.ptx import Instruction, Program, PtxError, fragments
-from kernels.ptx.arithmetic import decode, halves
+from kernels.ptx.arithmetic import FLOATS, decode, halves
 from kernels.ptx.group import Group
 from kernels.ptx.instructions import Copy
 from kernels.ptx.memory import SPACING
-from kernels.ptx.program import SIGNED, UNSIGNED, Address, Array
+from kernels.ptx.program import SIGNED, UNSIGNED, Address, Array, size_of
 from kernels.tools.trace import TraceError, check_program, not_launched
 
 TYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.float64: "f64"}
-BYTES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "f64": 8}
 
 
 class Access(NamedTuple):
@@ -126,7 +125,7 @@ class PtxTrace(NamedTuple):
         step, first = self.steps[number], 32 * warp
         operands, parts = step.instruction.operands, step.instruction.parts
         if parts[0] in ("ldmatrix", "stmatrix"):
-            per = 4 // BYTES[self.element_type]
+            per = 4 // size_of(self.element_type)
             lane, element = np.arange(32)[:, None], np.arange(per)
             rows, columns = lane // 4, per * (lane % 4) + element
             places = columns * 8 + rows if "trans" in parts else rows * 4 * per + columns
@@ -160,7 +159,7 @@ class PtxTrace(NamedTuple):
         self, step: Step, name: str, type_: str, first: int, registers: Sequence[str], places: Array, shape: tuple
     ) -> Fragment:
         bits = [self._bits(step, register)[first : first + len(places)] for register in registers]
-        if BYTES[type_] == 2:
+        if size_of(type_) == 2:
             bits = [half for register in bits for half in halves(register)]
         elements = decode(type_.removeprefix("t"), np.stack(bits, 1))
         values = np.empty(shape, elements.dtype)
@@ -232,11 +231,11 @@ class PtxTrace(NamedTuple):
 
         [threads, 1], or [threads, 2] of a register that holds two halves.
         """
-        type_, bits = self._type(step), np.ascontiguousarray(bits)
+        type_, bits = self._type(step).removeprefix("t"), np.ascontiguousarray(bits)
         if bits.dtype == np.bool_:
             return bits[:, None]
-        if type_ in BYTES and BYTES[type_] <= bits.itemsize:
-            return decode(type_.removeprefix("t"), bits.view(UNSIGNED[BYTES[type_]]).reshape(len(bits), -1))
+        if type_ in FLOATS and size_of(type_) <= bits.itemsize:
+            return decode(type_, bits.view(UNSIGNED[size_of(type_)]).reshape(len(bits), -1))
         return bits.view(SIGNED[bits.itemsize])[:, None]
 
     def texts(self, step: Step, bits: Array) -> list[str]:
