@@ -20,9 +20,13 @@ DATA = Path(skimage.__file__).parent / "data"
 @pytest.mark.full
 @pytest.mark.unguarded  # the operators' own tests guard them; here 57 million parameters would be guarded too
 def test_steps_as_pytorch():
-    """Two photos, two steps, the whole network without dropout: only the order of the sums differs."""
+    """Two photos, two steps, the whole network without dropout: only the order of the sums differs.
+
+    In a photo with large flat areas (the rocket), rounding moves a maximum of pool1 to another pixel, and conv1's
+    gradient jumps: by 1e-4 for PyTorch itself, against float64.
+    """
     preprocess = weights.load().preprocess
-    x = torch.stack([preprocess(open_image(DATA / name)) for name in ("chelsea.png", "rocket.jpg")])
+    x = torch.stack([preprocess(open_image(DATA / name)) for name in ("chelsea.png", "coffee.png")])
     x = x.to(default_device()).contiguous(memory_format=torch.channels_last)
     target = torch.tensor([3, 0], device=default_device())
     losses, gradients = [], []
